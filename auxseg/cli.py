@@ -1,0 +1,57 @@
+"""What every command shares: flags parsed by absl, and one clear line for a user's mistake."""
+
+import sys
+
+from absl import app, flags, logging
+
+from auxseg.errors import InputError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75
+"""The run was told to stop, saved its state, and goes on when it is started again (EX_TEMPFAIL)."""
+
+
+def run(main):
+    """Runs `main(argv)` as a command line program and exits.
+
+    The exit status is what `main` returns (None: 0); 2 with one line on stderr for whatever a user
+    or a scan can cause (`InputError`, a missing or unreadable file, a full disk); 130 on Ctrl-C.
+    Faults of the program keep their traceback.
+    """
+    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse_flags)
+
+
+def fail(message):
+    """Prints `message` as the command's one line of error; returns the exit status for it."""
+    line = " ".join(str(message).split("\n"))
+    print(f"{_command_name()}: error: {line}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR
+
+
+def _parse_flags(argv):
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        sys.exit(fail(f"{error} (try --help)"))
+
+
+def _guarded(main, argv):
+    logging.set_verbosity(logging.WARNING)
+    logging.use_absl_handler()
+    if len(argv) > 1:
+        return fail(f"got the argument {argv[1]!r}, expected only flags such as --name=value")
+    try:
+        return main(argv)
+    except InputError as error:
+        return fail(error)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return fail(f"{error.strerror or error}{where}")
+    except KeyboardInterrupt:
+        print(f"{_command_name()}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command_name():
+    module = sys.modules["__main__"].__spec__
+    return module.name if module else "auxseg"

@@ -1,0 +1,112 @@
+"""Adam as Keras computes it, and what Keras' callbacks do at the end of an epoch."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class KerasAdamState(NamedTuple):
+    """Adam's moments, trees like the parameters, and the number of updates, int32."""
+
+    count: jax.Array
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def scale_by_keras_adam(beta1=0.9, beta2=0.999, epsilon=1e-7):
+    """Returns the optax transformation of Adam (Kingma & Ba 2015, the form at the end of its section 2).
+
+    Keras adds epsilon to the root of the uncorrected second moment, optax to that of the corrected
+    one; with small gradients the two part.
+    """
+
+    def init_fn(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return KerasAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update_fn(updates, state, params=None):
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: m + (g - m) * (1.0 - beta1), state.mu, updates)
+        nu = jax.tree.map(lambda v, g: v + (g * g - v) * (1.0 - beta2), state.nu, updates)
+        t = count.astype(jnp.float32)
+        correction = jnp.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
+        scaled = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return scaled, KerasAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def create_optimizer(*, beta1, beta2, epsilon):
+    """Returns Adam whose learning rate is a leaf of its state: set it with `set_learning_rate`."""
+
+    def adam(learning_rate):
+        return optax.chain(scale_by_keras_adam(beta1, beta2, epsilon), optax.scale_by_learning_rate(learning_rate))
+
+    return optax.inject_hyperparams(adam)(learning_rate=0.0)
+
+
+def set_learning_rate(opt_state, learning_rate):
+    """Returns `opt_state` with another learning rate; an array, as a Python float would compile again."""
+    old = opt_state.hyperparams["learning_rate"]
+    new = jnp.full_like(old, learning_rate)
+    return opt_state._replace(hyperparams={**opt_state.hyperparams, "learning_rate": new})
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Where ReduceLROnPlateau and EarlyStopping stand after some epochs; JSON by `dataclasses.asdict`.
+
+    Attributes:
+        learning_rate: for the next epoch.
+        plateau_best: the value that an improvement for the plateau must pass by min_delta.
+        plateau_wait: epochs since then.
+        stop_best: the lowest value so far: that of the weights to keep.
+        stop_wait: epochs since then.
+        best_epoch: the epoch of `stop_best`, 1-based; 0 before the first.
+        stopped: whether early stopping ended the run.
+    """
+
+    learning_rate: float
+    plateau_best: float = math.inf
+    plateau_wait: int = 0
+    stop_best: float = math.inf
+    stop_wait: int = 0
+    best_epoch: int = 0
+    stopped: bool = False
+
+
+def update_schedule(schedule, *, epoch, value, config):
+    """Returns the Schedule after the epoch (1-based) whose validation loss is `value`.
+
+    As Keras 3 does: for the plateau an improvement is more than `plateau_min_delta` (absolute), and the
+    drop comes at the patience-th epoch without one; for early stopping any lower value counts.
+
+    Args:
+        schedule: the Schedule before.
+        epoch: 1-based.
+        value: a finite float, lower is better.
+        config: `config.optim`.
+    """
+    return _update_stop(_update_plateau(schedule, value, config), epoch, value, config)
+
+
+def _update_plateau(schedule, value, config):
+    if value < schedule.plateau_best - config.plateau_min_delta:
+        return dataclasses.replace(schedule, plateau_best=value, plateau_wait=0)
+    wait, rate = schedule.plateau_wait + 1, schedule.learning_rate
+    if wait >= config.plateau_patience_epochs and rate > config.min_learning_rate:
+        rate, wait = max(rate * config.plateau_factor, config.min_learning_rate), 0
+    return dataclasses.replace(schedule, learning_rate=rate, plateau_wait=wait)
+
+
+def _update_stop(schedule, epoch, value, config):
+    if value < schedule.stop_best:
+        return dataclasses.replace(schedule, stop_best=value, stop_wait=0, best_epoch=epoch)
+    wait = schedule.stop_wait + 1
+    stopped = wait >= config.stop_patience_epochs and epoch > 1
+    return dataclasses.replace(schedule, stop_wait=wait, stopped=stopped)
