@@ -1,0 +1,75 @@
+"""Sources of cases behind one interface: every one gives a `structs.Dataset`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from auxseg.errors import InputError, check_choice
+
+SOURCES = ("luna16", "npz", "phantom")
+"""Choices of `data.name`."""
+
+
+def load(data_config):
+    """Returns the data set that the settings name, building its records first where they are not there.
+
+    Only 'luna16' and 'phantom' import SimpleITK and tensorflow_datasets, and SimpleITK only to build: NPZ
+    files can be trained on without either.
+
+    Args:
+        data_config: `config.data` of `configs/base.py`.
+
+    Returns:
+        `structs.Dataset`.
+
+    Raises:
+        InputError: a setting or the data cannot be used.
+    """
+    check_choice("data.name", data_config.name, SOURCES)
+    size_yx = _check_size(data_config.size)
+    if data_config.name == "npz":
+        from auxseg.datasets import npz
+
+        return npz.read_npz(_data_dir(data_config), size_yx=size_yx, labels=data_config.labels)
+    from auxseg.datasets import luna16
+
+    return luna16.load(
+        _phantom_dir(data_config) if data_config.name == "phantom" else _data_dir(data_config),
+        cache_dir=cache_dir(data_config),
+        settings=luna16.Settings(
+            size_yx=size_yx,
+            slices=data_config.slices,
+            labels=data_config.labels,
+            nodules=data_config.nodules,
+            lidc=data_config.lidc,
+        ),
+        skip_bad_scans=data_config.skip_bad_scans,
+        name=data_config.name,
+    )
+
+
+def cache_dir(data_config):
+    """Returns the folder of prepared records: `data.cache_dir`, else $AUXSEG_CACHE, else ~/.cache/auxseg."""
+    given = data_config.cache_dir or os.environ.get("AUXSEG_CACHE")
+    return pathlib.Path(given or "~/.cache/auxseg").expanduser()
+
+
+def _phantom_dir(data_config):
+    from auxseg.datasets import phantom
+
+    folder = data_config.dir or cache_dir(data_config) / "phantom"
+    return pathlib.Path(phantom.ensure(pathlib.Path(folder).expanduser(), data_config.phantom) or folder)
+
+
+def _data_dir(data_config):
+    if not data_config.dir:
+        raise InputError(f"data.dir: not given; data.name={data_config.name!r} needs the folder of the data")
+    return pathlib.Path(data_config.dir).expanduser()
+
+
+def _check_size(size):
+    size = tuple(size)
+    if len(size) != 2 or not all(isinstance(n, int) and 16 <= n <= 4096 for n in size):
+        raise InputError(f"data.size: got {size}, expected two whole numbers (rows, columns) from 16 to 4096")
+    return size

@@ -1,0 +1,65 @@
+"""What the values of a mask mean: classes, LUNA16's own values, label vectors.
+
+Classes: 0 background, 1 left lung, 2 right lung, 3 nodule; left and right are the patient's. LUNA16's
+`seg-lungs-LUNA16` has 3 for the left lung, 4 for the right lung and 5 for the trachea with the main bronchi:
+it holds no nodules.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from auxseg.errors import InputError, check_choice
+from auxseg.structs import CLASS_NAMES
+
+LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
+
+LUNA16_LEFT, LUNA16_RIGHT, LUNA16_AIRWAY = 3, 4, 5
+LUNA16_VALUES = (0, LUNA16_LEFT, LUNA16_RIGHT, LUNA16_AIRWAY)
+
+LABEL_SETS = ("anatomy", "airway_as_nodule")
+"""Choices of `data.labels`.
+
+'anatomy': left lung, right lung, and nodules from annotations; the airway is background.
+'airway_as_nodule': the paper's reading of the values 3, 4 and 5 as left lung, right lung and nodule (3.2).
+What it calls a nodule is the airway. Only there to reproduce the paper's numbers.
+"""
+
+
+def from_luna16(mask, labels, *, where):
+    """Returns class indices of a mask with LUNA16's values.
+
+    Args:
+        mask: integers [...], values 0, 3, 4, 5.
+        labels: one of `LABEL_SETS`.
+        where: what the mask belongs to, for the message.
+
+    Returns:
+        uint8 [...]: without nodules for 'anatomy', which are painted afterwards.
+
+    Raises:
+        InputError: another value in the mask.
+    """
+    check_choice("data.labels", labels, LABEL_SETS)
+    check_values(mask, LUNA16_VALUES, where=where)
+    classes = np.zeros(256, np.uint8)
+    classes[[LUNA16_LEFT, LUNA16_RIGHT]] = LEFT, RIGHT
+    if labels == "airway_as_nodule":
+        classes[LUNA16_AIRWAY] = NODULE
+    return classes[np.asarray(mask).astype(np.uint8)]
+
+
+def check_values(mask, expected, *, where):
+    """Raises an InputError that names the values of `mask` (integers or whole floats) not in `expected`."""
+    values = np.unique(mask)
+    bad = [value for value in values.tolist() if value not in expected]
+    if bad:
+        raise InputError(
+            f"mask values: got {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}, expected only "
+            f"{', '.join(map(str, expected))}, in {where}"
+        )
+
+
+def label_vector(mask):
+    """Returns which classes have a pixel in a mask of class indices: uint8 [C] of 0 and 1."""
+    return (np.bincount(np.ravel(mask), minlength=len(CLASS_NAMES)) > 0).astype(np.uint8)

@@ -1,0 +1,336 @@
+"""The paper's own storage: slices with masks in `.npz` files.
+
+Three forms are read:
+* a folder of `.npz`, one slice each, with the arrays `image` [H, W] in HU and `mask` [H, W];
+* the same with an `index.csv` that says more about each slice (columns below);
+* one `.npz` with stacked arrays: `images` [N, H, W] and `masks` [N, H, W], or `image` and `mask`.
+A last axis of length 1 is accepted. Nothing is ever unpickled.
+
+Masks hold class indices 0 to 3, or LUNA16's own 0, 3, 4, 5 with `data.labels='airway_as_nodule'` (which files
+of the paper have). A slice has no direction matrix: rows must run from anterior to posterior and columns from
+the patient's right to the left. The sides of the lungs are checked over all slices.
+
+Columns of `index.csv`, all optional but `id`: `id` (the file's name without `.npz`, or without `ID_` before
+it), `slice_index`, `series_uid`, `patient`, `subset`, `pixel_spacing_mm`, `slice_spacing_mm`, `num_nodules`.
+An empty field is unknown.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import functools
+import os
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from auxseg.datasets import labels as labels_lib
+from auxseg.datasets import resize
+from auxseg.errors import InputError
+from auxseg.structs import CLASS_NAMES, CaseTable, Dataset
+
+NAMES = (("image", "mask"), ("images", "masks"))
+"""Names of the two arrays in a file."""
+
+INDEX_COLUMNS = (
+    "id", "slice_index", "series_uid", "patient", "subset", "pixel_spacing_mm", "slice_spacing_mm",
+    "num_nodules",
+)  # fmt: skip
+
+_UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+# AttributeError and TypeError: numpy.load gives no archive for a file that is one plain array
+
+
+def read_npz(path, *, size_yx, labels="anatomy"):
+    """Returns the `Dataset` of a folder of `.npz` files, or of one file with stacked arrays.
+
+    All masks are read once, here, for the table; images are read when asked for.
+
+    Args:
+        path: the folder or file.
+        size_yx: rows and columns of what the data set's `read` returns.
+        labels: one of `labels.LABEL_SETS`.
+
+    Raises:
+        InputError: nothing there, a file that cannot be read, arrays of other names or shapes, mask values
+            that are no classes, an index that does not fit the files, lungs on the wrong sides.
+    """
+    path = pathlib.Path(path)
+    source = _Stack(path) if path.is_file() else _Folder(path)
+    return _dataset(source, path, tuple(size_yx), labels)
+
+
+def write_case(path, image_hu, mask):
+    """Writes one slice as `.npz`, whole or not at all: int16 [H, W] in HU, uint8 [H, W] class indices."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, image=image_hu.astype(np.int16), mask=mask.astype(np.uint8))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Folder:
+    """Slices in one file each."""
+
+    def __init__(self, path):
+        if not path.is_dir():
+            raise InputError(
+                f"data.dir: {path} does not exist; expected a folder of .npz files or one .npz file"
+            )
+        self.files = sorted(file for file in path.glob("*.npz") if not file.name.startswith("."))
+        if not self.files:
+            raise InputError(f"data.dir: {path} holds no .npz file; expected files with 'image' and 'mask'")
+        self.case_ids = [file.stem for file in self.files]
+        self.rows, self.notes = _read_index(path / "index.csv", self.case_ids)
+
+    def where(self, index):
+        return str(self.files[index])
+
+    def image(self, index):
+        return _read_array(self.files[index], 0)
+
+    def mask(self, index):
+        return _read_array(self.files[index], 1)
+
+
+class _Stack:
+    """Slices in one file; the arrays are held in memory, since a compressed one cannot be read in part."""
+
+    def __init__(self, path):
+        self.path = path
+        self.images, self.masks = (_read_array(path, which, num_dims=3) for which in (0, 1))
+        if len(self.images) != len(self.masks):
+            raise InputError(f"data.dir: {path} holds {len(self.images)} images and {len(self.masks)} masks")
+        if not len(self.masks):
+            raise InputError(f"data.dir: {path} holds no slice: its arrays are empty")
+        digits = len(str(len(self.masks) - 1))
+        self.case_ids = [f"{path.stem}_{index:0{digits}d}" for index in range(len(self.masks))]
+        self.rows, self.notes = [{} for _ in self.case_ids], ()
+
+    def where(self, index):
+        return f"slice {index} of {self.path}"
+
+    def image(self, index):
+        return self.images[index]
+
+    def mask(self, index):
+        return self.masks[index]
+
+
+def _dataset(source, path, size_yx, labels):
+    indices = range(len(source.case_ids))
+    values = np.unique(np.concatenate(_in_threads(functools.partial(_mask_values, source), indices)))
+    to_classes = _mapping(source, values, labels, path)
+
+    def read_native_mask(index):
+        return to_classes(source.mask(index))
+
+    def read_one(index):
+        image, mask = _checked_image(source, index), read_native_mask(index)
+        if image.shape != mask.shape:
+            raise InputError(
+                f"image {image.shape} and mask {mask.shape} differ in shape, in {source.where(index)}"
+            )
+        return resize.resize_image(image, size_yx), resize.resize_mask(mask, size_yx)
+
+    def read(chosen):
+        pairs = _in_threads(read_one, [int(index) for index in np.asarray(chosen)])
+        images, masks = np.empty((len(pairs), *size_yx), np.int16), np.empty((len(pairs), *size_yx), np.uint8)
+        for place, pair in enumerate(pairs):
+            images[place], masks[place] = pair
+        return images, masks
+
+    facts = _in_threads(lambda index: _mask_facts(read_native_mask(index), size_yx), indices)
+    notes = source.notes + _check_sides([fact["side"] for fact in facts], source, path)
+    name = f"npz/{path.stem if path.is_file() else path.resolve().name}-{size_yx[0]}x{size_yx[1]}"
+    return Dataset(name, _table(source, facts), size_yx, read, read_native_mask, notes)
+
+
+def _in_threads(function, items):
+    """Returns [function(item), ...]: inflating and resizing leave Python's lock, so threads help."""
+    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))
+
+
+def _read_array(path, which, num_dims=2):
+    """Returns the image (which 0) or mask (1) of a file, [H, W] or [N, H, W]."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [pair[which] for pair in NAMES if pair[which] in file.files]
+            if not names:
+                expected = " or ".join(repr(pair[which]) for pair in NAMES)
+                raise InputError(f"{path} holds the arrays {file.files}, expected {expected}")
+            array = file[names[0]]
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as .npz: {error}; copy or write it again") from error
+    return _with_dims(array, num_dims, path, names[0])
+
+
+def _with_dims(array, num_dims, path, name):
+    if array.ndim == num_dims + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != num_dims or array.dtype.kind not in "iufb":
+        hint = (
+            "; give the file itself as data.dir for stacked arrays"
+            if (array.ndim, num_dims) == (3, 2)
+            else ""
+        )
+        raise InputError(
+            f"{path}: {name!r} is {array.dtype} of shape {array.shape}, expected numbers with {num_dims} "
+            f"axes{hint}"
+        )
+    return array
+
+
+def _mask_values(source, index):
+    """Returns the distinct values of a mask, at most 300; uint8 masks fast."""
+    mask = source.mask(index)
+    if mask.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    return np.unique(mask)[:300]
+
+
+def _mapping(source, values, labels, path):
+    """Returns the function from a mask as stored to uint8 class indices."""
+    classes = range(len(CLASS_NAMES))
+    if set(values.tolist()) <= set(classes):
+        return lambda mask: mask.astype(np.uint8)
+    if set(values.tolist()) <= set(labels_lib.LUNA16_VALUES):
+        if labels != "airway_as_nodule":
+            raise InputError(
+                f"data.dir: the masks in {path} have LUNA16's own values 0, 3, 4, 5, where 5 is the airway "
+                "and no nodule; set data.labels='airway_as_nodule' for the paper's reading, or write class "
+                "indices 0 to 3"
+            )
+        return lambda mask: labels_lib.from_luna16(mask, labels, where=path)
+    for index in range(len(source.case_ids)):
+        labels_lib.check_values(_mask_values(source, index), classes, where=source.where(index))
+    raise AssertionError("no mask has a value that the set of all values has")
+
+
+def _checked_image(source, index):
+    image = source.image(index)
+    low, high = image.min(), image.max()
+    if not (-32768 <= low <= -200 and high <= 32767):  # also False for NaN
+        raise InputError(
+            f"image values: got {low} to {high}, expected HU (air near -1000, within int16), "
+            f"in {source.where(index)}"
+        )
+    return image
+
+
+def _mask_facts(mask, size_yx):
+    return {
+        "labels": labels_lib.label_vector(resize.resize_mask(mask, size_yx)),
+        "native_size_yx": mask.shape,
+        "side": _side(mask),
+    }
+
+
+def _side(mask):
+    """Returns columns from the right lung's centre to the left lung's, NaN where a lung is not there."""
+    columns = np.arange(mask.shape[1])
+    counts = [np.count_nonzero(mask == value, axis=0) for value in (labels_lib.LEFT, labels_lib.RIGHT)]
+    if not all(count.any() for count in counts):
+        return np.nan
+    left, right = (columns @ count / count.sum() for count in counts)
+    return left - right
+
+
+def _check_sides(sides, source, path):
+    """Returns notes on slices whose lungs are on the wrong sides; refuses where that is the rule."""
+    wrong = [source.case_ids[index] for index, side in enumerate(sides) if side < 0]
+    num_both = int(np.isfinite(sides).sum())
+    if len(wrong) > num_both / 2:
+        raise InputError(
+            f"data.dir: in {len(wrong)} of {num_both} slices in {path} the left lung (1) lies left of the "
+            "right lung (2) in the image, expected the patient's left at the higher columns; flip the slices "
+            "or swap the values"
+        )
+    if not wrong:
+        return ()
+    named = ", ".join(wrong[:10]) + (" ..." if len(wrong) > 10 else "")
+    matter = "have the left lung on the image's left (prone or mirrored)"
+    return (f"{len(wrong)} of {num_both} slices {matter}: {named}",)
+
+
+def _table(source, facts):
+    rows = source.rows
+    series = [row.get("series_uid") or case_id for row, case_id in zip(rows, source.case_ids, strict=True)]
+    patients = [row.get("patient") or uid for row, uid in zip(rows, series, strict=True)]
+    spacing = [
+        [_number(row, name, float, np.nan) for name in ("slice_spacing_mm", *["pixel_spacing_mm"] * 2)]
+        for row in rows
+    ]
+    return CaseTable(
+        case_id=np.array(source.case_ids),
+        series_uid=np.array(series),
+        patient=np.array(patients),
+        subset=np.array([_number(row, "subset", int, -1) for row in rows], np.int8),
+        slice_index=np.array([_number(row, "slice_index", int, -1) for row in rows], np.int32),
+        spacing_zyx_mm=np.array(spacing, np.float32),
+        native_size_yx=np.array([fact["native_size_yx"] for fact in facts], np.int32),
+        num_nodules=np.array([_number(row, "num_nodules", int, -1) for row in rows], np.int32),
+        labels=np.stack([fact["labels"] for fact in facts]),
+    )
+
+
+def _read_index(path, case_ids):
+    """Returns (one row, {} where none, for each case; notes)."""
+    if not path.is_file():
+        return [{} for _ in case_ids], ()
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from error
+    if not rows or "id" not in rows[0]:
+        raise InputError(f"{path} has no rows with a column 'id'; delete it to go without an index")
+    by_case = _by_case(rows, case_ids, path)
+    unlisted = [case_id for case_id in case_ids if case_id not in by_case]
+    notes = (f"{len(unlisted)} slices are not in index.csv, such as {unlisted[0]}",) if unlisted else ()
+    return [by_case.get(case_id, {}) for case_id in case_ids], notes
+
+
+def _by_case(rows, case_ids, path):
+    known, by_case = set(case_ids), {}
+    for number, row in enumerate(rows, start=2):
+        name = (row["id"] or "").strip()
+        case_id = next((choice for choice in (name, f"ID_{name}") if choice in known), None)
+        if case_id is None:
+            raise InputError(
+                f"{path}, line {number}: there is no {name}.npz or ID_{name}.npz; is the copy complete?"
+            )
+        if case_id in by_case:
+            raise InputError(f"{path}, line {number}: id {name!r} appears twice")
+        by_case[case_id] = {key: value.strip() for key, value in row.items() if key and value}
+        by_case[case_id]["where"] = f"{path}, line {number}"
+    return by_case
+
+
+def _number(row, name, kind, unknown):
+    text = row.get(name, "")
+    if text == "":
+        return unknown
+    try:
+        value = kind(text)
+    except ValueError as error:
+        raise InputError(f"{row['where']}: {name} is {text!r}, expected a number or nothing") from error
+    if name.endswith("_mm") and not 0 < value < 100:
+        raise InputError(f"{row['where']}: {name} is {text}, expected millimetres above 0")
+    if name == "subset" and not -1 <= value <= 9:
+        raise InputError(f"{row['where']}: subset is {text}, expected 0 to 9")
+    return value
