@@ -1,0 +1,237 @@
+"""Clean-up of a predicted mask, off by default, and its connected components; slice by slice.
+
+Everything works on masks that are indexed by slice and never needs more than two slices in memory, so that
+a mask may lie on disk. Pieces hang together 8-connected within a slice and, between slices, where they share
+a pixel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage
+
+from auxseg.errors import InputError
+from auxseg.structs import CLASS_NAMES
+
+LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
+_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which clean-up to apply; all off by default.
+
+    Attributes:
+        largest_components: keep the largest piece of each lung; the others become background.
+        fill_holes: background that a lung (with its nodules) encloses in a slice becomes that lung.
+        min_nodule_mm: nodules whose equivalent diameter in their largest slice is smaller become lung or
+            background, whichever surrounds them.
+    """
+
+    largest_components: bool = False
+    fill_holes: bool = False
+    min_nodule_mm: float = 0.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.min_nodule_mm < 100.0:
+            raise InputError(f"--min_nodule_mm: got {self.min_nodule_mm}, expected 0 (off) to 100 mm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One connected piece of a class.
+
+    Attributes:
+        voxels: how many.
+        centre_zyx: mean index, in slices, rows and columns.
+        largest_slice: the slice in which it covers the most pixels.
+        largest_pixels: how many it covers there.
+        slices: first and last slice.
+    """
+
+    voxels: int
+    centre_zyx: tuple[float, float, float]
+    largest_slice: int
+    largest_pixels: int
+    slices: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """The connected pieces of one class, largest first.
+
+    Attributes:
+        value: the class.
+        pieces: one entry a piece.
+        numbers: by slice: int32 [labels + 1], the piece's index + 1 of every label that
+            `scipy.ndimage.label` gives in the slice; 0 for background.
+    """
+
+    value: int
+    pieces: tuple[Component, ...]
+    numbers: tuple[np.ndarray, ...]
+
+    def read(self, masks, index):
+        """Returns int32 [H, W] of slice `index`: the index + 1 of the piece at each pixel, 0 elsewhere."""
+        labels, _ = ndimage.label(masks[index] == self.value, _EIGHT_NEIGHBOURS)
+        return self.numbers[index][labels]
+
+
+def find_components(masks, value):
+    """Returns the `Components` of a class.
+
+    Args:
+        masks: uint8, indexed by slice, each [H, W].
+        value: the class.
+    """
+    parents, stats, starts, before = [0], [None], [], None
+    for index in range(len(masks)):
+        labels, count = ndimage.label(masks[index] == value, _EIGHT_NEIGHBOURS)
+        starts.append(len(parents))
+        parents += range(len(parents), len(parents) + count)
+        stats += _slice_stats(labels, count, index)
+        if before is not None:
+            _join(parents, before, np.where(labels > 0, labels + starts[-1] - 1, 0))
+        before = np.where(labels > 0, labels + starts[-1] - 1, 0)
+    roots = np.array([_root(parents, one) for one in range(len(parents))])
+    return _gather(value, roots, stats, starts)
+
+
+def _slice_stats(labels, count, index):
+    """Returns by label: pixels, sums of slice, row and column indices, the slice."""
+    if count == 0:
+        return []
+    rows, columns = np.nonzero(labels)
+    values = labels[rows, columns]
+    pixels = np.bincount(values, minlength=count + 1)[1:]
+    sums = [np.bincount(values, axis, minlength=count + 1)[1:] for axis in (rows, columns)]
+    return [(int(n), n * index, y, x, index) for n, y, x in zip(pixels, *sums)]
+
+
+def _join(parents, before, labels):
+    both = (before > 0) & (labels > 0)
+    for one, other in np.unique(np.stack([before[both], labels[both]], 1), axis=0).tolist():
+        one, other = _root(parents, one), _root(parents, other)
+        parents[max(one, other)] = min(one, other)
+
+
+def _root(parents, label):
+    while parents[label] != label:
+        parents[label] = parents[parents[label]]
+        label = parents[label]
+    return label
+
+
+def _gather(value, roots, stats, starts):
+    pieces = {}
+    for label in range(1, len(roots)):
+        pieces.setdefault(int(roots[label]), []).append(stats[label])
+    found = {root: _create_component(parts) for root, parts in pieces.items()}
+    order = sorted(found, key=lambda root: (-found[root].voxels, root))
+    numbers = np.zeros(len(roots), np.int32)
+    for number, root in enumerate(order, start=1):
+        numbers[roots == root] = number
+    ends = [*starts[1:], len(roots)]
+    by_slice = tuple(np.append(np.int32(0), numbers[a:b]).astype(np.int32) for a, b in zip(starts, ends))
+    return Components(value, tuple(found[root] for root in order), by_slice)
+
+
+def _create_component(parts):
+    pixels, *sums, slices = (np.array(column) for column in zip(*parts))
+    areas = np.bincount(slices - slices.min(), pixels)
+    return Component(
+        voxels=int(pixels.sum()),
+        centre_zyx=tuple(float(one.sum() / pixels.sum()) for one in sums),
+        largest_slice=int(np.argmax(areas) + slices.min()),
+        largest_pixels=int(areas.max()),
+        slices=(int(slices.min()), int(slices.max())),
+    )
+
+
+def equivalent_diameter(area):
+    """Returns the diameter of the circle of an area, in the area's unit."""
+    return 2.0 * float(np.sqrt(area / np.pi))
+
+
+def clean(masks, options, *, pixel_mm2):
+    """Applies the clean-up that is on, in place, and returns voxels changed by each step.
+
+    Args:
+        masks: uint8 [D, H, W], class indices; changed.
+        options: `Options`.
+        pixel_mm2: area of a pixel, NaN where it is not known.
+
+    Returns:
+        {name of the step: voxels changed}, in the order applied, only of steps that are on.
+
+    Raises:
+        InputError: a minimum size in mm for a scan whose pixel size is not known.
+    """
+    changed = {}
+    if options.largest_components:
+        changed["largest_components"] = sum(keep_largest(masks, value) for value in (LEFT, RIGHT))
+    if options.fill_holes:
+        changed["fill_holes"] = sum(fill_holes(masks, value) for value in (LEFT, RIGHT))
+    if options.min_nodule_mm:
+        if not np.isfinite(pixel_mm2):
+            raise InputError("--min_nodule_mm: the scan has no pixel size in mm; give one, or leave it off")
+        changed["min_nodule_mm"] = drop_small_nodules(masks, options.min_nodule_mm, pixel_mm2)
+    return changed
+
+
+def keep_largest(masks, value):
+    """Makes all but the largest piece of a class background, in place; returns the voxels changed."""
+    components = find_components(masks, value)
+    if len(components.pieces) < 2:
+        return 0
+    for index in range(len(masks)):
+        masks[index][components.read(masks, index) > 1] = 0
+    return sum(piece.voxels for piece in components.pieces[1:])
+
+
+def fill_holes(masks, value):
+    """Fills background enclosed within a slice by a lung and nodules, in place; returns the voxels changed."""
+    changed = 0
+    for index in range(len(masks)):
+        mask = masks[index]
+        if not (mask == value).any():
+            continue
+        own = (mask == value) | _touching_nodules(mask, value)
+        holes = ndimage.binary_fill_holes(own) & (mask == 0)
+        mask[holes] = value
+        changed += int(holes.sum())
+    return changed
+
+
+def _touching_nodules(mask, value):
+    """Returns the nodules of a slice that touch a lung, so that one at its edge does not open a hole."""
+    labels, _ = ndimage.label(mask == NODULE, _EIGHT_NEIGHBOURS)
+    touching = np.unique(labels[ndimage.binary_dilation(mask == value, _EIGHT_NEIGHBOURS)])
+    return np.isin(labels, touching[touching > 0])
+
+
+def drop_small_nodules(masks, min_mm, pixel_mm2):
+    """Gives nodules below a diameter to what surrounds them, in place; returns the voxels changed.
+
+    Args:
+        masks: uint8 [D, H, W]; changed.
+        min_mm: smallest equivalent diameter, in the nodule's largest slice, to keep.
+        pixel_mm2: area of a pixel.
+    """
+    components = find_components(masks, NODULE)
+    diameters = [equivalent_diameter(piece.largest_pixels * pixel_mm2) for piece in components.pieces]
+    small = np.flatnonzero(np.array(diameters) < min_mm) + 1
+    for index in range(len(masks)):
+        numbers = components.read(masks, index) if small.size and components.numbers[index].any() else None
+        for number in () if numbers is None else np.intersect1d(small, numbers):
+            piece = numbers == number
+            masks[index][piece] = surrounding_class(masks[index], piece)
+    return sum(components.pieces[number - 1].voxels for number in small)
+
+
+def surrounding_class(mask, piece):
+    """Returns the most frequent class other than nodule in the ring of one pixel around a piece of a slice."""
+    ring = ndimage.binary_dilation(piece, _EIGHT_NEIGHBOURS) & ~piece & (mask != NODULE)
+    return int(np.argmax(np.bincount(mask[ring], minlength=NODULE))) if ring.any() else 0

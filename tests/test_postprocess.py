@@ -1,0 +1,96 @@
+"""Tests of clean-up and connected components, against scipy's own labelling and by hand."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from auxseg import postprocess
+from auxseg.errors import InputError
+
+
+def _random_masks(seed, shape=(9, 40, 36), share=0.25):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.2)
+    return (noise > np.quantile(noise, 1 - share)).astype(np.uint8) * 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_components_match_scipy_in_three_dimensions(seed):
+    masks = _random_masks(seed)
+    structure = np.zeros((3, 3, 3), bool)
+    structure[1], structure[:, 1, 1] = True, True
+    labels, count = ndimage.label(masks == 3, structure)
+    components = postprocess.find_components(masks, 3)
+    assert len(components.pieces) == count > 3
+    ours = np.stack([components.read(masks, k) for k in range(len(masks))])
+    pairs = np.unique(np.stack([labels.ravel(), ours.ravel()]), axis=1)
+    assert pairs.shape[1] == count + 1  # one to one
+    for number, piece in enumerate(components.pieces, start=1):
+        where = np.argwhere(ours == number)
+        assert piece.voxels == len(where)
+        np.testing.assert_allclose(piece.centre_zyx, where.mean(0))
+        areas = np.bincount(where[:, 0])
+        assert (piece.largest_pixels, piece.largest_slice) == (areas.max(), areas.argmax())
+        assert piece.slices == (where[:, 0].min(), where[:, 0].max())
+    sizes = [piece.voxels for piece in components.pieces]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_no_component_in_an_empty_mask():
+    components = postprocess.find_components(np.zeros((2, 4, 4), np.uint8), 3)
+    assert components.pieces == ()
+    assert not components.read(np.zeros((2, 4, 4), np.uint8), 1).any()
+
+
+def test_the_largest_piece_of_each_lung_stays():
+    masks = np.zeros((3, 8, 8), np.uint8)
+    masks[:, :3, :3], masks[1, 6:, :2] = 1, 1
+    masks[0, :2, 6:], masks[0, 5, 5] = 2, 2
+    changed = postprocess.clean(masks, postprocess.Options(largest_components=True), pixel_mm2=1.0)
+    assert changed == {"largest_components": 5}
+    assert (masks == 1).sum() == 27 and (masks == 2).sum() == 4
+    assert masks[1, 6, 0] == 0 and masks[0, 5, 5] == 0
+
+
+def test_holes_are_filled_and_nodules_kept():
+    masks = np.zeros((1, 9, 9), np.uint8)
+    masks[0, 1:8, 1:8] = 1
+    masks[0, 3, 3] = 0
+    masks[0, 5, 5] = 3
+    masks[0, 4, 1] = 3  # a nodule on the edge
+    masks[0, 0, 0] = 0
+    assert postprocess.fill_holes(masks, 1) == 1
+    assert masks[0, 3, 3] == 1 and masks[0, 5, 5] == 3 and masks[0, 4, 1] == 3 and masks[0, 0, 0] == 0
+
+
+def test_a_nodule_in_the_wall_closes_the_hole_behind_it():
+    mask = np.zeros((1, 5, 5), np.uint8)
+    mask[0, 1:4, 1:4] = 2
+    mask[0, 2, 2], mask[0, 1, 2] = 0, 3
+    assert postprocess.fill_holes(mask, 2) == 1
+    assert mask[0, 2, 2] == 2
+
+
+def test_small_nodules_become_what_surrounds_them():
+    masks = np.zeros((2, 20, 20), np.uint8)
+    masks[:, 2:14, 2:14] = 2
+    masks[0, 4:6, 4:6] = 3  # 4 pixels of 4 mm2: 4.5 mm
+    masks[:, 8:13, 8:13] = 3  # 25 pixels: 11.3 mm
+    masks[1, 17, 17] = 3  # in nothing
+    assert postprocess.drop_small_nodules(masks, 5.0, 4.0) == 5
+    assert (masks == 3).sum() == 50
+    assert (masks[0, 4:6, 4:6] == 2).all() and masks[1, 17, 17] == 0
+
+
+def test_off_by_default_and_refused_without_a_pixel_size():
+    masks = _random_masks(0)
+    before = masks.copy()
+    assert postprocess.clean(masks, postprocess.Options(), pixel_mm2=float("nan")) == {}
+    np.testing.assert_array_equal(masks, before)
+    with pytest.raises(InputError, match="no pixel size"):
+        postprocess.clean(masks, postprocess.Options(min_nodule_mm=3.0), pixel_mm2=float("nan"))
+    with pytest.raises(InputError, match="min_nodule_mm"):
+        postprocess.Options(min_nodule_mm=-1.0)
+
+
+def test_equivalent_diameter_of_a_circle():
+    assert postprocess.equivalent_diameter(np.pi * 9.0) == pytest.approx(6.0)
