@@ -13,7 +13,7 @@ from auxseg.structs import Outputs
 
 
 def create_keras_unet(settings, size):
-    """Returns a keras.Model from images [N, H, W, 1] to [mask logits, class logits (with aux)].
+    """Returns a keras.Model from images [N, H, W, 1] to mask logits, with aux to [mask logits, class logits].
 
     Args:
         settings: the `model` group of a config, or `auxseg.models.aux_unet.Settings`.
@@ -32,13 +32,13 @@ def create_keras_unet(settings, size):
         features = layers.Concatenate()([features, skips[level]])
         features = _conv_block(settings, f"decoder_{level}", widths[level], features)
     mask_logits = layers.Conv2D(settings.num_classes, 1, name="mask")(features)
-    return keras.Model(images, [mask_logits, *outputs])
+    return keras.Model(images, [mask_logits, *outputs] if outputs else mask_logits)
 
 
 def keras_outputs(model, images, training=False):
     """Returns the network's `structs.Outputs`."""
-    mask_logits, *class_logits = model(images, training=training)
-    return Outputs(mask_logits, class_logits[0] if class_logits else None)
+    outputs = model(images, training=training)
+    return Outputs(*outputs) if len(model.outputs) == 2 else Outputs(outputs, None)
 
 
 def get_keras_weights(model):
