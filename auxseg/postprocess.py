@@ -235,3 +235,10 @@ def surrounding_class(mask, piece):
     """Returns the most frequent class other than nodule in the ring of one pixel around a piece of a slice."""
     ring = ndimage.binary_dilation(piece, _EIGHT_NEIGHBOURS) & ~piece & (mask != NODULE)
     return int(np.argmax(np.bincount(mask[ring], minlength=NODULE))) if ring.any() else 0
+
+
+def surrounding_lung(mask, piece):
+    """Returns the lung with the most pixels in a ring of three pixels around a piece, 0 where there is none."""
+    ring = ndimage.binary_dilation(piece, _EIGHT_NEIGHBOURS, iterations=3) & ~piece
+    counts = np.bincount(mask[ring], minlength=NODULE)[[LEFT, RIGHT]]
+    return (LEFT, RIGHT)[int(np.argmax(counts))] if counts.any() else 0

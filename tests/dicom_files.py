@@ -1,20 +1,21 @@
 """Writes small DICOM CT series for tests: conformant by default, wrong in one named way on request."""
 
 import copy
+import zlib
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import (
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    ExplicitVRLittleEndian,
-    generate_uid,
-)
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 STUDY = "1.2.826.0.1.3680043.8.498.1"
+
+
+def create_uid(*words):
+    """Returns a short UID that follows from words."""
+    return f"{STUDY}.{zlib.crc32(' '.join(map(str, words)).encode())}"
 
 
 def _base(sop_class, sop_uid, *, study, series, number, description, modality):
@@ -69,7 +70,7 @@ def write_series(folder, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, 
         keep: indices of the slices to write, all by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    series = series or generate_uid(entropy_srcs=[str(folder), description, str(number)])
+    series = series or create_uid(folder, description, number)
     places = positions(len(volume), spacing_zyx=spacing_zyx, origin=origin, orientation=orientation, step=step)
     paths = []
     for index in range(len(volume)) if keep is None else keep:
@@ -91,7 +92,7 @@ def write_series(folder, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, 
 def write_enhanced(path, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, -50.0, 10.0), orientation=AXIAL,
                    intercept=-1024, series=None, study=STUDY, shuffle=None, edit=None):
     """Writes one enhanced multi-frame CT; `shuffle` is an order in which to store the frames."""
-    series = series or generate_uid(entropy_srcs=[str(path)])
+    series = series or create_uid(path)
     one = _base(EnhancedCTImageStorage, f"{series}.1", study=study, series=series, number=5,
                 description="CHEST enhanced", modality="CT")
     one.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
@@ -113,8 +114,8 @@ def write_enhanced(path, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, 
     for index in order:
         group, place, content = Dataset(), Dataset(), Dataset()
         place.ImagePositionPatient = _floats(places[index])
-        content.FrameAcquisitionNumber, content.StackID, content.InStackPositionNumber = 1, "1", index + 1
-        content.DimensionIndexValues = [1, index + 1]
+        content.FrameAcquisitionNumber, content.StackID, content.InStackPositionNumber = 1, "1", int(index) + 1
+        content.DimensionIndexValues = [1, int(index) + 1]
         group.PlanePositionSequence, group.FrameContentSequence = Sequence([place]), Sequence([content])
         groups.append(group)
     one.PerFrameFunctionalGroupsSequence = Sequence(groups)

@@ -1,0 +1,291 @@
+"""Trained networks to predict with: from a run's folder, or from an exported bundle.
+
+A bundle is a folder that says by itself what it is:
+
+    bundle.json         size, window, classes, settings, versions, how it was checked, checksums
+    model.stablehlo     jax.export's program for CPU and GPU         (kind 'stablehlo')
+    model.onnx          graph for ONNX Runtime                       (kind 'onnx')
+    weights.npz         parameters and batch statistics by name      (kind 'saved')
+    run.py              a few lines that segment a slice without auxseg (not for 'saved')
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import types
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from auxseg import checkpoints, input_pipeline, models, runs
+from auxseg.errors import InputError, check_choice
+from auxseg.structs import CLASS_NAMES
+
+FILE = "bundle.json"
+KINDS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "saved": "weights.npz"}
+"""Kinds of bundle and the file that each holds its network in."""
+
+_FORMAT = "auxseg-bundle-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network as `predict` uses it.
+
+    Attributes:
+        name: for reports, such as 'seed1 (epoch 24)'.
+        size_yx: rows and columns that it takes.
+        checksum: SHA-256 of the weights.
+        labels: 'anatomy', or 'airway_as_nodule' for a network whose third class is the airway.
+        probabilities: images [N, H, W] in HU, int16 or float32 -> float32 [N, H, W, C].
+    """
+
+    name: str
+    size_yx: tuple[int, int]
+    checksum: str
+    labels: str
+    probabilities: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network with all that an export needs.
+
+    Attributes:
+        name: for reports.
+        config: its settings, a ConfigDict.
+        variables: {'params': ..., 'batch_stats': ...} of NumPy arrays.
+    """
+
+    name: str
+    config: object
+    variables: dict
+
+
+def load_network(path):
+    """Returns the `Network` of a run's workdir or of a bundle's folder.
+
+    Raises:
+        InputError: neither, damaged, or in need of a package that is not installed.
+    """
+    path = pathlib.Path(path)
+    if path.name == FILE:
+        path = path.parent
+    if (path / FILE).is_file():
+        return read_bundle(path)
+    if not (path / "config.json").is_file():
+        raise InputError(f"--workdir: {path} holds neither a run (config.json) nor a bundle ({FILE})")
+    return create_network(read_run(path))
+
+
+def read_run(workdir):
+    """Returns the best weights of a run as `Trained`.
+
+    Raises:
+        InputError: no run there, or no intact checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    config = runs.read_config(workdir)
+    variables, found = checkpoints.restore_best(workdir)
+    model = models.create_model(config.model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *config.data.size, 1)))
+    checkpoints.match_variables(variables, dict(shapes), where=str(workdir))
+    return Trained(f"{workdir.resolve().name} (epoch {found['epoch']})", config, variables)
+
+
+def create_network(trained):
+    """Returns the `Network` of trained weights, compiled for this machine's devices."""
+    config = trained.config
+    forward = jax.jit(create_forward(config, trained.variables))
+    return Network(
+        trained.name,
+        tuple(config.data.size),
+        weights_checksum(trained.variables),
+        config.data.labels,
+        lambda images: forward(jnp.asarray(images))[0],
+    )
+
+
+def create_forward(config, variables):
+    """Returns the network with its weights, for inference, as a pure function of HU.
+
+    Args:
+        config: the run's settings.
+        variables: the run's weights.
+
+    Returns:
+        (images [N, H, W] in HU) -> (mask probabilities float32 [N, H, W, C], probabilities float32 [N, C]
+        that each class is in the slice; zeros without the auxiliary head).
+    """
+    model, window = models.create_model(config.model), tuple(config.data.window_hu)
+    variables = jax.tree.map(jnp.asarray, variables)
+
+    def forward(images):
+        scaled = input_pipeline.normalise_hu(images, window)[..., None]
+        outputs = model.apply(variables, scaled)
+        masks = jax.nn.softmax(outputs.mask_logits.astype(jnp.float32), axis=-1)
+        if outputs.class_logits is None:
+            return masks, jnp.zeros((images.shape[0], masks.shape[-1]), jnp.float32)
+        return masks, jax.nn.sigmoid(outputs.class_logits.astype(jnp.float32))
+
+    return forward
+
+
+def flatten(variables):
+    """Returns {'params/encoder_0/...': float32 array} in the order of the names."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
+    named = {"/".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+    return dict(sorted(named.items()))
+
+
+def unflatten(named):
+    """Returns the variables of {'params/...': array}; the inverse of `flatten`."""
+    tree = {}
+    for name, array in named.items():
+        *parents, last = name.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[last] = array
+    return tree
+
+
+def weights_checksum(variables):
+    """Returns the SHA-256 of weights: of their names, shapes and float32 values."""
+    digest = hashlib.sha256()
+    for name, array in flatten(variables).items():
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def file_checksum(path):
+    """Returns the SHA-256 of a file."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def describe(trained, kind):
+    """Returns what `bundle.json` says of a network, JSON types; without files and checks."""
+    config = trained.config
+    rows, columns = config.data.size
+    return {
+        "format": _FORMAT,
+        "kind": kind,
+        "name": trained.name,
+        "task": "lungs and lung nodules on transverse chest CT; for research, not for clinical use",
+        "size_yx": [rows, columns],
+        "window_hu": list(config.data.window_hu),
+        "classes": list(CLASS_NAMES),
+        "labels": config.data.labels,
+        "input": {
+            "images": f"float32 [N, {rows}, {columns}], HU; the window is applied inside",
+            "orientation": "rows from anterior to posterior, columns from the patient's right to the left",
+            "resizing": "antialiased bilinear (triangle filter); outside the field of view -1024",
+        },
+        "output": {
+            "mask_probabilities": f"float32 [N, {rows}, {columns}, {len(CLASS_NAMES)}], in the order of the classes",
+            "class_probabilities": f"float32 [N, {len(CLASS_NAMES)}]: is the class in the slice?",
+        },
+        "config": runs.config_to_dict(config),
+        "weights_sha256": weights_checksum(trained.variables),
+    }
+
+
+def read_bundle(path):
+    """Returns the `Network` of a bundle's folder, after comparing the checksums of its files.
+
+    Raises:
+        InputError: damaged, of another format, or in need of a package that is not installed.
+    """
+    path = pathlib.Path(path)
+    about = _read_description(path)
+    read = {"stablehlo": _read_stablehlo, "onnx": _read_onnx, "saved": _read_saved}[about["kind"]]
+    return Network(
+        about["name"], tuple(about["size_yx"]), about["weights_sha256"], about["labels"], read(path, about)
+    )
+
+
+def _read_description(path):
+    about = runs.read_json(path / FILE)
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise InputError(f"{path / FILE}: expected a bundle of format {_FORMAT!r}; export it again")
+    missing = {"kind", "name", "size_yx", "weights_sha256", "labels", "classes", "files", "config"} - about.keys()
+    if missing or about["classes"] != list(CLASS_NAMES):
+        raise InputError(f"{path / FILE}: lacks {sorted(missing) or 'the classes of auxseg'}; export it again")
+    check_choice(f"{path / FILE}: kind", about["kind"], tuple(KINDS))
+    for name, checksum in about["files"].items():
+        file = path / pathlib.PurePath(name).name
+        if not file.is_file() or file_checksum(file) != checksum:
+            raise InputError(f"{file}: missing or changed since the export (SHA-256); export it again")
+    if KINDS[about["kind"]] not in about["files"]:
+        raise InputError(f"{path / FILE}: names no {KINDS[about['kind']]}; export it again")
+    return about
+
+
+def _read_stablehlo(path, about):
+    from jax import export
+
+    try:
+        program = export.deserialize(bytearray((path / KINDS["stablehlo"]).read_bytes()))
+    except Exception as error:  # flatbuffers and MLIR raise whatever they like
+        raise InputError(f"{path}: this jax {jax.__version__} cannot read the program: {error}") from error
+    backend = jax.default_backend()
+    if {"gpu": "cuda"}.get(backend, backend) not in program.platforms:
+        raise InputError(f"{path}: made for {', '.join(program.platforms)}, not for {backend}; export it again")
+    call = jax.jit(program.call)
+    return lambda images: call(jnp.asarray(images, jnp.float32))[0]
+
+
+def _read_onnx(path, about):
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"{path}: needs onnxruntime: pip install 'auxseg[onnx]'") from error
+    session = onnxruntime.InferenceSession(path / KINDS["onnx"], providers=_providers(onnxruntime))
+    return lambda images: session.run(["mask_probabilities"], {"images": np.asarray(images, np.float32)})[0]
+
+
+def _providers(onnxruntime):
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    return [name for name in wanted if name in onnxruntime.get_available_providers()]
+
+
+def _read_saved(path, about):
+    trained = read_saved(path, about)
+    return create_network(trained).probabilities
+
+
+def read_saved(path, about=None):
+    """Returns a 'saved' bundle as `Trained`.
+
+    Raises:
+        InputError: damaged, or the weights are no match for the settings beside them.
+    """
+    about = about or _read_description(pathlib.Path(path))
+    file = pathlib.Path(path) / KINDS["saved"]
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            variables = unflatten({name: arrays[name] for name in arrays.files})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{file}: damaged: {error}; export it again") from error
+    if weights_checksum(variables) != about["weights_sha256"]:
+        raise InputError(f"{file}: the weights are not those of {FILE}; export it again")
+    return Trained(about["name"], _to_config(about["config"]), variables)
+
+
+def _to_config(settings):
+    """Returns settings from JSON with attributes as in a config: tuples, nested names."""
+    if isinstance(settings, dict):
+        return types.SimpleNamespace(**{name: _to_config(value) for name, value in settings.items()})
+    return tuple(map(_to_config, settings)) if isinstance(settings, list) else settings
+
+
+def dump_description(about):
+    """Returns the text of `bundle.json`."""
+    return json.dumps(about, indent=2, allow_nan=False) + "\n"
