@@ -6,15 +6,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
 class KerasAdamState(NamedTuple):
-    """Adam's moments, trees like the parameters, and the number of updates, int32."""
+    """Adam's moments, float32 [number of parameters], and the number of updates, int32.
+
+    The moments of all parameters are one array each: one compiled loop in place of one a parameter.
+    """
 
     count: jax.Array
-    mu: optax.Updates
-    nu: optax.Updates
+    mu: jax.Array
+    nu: jax.Array
 
 
 def scale_by_keras_adam(beta1=0.9, beta2=0.999, epsilon=1e-7):
@@ -25,20 +29,31 @@ def scale_by_keras_adam(beta1=0.9, beta2=0.999, epsilon=1e-7):
     """
 
     def init_fn(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jnp.zeros_like(_join(params))
         return KerasAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update_fn(updates, state, params=None):
         del params
-        count = state.count + 1
-        mu = jax.tree.map(lambda m, g: m + (g - m) * (1.0 - beta1), state.mu, updates)
-        nu = jax.tree.map(lambda v, g: v + (g * g - v) * (1.0 - beta2), state.nu, updates)
+        gradients, count = _join(updates), state.count + 1
+        mu = state.mu + (gradients - state.mu) * (1.0 - beta1)
+        nu = state.nu + (gradients * gradients - state.nu) * (1.0 - beta2)
         t = count.astype(jnp.float32)
         correction = jnp.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
-        scaled = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + epsilon), mu, nu)
-        return scaled, KerasAdamState(count, mu, nu)
+        scaled = correction * mu / (jnp.sqrt(nu) + epsilon)
+        return _split(scaled, updates), KerasAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _join(tree):
+    return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
+
+
+def _split(flat, tree):
+    leaves, structure = jax.tree.flatten(tree)
+    ends = np.cumsum([x.size for x in leaves])
+    parts = (flat[end - x.size : end].reshape(x.shape) for x, end in zip(leaves, ends, strict=True))
+    return jax.tree.unflatten(structure, parts)
 
 
 def create_optimizer(*, beta1, beta2, epsilon):
@@ -51,10 +66,8 @@ def create_optimizer(*, beta1, beta2, epsilon):
 
 
 def set_learning_rate(opt_state, learning_rate):
-    """Returns `opt_state` with another learning rate; an array, as a Python float would compile again."""
-    old = opt_state.hyperparams["learning_rate"]
-    new = jnp.full_like(old, learning_rate)
-    return opt_state._replace(hyperparams={**opt_state.hyperparams, "learning_rate": new})
+    """Returns `opt_state` with another learning rate: a float32 array of the shape of the old one."""
+    return opt_state._replace(hyperparams={**opt_state.hyperparams, "learning_rate": learning_rate})
 
 
 @dataclasses.dataclass(frozen=True)

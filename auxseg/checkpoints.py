@@ -1,0 +1,190 @@
+"""Save and restore, each checkpoint with checksums; the only importer of Orbax.
+
+    checkpoints/latest/STEP/{weights,training,progress}   the two newest, to resume from
+    checkpoints/best/STEP/{weights,progress}              the weights that early stopping keeps
+    checkpoints/KIND-STEP.sha256.json                     written last: without it a checkpoint does not count
+
+Orbax moves a finished checkpoint into its place whole, but restores flipped bytes without an error and does
+not fall back by itself; the checksums and `_intact_steps` do that.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from auxseg import runs
+from auxseg.errors import InputError
+from auxseg.state import TrainState
+
+LATEST, BEST = "latest", "best"
+_KEPT = {LATEST: 2, BEST: 2}
+
+
+def save_latest(workdir, *, state, sums, progress):
+    """Saves all that a resumed run needs.
+
+    Args:
+        workdir: pathlib.Path.
+        state: TrainState of NumPy arrays, one copy.
+        sums: steps.EpochSums of NumPy arrays, of an epoch that is not over.
+        progress: JSON types: where the loop stands.
+    """
+    leaves = [np.asarray(x) for x in jax.tree.leaves((state.step, state.opt_state, sums))]
+    training = {f"{i:05d}": x for i, x in enumerate(leaves)}
+    _save(workdir, LATEST, int(state.step), state.variables, progress, training)
+
+
+def save_best(workdir, *, step, variables, progress):
+    """Saves the weights of the best epoch so far; `step` is the number of updates."""
+    _save(workdir, BEST, step, variables, progress)
+
+
+def restore_latest(workdir, *, state, sums):
+    """Returns (TrainState, EpochSums, progress) of the newest intact checkpoint, or None before the first.
+
+    Args:
+        workdir: pathlib.Path.
+        state: a TrainState of the same structure and shapes.
+        sums: an EpochSums of the same shapes.
+
+    Raises:
+        InputError: there are checkpoints and none is intact, or they are of another network.
+    """
+    step = _newest_intact(workdir, LATEST)
+    if step is None:
+        return None
+    items = _restore(workdir, LATEST, step, ("weights", "training", "progress"))
+    structure = jax.tree.structure((state.step, state.opt_state, sums))
+    leaves = [items["training"][name] for name in sorted(items["training"])]
+    step_count, opt_state, sums = jax.tree.unflatten(structure, leaves)
+    weights = match_variables(items["weights"], state.variables, where=f"{workdir}/checkpoints")
+    restored = TrainState(step_count, weights["params"], weights["batch_stats"], opt_state)
+    return restored, sums, items["progress"]
+
+
+def restore_best(workdir):
+    """Returns (variables of NumPy arrays, progress) of the best epoch of a run.
+
+    Raises:
+        InputError: the run has no intact checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    step = _newest_intact(workdir, BEST)
+    if step is None:
+        raise InputError(f"workdir {workdir}: no checkpoint in it; train first, or name the workdir of a run")
+    items = _restore(workdir, BEST, step, ("weights", "progress"))
+    return items["weights"], items["progress"]
+
+
+def best_step(workdir):
+    """Returns the updates of the newest intact best checkpoint, or None."""
+    return _newest_intact(workdir, BEST)
+
+
+def match_variables(variables, expected, *, where):
+    """Returns `variables` if they have the names and shapes of `expected`.
+
+    Raises:
+        InputError: the first weight that is missing, unknown or of another shape.
+    """
+    got, want = (
+        {jax.tree_util.keystr(path): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (variables, expected)
+    )
+    for name in sorted(got.keys() | want.keys()):
+        if got.get(name) != want.get(name):
+            raise InputError(
+                f"weight {name} in {where}: got shape {got.get(name)}, expected {want.get(name)}; "
+                "the weights are of a network with other settings (config.model)"
+            )
+    return variables
+
+
+def _save(workdir, kind, step, variables, progress, training=None):
+    folder = workdir / "checkpoints"
+    _remove(folder, kind, step)
+    items = {"weights": ocp.args.StandardSave(jax.tree.map(np.asarray, dict(variables)))}
+    items["progress"] = ocp.args.JsonSave(progress)
+    if training is not None:
+        items["training"] = ocp.args.StandardSave(training)
+    with _manager(folder, kind) as manager:
+        if not manager.save(step, args=ocp.args.Composite(**items), force=True):
+            raise RuntimeError(f"Orbax did not save {kind} checkpoint {step} in {folder}")
+        manager.wait_until_finished()
+        kept = set(manager.all_steps())
+    runs.write_json(_manifest_path(folder, kind, step), _checksums(folder / kind / str(step)))
+    for path in folder.glob(f"{kind}-*.sha256.json"):
+        if int(path.name.split(".")[0].rsplit("-", 1)[1]) not in kept:
+            path.unlink()
+
+
+def _restore(workdir, kind, step, names):
+    restore = {"progress": ocp.args.JsonRestore()}
+    args = {name: restore.get(name) or ocp.args.StandardRestore() for name in names}
+    with _manager(workdir / "checkpoints", kind, read_only=True) as manager:
+        return manager.restore(step, args=ocp.args.Composite(**args))
+
+
+def _manager(folder, kind, read_only=False):
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=None if read_only else _KEPT[kind],
+        create=not read_only,
+        read_only=read_only,
+        enable_async_checkpointing=False,
+    )
+    return ocp.CheckpointManager((folder / kind).absolute(), options=options)
+
+
+def _remove(folder, kind, step):
+    _manifest_path(folder, kind, step).unlink(missing_ok=True)
+    if (folder / kind / str(step)).exists():
+        shutil.rmtree(folder / kind / str(step))
+
+
+def _newest_intact(workdir, kind):
+    folder = pathlib.Path(workdir) / "checkpoints"
+    steps = sorted((int(p.name) for p in (folder / kind).glob("*") if p.name.isdigit()), reverse=True)
+    for step in steps:
+        fault = _find_fault(folder, kind, step)
+        if fault is None:
+            return step
+        logging.warning("%s checkpoint %d in %s: %s; trying the one before", kind, step, folder, fault)
+    if steps and any(folder.glob(f"{kind}-*.sha256.json")):
+        raise InputError(
+            f"{folder}: none of the {len(steps)} {kind} checkpoints is intact; restore them from a backup, "
+            "or start anew with another --workdir=DIR"
+        )
+    return None
+
+
+def _find_fault(folder, kind, step):
+    path = _manifest_path(folder, kind, step)
+    if not path.exists():
+        return "it was not finished"
+    try:
+        expected = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return "its list of checksums is damaged"
+    found = _checksums(folder / kind / str(step))
+    damaged = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+    return f"{damaged[0]} is damaged" if damaged else None
+
+
+def _checksums(folder):
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): _sha256(p) for p in files}
+
+
+def _sha256(path):
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _manifest_path(folder, kind, step):
+    return folder / f"{kind}-{step}.sha256.json"

@@ -1,0 +1,237 @@
+"""One evaluation, used after every epoch, at the end of a run, and as a command.
+
+    python -m auxseg.evaluate --workdir=runs/phantom [--split=test]
+"""
+
+import csv
+import functools
+import io
+import json
+import pathlib
+
+import jax
+import numpy as np
+from absl import flags
+
+from auxseg import checkpoints, cli, input_pipeline, losses, metrics, models, parallel, progress, runs, state, steps
+from auxseg.datasets import load
+from auxseg.errors import InputError, check_choice
+from auxseg.structs import CLASS_NAMES
+
+
+def create_eval_fn(config, devices):
+    """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults."""
+    step = functools.partial(
+        steps.eval_step,
+        model=models.create_model(config.model),
+        segmentation_loss=losses.create_segmentation_loss(config.loss),
+        aux_weight=config.loss.aux_weight,
+        num_classes=config.model.num_classes,
+        window_hu=tuple(config.data.window_hu),
+    )
+    return parallel.parallelize(step, devices)
+
+
+def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None):
+    """Returns the CaseResults of the cases `indices` int [n], NumPy, in their order.
+
+    Args:
+        eval_fn: from `create_eval_fn`.
+        variables: the model's, replicated.
+        feed: input_pipeline.Feed that has the cases.
+        indices: rows of the data set.
+        batch_size: over all devices; a last batch is filled up and the filling dropped.
+        label: of the progress bar; None shows none.
+    """
+    size = parallel.round_up(batch_size, feed.devices)
+    rows = list(input_pipeline.padded_rows(indices, size, size))
+    batches = (batch for batch, _ in input_pipeline.read_batches(feed, rows))
+    if label:
+        batches = progress.track(batches, total=len(rows), label=label, unit="batch")
+    results = [parallel.fetch_rows(eval_fn(variables, batch)) for batch in batches]
+    return _concatenate(results, np.concatenate([weights for _, weights in rows]) > 0)
+
+
+def summarise(results):
+    """Returns the scores of CaseResults, JSON types; NaN becomes None.
+
+    'pooled_dsc' is the paper's score, over the pixels of all classes with background. 'dice' is per class
+    over the 'dice_cases' whose reference has it; cases that have it in the prediction alone are
+    'false_positive_cases'.
+    """
+    dice, cases = metrics.mean_dice(results.counts)
+    false_positives = metrics.false_positive_cases(results.counts)
+    return {
+        "cases": len(results.loss),
+        "loss": _number(np.mean(results.loss, dtype=np.float64)),
+        "segmentation_loss": _number(np.mean(results.segmentation, dtype=np.float64)),
+        "auxiliary_loss": _number(np.mean(results.auxiliary, dtype=np.float64)),
+        "accuracy": metrics.pooled_accuracy(results.counts),
+        "pooled_dsc": metrics.pooled_dsc(results.counts),
+        "dice": by_class(map(_number, dice)),
+        "dice_cases": by_class(map(int, cases)),
+        "false_positive_cases": by_class(map(int, false_positives)),
+    }
+
+
+def by_class(values):
+    """Returns {class name: value} for values in the order of the classes."""
+    return dict(zip(CLASS_NAMES, values, strict=True))
+
+
+def case_rows(results, table, indices, split):
+    """Returns one dict a case: who it is, pixels and Dice per class, losses."""
+    dice = metrics.dice_per_case(results.counts)
+    return [_case_row(results, dice[i], table, index, split, i) for i, index in enumerate(indices)]
+
+
+def write_cases(path, rows):
+    """Writes `cases.csv` from the rows of `case_rows`; empty where there is no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    runs.write_text(path, text.getvalue())
+
+
+def main(argv):
+    del argv
+    summary = evaluate(pathlib.Path(flags.FLAGS.workdir), split=flags.FLAGS.split)
+    print(json.dumps(summary, indent=2))
+
+
+def evaluate(workdir, *, split=None):
+    """Returns the summary of a run's best weights on a split, from its workdir alone.
+
+    Args:
+        workdir: pathlib.Path of a run.
+        split: 'train', 'val' or 'test'; None: the test split, or val where the run has no test split.
+
+    Raises:
+        InputError: no run there, no such split, or other data than it was trained on.
+    """
+    config = runs.read_config(workdir)
+    dataset = load(config.data)
+    members = read_splits(workdir, dataset)
+    split = check_choice("split", split or default_split(members), tuple(members))
+    devices = parallel.choose_devices(config.train.num_devices)
+    variables, found = checkpoints.restore_best(workdir)
+    feed = input_pipeline.create_feed(
+        dataset, members[split], placement=config.data.placement, devices=devices
+    )
+    results = evaluate_cases(
+        create_eval_fn(config, devices),
+        parallel.replicate(variables, devices),
+        feed,
+        members[split],
+        batch_size=config.eval.batch_size,
+        label=f"evaluating {split}",
+    )
+    return {"split": split, "epoch": found["epoch"], **summarise(results)}
+
+
+def finish(workdir, *, config, dataset, members, feed, ended):
+    """Returns the summary of a run that has ended, after writing `summary.json` and `cases.csv`.
+
+    Args:
+        workdir: pathlib.Path of the run.
+        config: its settings.
+        dataset: structs.Dataset.
+        members: {split: indices}.
+        feed: input_pipeline.Feed with the cases of all splits.
+        ended: why training ended.
+    """
+    variables, found = checkpoints.restore_best(workdir)
+    eval_fn, replicated = create_eval_fn(config, feed.devices), parallel.replicate(variables, feed.devices)
+    scores, rows = {}, []
+    for split in [s for s in ("val", "test") if s in members]:
+        results = evaluate_cases(
+            eval_fn, replicated, feed, members[split], batch_size=config.eval.batch_size, label=f"scoring {split}"
+        )
+        scores[split] = summarise(results)
+        rows += case_rows(results, dataset.table, members[split], split)
+    write_cases(workdir / "cases.csv", rows)
+    epochs = runs.read_rows(workdir / "metrics.jsonl")
+    summary = {
+        "ended": ended,
+        "epochs": len(epochs),
+        "best_epoch": found["epoch"],
+        "seconds": sum(row["seconds"] for row in epochs),
+        "dataset": dataset.name,
+        "notes": list(dataset.notes),
+        "parameters": state.count_values(variables),
+        "scores": scores,
+    }
+    runs.write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def describe(summary):
+    """Returns the summary of a run as a few lines of text."""
+    lines = [f"ended by {summary['ended']} after {summary['epochs']} epochs, {summary['seconds']:.0f} s"]
+    for split, scores in summary["scores"].items():
+        dice = ", ".join(
+            f"{name.replace('_', ' ')} {_three(scores['dice'][name])} ({scores['dice_cases'][name]} cases)"
+            for name in CLASS_NAMES[1:]
+        )
+        lines.append(
+            f"{split}, {scores['cases']} cases, weights of epoch {summary['best_epoch']}: mean Dice {dice}; "
+            f"pooled DSC (the paper's measure) {_three(scores['pooled_dsc'])}"
+        )
+    return "\n".join(lines)
+
+
+def default_split(members):
+    """Returns 'test', or 'val' for the paper's protocol, which has no test split."""
+    return "test" if "test" in members else "val"
+
+
+def read_splits(workdir, dataset):
+    """Returns {split: indices} of a run, matched to the data set by case id.
+
+    Raises:
+        InputError: the data set lacks a case of the run.
+    """
+    rows = {name: i for i, name in enumerate(dataset.table.case_id)}
+    stored = runs.read_json(workdir / "splits.json")
+    missing = [case for cases in stored.values() for case in cases if case not in rows]
+    if missing:
+        raise InputError(
+            f"{workdir / 'splits.json'}: {len(missing)} of its cases are not in {dataset.name}, first {missing[0]}; "
+            "give the data that the run was started with (config.data.dir)"
+        )
+    return {split: np.array([rows[case] for case in cases]) for split, cases in stored.items()}
+
+
+def _concatenate(results, keep):
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[keep], *results)
+
+
+def _case_row(results, dice, table, index, split, i):
+    row = {
+        "case_id": table.case_id[index],
+        "series_uid": table.series_uid[index],
+        "split": split,
+        "slice_index": int(table.slice_index[index]),
+        "loss": float(results.loss[i]),
+    }
+    for c, name in enumerate(CLASS_NAMES):
+        row[f"{name}_dice"] = None if np.isnan(dice[c]) else float(dice[c])
+        row[f"{name}_reference_px"] = int(results.counts.reference[i, c])
+        row[f"{name}_predicted_px"] = int(results.counts.predicted[i, c])
+        row[f"{name}_overlap_px"] = int(results.counts.overlap[i, c])
+    return row
+
+
+def _three(value):
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _number(value):
+    return float(value) if np.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+    flags.DEFINE_string("split", None, "train, val or test; default: test, else val")
+    cli.run(main)

@@ -1,0 +1,180 @@
+"""Cases -> shuffled, padded batches, gathered on the device where the data set fits.
+
+The order of an epoch is a function of (seed, epoch), so that a resumed run needs no state of an
+iterator, and a data set on the device gives the same batches as one that streams from disk.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from auxseg import parallel
+from auxseg.errors import check_choice
+from auxseg.structs import Batch
+
+PREFETCH_BATCHES = 3
+
+
+class RawBatch(NamedTuple):
+    """A batch as it is stored; every array may have a leading axis of devices.
+
+    Attributes:
+        images: int16 [N, H, W], HU.
+        masks: uint8 [N, H, W], class indices.
+        indices: int32 [N], the case's row in the data set; of a padded row: 0.
+        weights: float32 [N], 1.0 for an example, 0.0 for padding.
+    """
+
+    images: Any
+    masks: Any
+    indices: Any
+    weights: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Where batches come from.
+
+    Attributes:
+        placement: 'device' or 'stream'.
+        fetch: (indices int32 [B], weights float32 [B]) -> RawBatch on the devices, or a future of one.
+        devices: the devices that share a batch.
+    """
+
+    placement: str
+    fetch: Callable[[np.ndarray, np.ndarray], Any]
+    devices: tuple
+
+
+def normalise_hu(images, window_hu):
+    """Returns float32 in [0, 1]: HU clipped to the window (low, high) and scaled; any shape."""
+    low, high = window_hu
+    return jnp.clip((images.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
+
+
+def label_vectors(masks, num_classes):
+    """Returns float32 [N, C]: 1.0 where the class has a pixel in the mask [N, H, W] (section 3.2)."""
+    present = [(masks == c).any(axis=(1, 2)) for c in range(num_classes)]
+    return jnp.stack(present, axis=1).astype(jnp.float32)
+
+
+def to_batch(raw, *, window_hu, num_classes):
+    """Returns the Batch that the model takes, from a RawBatch without an axis of devices."""
+    images = normalise_hu(raw.images, window_hu)[..., None]
+    return Batch(images, raw.masks, label_vectors(raw.masks, num_classes), raw.weights)
+
+
+def epoch_order(indices, *, seed, epoch):
+    """Returns `indices` [n] in the order of `epoch`, a function of (seed, epoch) alone."""
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    return np.asarray(indices)[generator.permutation(len(indices))]
+
+
+def num_batches(num_examples, batch_size):
+    """Returns the number of batches, the last one filled up with padding."""
+    return -(-num_examples // batch_size)
+
+
+def padded_rows(order, batch_size, padded_size):
+    """Yields (indices int32 [padded_size], weights float32 [padded_size]) for each batch of `order`.
+
+    Args:
+        order: the cases' rows in the data set, int [n].
+        batch_size: examples in a batch.
+        padded_size: rows in a batch, not fewer; those without an example have weight 0.
+    """
+    for start in range(0, len(order), batch_size):
+        rows = np.asarray(order[start : start + batch_size], np.int32)
+        padding = padded_size - len(rows)
+        weights = np.pad(np.ones(len(rows), np.float32), (0, padding))
+        yield np.pad(rows, (0, padding)), weights
+
+
+def create_feed(dataset, indices, *, placement, devices):
+    """Returns a Feed of the cases `indices` of `dataset`.
+
+    Args:
+        dataset: a `structs.Dataset`.
+        indices: int [n], the cases that will be asked for.
+        placement: 'device' (int16 and uint8, one copy on each device), 'stream' (read when wanted), or
+            'auto': on the device if it takes at most a quarter of its memory.
+        devices: from `parallel.choose_devices`.
+
+    Raises:
+        InputError: an unknown placement.
+    """
+    check_choice("data.placement", placement, ("auto", "device", "stream"))
+    fits = len(indices) * 3 * dataset.size_yx[0] * dataset.size_yx[1] <= _memory_budget_bytes(devices[0])
+    if placement == "device" or (placement == "auto" and fits):
+        return _resident_feed(dataset, np.unique(indices), devices)
+    return _streaming_feed(dataset, devices)
+
+
+def read_batches(feed, rows) -> Iterator[tuple[RawBatch, float]]:
+    """Yields (RawBatch on the devices, seconds waited for it), reading a few batches ahead.
+
+    Args:
+        feed: a Feed.
+        rows: an iterable of (indices, weights) as `padded_rows` yields them.
+    """
+    ahead = collections.deque()
+    for indices, weights in rows:
+        ahead.append(feed.fetch(indices, weights))
+        if len(ahead) > PREFETCH_BATCHES:
+            yield _wait(ahead.popleft())
+    while ahead:
+        yield _wait(ahead.popleft())
+
+
+def _wait(batch):
+    if not isinstance(batch, concurrent.futures.Future):
+        return batch, 0.0
+    start = time.perf_counter()
+    return batch.result(), time.perf_counter() - start
+
+
+def _resident_feed(dataset, kept, devices):
+    data = parallel.replicate(dataset.read(kept), devices)
+    gather = parallel.parallelize(_gather, devices)
+
+    def fetch(indices, weights):
+        places = np.searchsorted(kept, indices).astype(np.int32)
+        rows = parallel.shard((np.where(weights > 0, places, 0), indices, weights), devices)
+        return gather(data, *rows)
+
+    return Feed("device", fetch, devices)
+
+
+def _gather(data, places, indices, weights):
+    return RawBatch(*parallel.take_rows(data, places), indices, weights)
+
+
+def _streaming_feed(dataset, devices):
+    pool = concurrent.futures.ThreadPoolExecutor(PREFETCH_BATCHES, thread_name_prefix="auxseg-read")
+    return Feed("stream", functools.partial(pool.submit, _read_rows, dataset, devices), devices)
+
+
+def _read_rows(dataset, devices, indices, weights):
+    real = weights > 0
+    images = np.zeros((len(indices), *dataset.size_yx), np.int16)
+    masks = np.zeros(images.shape, np.uint8)
+    images[real], masks[real] = dataset.read(indices[real])
+    if not real.all():
+        first = np.flatnonzero(real)[0]
+        images[~real], masks[~real] = images[first], masks[first]
+    return parallel.shard(RawBatch(images, masks, indices, weights), devices)
+
+
+def _memory_budget_bytes(device):
+    limit, _ = parallel.device_memory_bytes(device)
+    if limit is None or device.platform == "cpu":
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return limit // 4

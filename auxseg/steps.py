@@ -1,0 +1,201 @@
+"""One training step, one evaluation step: pure functions that run untransformed, or on devices.
+
+The caller binds the keyword arguments with `functools.partial` and applies the transform. On several
+devices (`axis_name`) sums are taken over all of them before anything is divided, so that an uneven
+last batch counts each example once.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auxseg import augment, input_pipeline, losses, metrics, parallel
+
+
+class EpochSums(NamedTuple):
+    """Sums over the examples of an epoch, float32, divided once at its end.
+
+    Attributes:
+        weight: number of examples.
+        loss, segmentation, auxiliary: losses.
+        accuracy: fraction of right pixels; equals the pooled DSC of hard masks.
+        dice: [C], over the cases whose reference has the class.
+        dice_cases: [C], how many those are.
+        bad_step: int32, the first step whose loss was not finite, else the largest int32.
+    """
+
+    weight: Any
+    loss: Any
+    segmentation: Any
+    auxiliary: Any
+    accuracy: Any
+    dice: Any
+    dice_cases: Any
+    bad_step: Any
+
+
+class CaseResults(NamedTuple):
+    """What evaluation finds of each case.
+
+    Attributes:
+        loss, segmentation, auxiliary: float32 [N].
+        counts: metrics.Counts, [N, C].
+        label_probabilities: float32 [N, C] of the auxiliary head; NaN without one.
+    """
+
+    loss: Any
+    segmentation: Any
+    auxiliary: Any
+    counts: metrics.Counts
+    label_probabilities: Any
+
+
+class CaseLosses(NamedTuple):
+    """Losses of each case, float32 [N]; `loss` = `segmentation` + weight x `auxiliary`."""
+
+    loss: Any
+    segmentation: Any
+    auxiliary: Any
+
+
+def empty_sums(num_classes):
+    """Returns the EpochSums before the first step."""
+    zero, zeros = jnp.zeros(()), jnp.zeros((num_classes,))
+    return EpochSums(zero, zero, zero, zero, zero, zeros, zeros, jnp.asarray(jnp.iinfo(jnp.int32).max))
+
+
+def case_losses(outputs, batch, *, segmentation_loss, aux_weight):
+    """Returns the CaseLosses of a Batch: segmentation + `aux_weight` x auxiliary (section 3)."""
+    segmentation = segmentation_loss(logits=outputs.mask_logits, masks=batch.masks)
+    if outputs.class_logits is None:
+        return CaseLosses(segmentation, segmentation, jnp.zeros_like(segmentation))
+    auxiliary = losses.auxiliary_loss(class_logits=outputs.class_logits, labels=batch.labels)
+    return CaseLosses(segmentation + aux_weight * auxiliary, segmentation, auxiliary)
+
+
+def statistics_momentum(step, *, bn_momentum, warmup):
+    """Returns the momentum of the moving statistics at update `step` (0-based int32 scalar).
+
+    With `warmup` it is min(bn_momentum, (1 + step) / (10 + step)), the ramp that is usual for moving
+    averages: the statistics average over about the last ninth of the steps so far, and never over more
+    than `bn_momentum` allows. Without it the first 0.99^step of them is their initial value, and a run of
+    few steps an epoch is validated, and its rate lowered, on statistics of weights long gone.
+    """
+    if not warmup:
+        return jnp.full((), bn_momentum, jnp.float32)
+    t = step.astype(jnp.float32)
+    return jnp.minimum(bn_momentum, (1.0 + t) / (10.0 + t))
+
+
+def train_step(
+    state,
+    sums,
+    raw,
+    *,
+    model,
+    optimizer,
+    segmentation_loss,
+    aux_weight,
+    num_classes,
+    window_hu,
+    bn_momentum,
+    bn_warmup,
+    augmentation=None,
+    augment_seed=0,
+    axis_name=None,
+):
+    """Returns (TrainState, EpochSums) after one update on a RawBatch.
+
+    Args:
+        state: TrainState.
+        sums: EpochSums of the epoch so far.
+        raw: input_pipeline.RawBatch, this device's rows.
+        model: linen module, created with the same `axis_name`.
+        optimizer: optax transformation.
+        segmentation_loss: from `losses.create_segmentation_loss`.
+        aux_weight: factor of the auxiliary loss.
+        num_classes: C.
+        window_hu: (low, high).
+        bn_momentum: of the moving statistics.
+        bn_warmup: see `statistics_momentum`.
+        augmentation: augment.Ranges, or None for none.
+        augment_seed: seed of the augmentation.
+        axis_name: of the devices, or None.
+    """
+    if augmentation is not None:
+        keys = augment.case_keys(augment_seed, state.step, raw.indices)
+        images, masks = augment.augment(raw.images, raw.masks, keys, ranges=augmentation, window_hu=window_hu)
+        raw = raw._replace(images=images, masks=masks)
+    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes)
+    total_weight = parallel.sum_over_devices(batch.weights.sum(), axis_name)
+    momentum = statistics_momentum(state.step, bn_momentum=bn_momentum, warmup=bn_warmup)
+
+    def loss_fn(params):
+        outputs, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch.images,
+            train=True,
+            weights=batch.weights,
+            momentum=momentum,
+            mutable=["batch_stats"],
+        )
+        cases = case_losses(outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight)
+        loss = (cases.loss * batch.weights).sum() / total_weight
+        return loss, (outputs, cases, updates["batch_stats"])
+
+    gradients, (outputs, cases, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradients = parallel.sum_over_devices(gradients, axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    new = _batch_sums(outputs, cases, batch, state.step)
+    new = parallel.sum_over_devices(new, axis_name)
+    state = state._replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return state, _add_sums(sums, new, state.step - 1)
+
+
+def eval_step(variables, raw, *, model, segmentation_loss, aux_weight, num_classes, window_hu):
+    """Returns the CaseResults of a RawBatch, with the moving statistics.
+
+    Padded rows are for the caller to drop; the other arguments are those of `train_step`.
+    """
+    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes)
+    outputs = model.apply(variables, batch.images)
+    cases = case_losses(outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight)
+    counts = _count(outputs, batch)
+    if outputs.class_logits is None:
+        return CaseResults(*cases, counts, jnp.full(batch.labels.shape, jnp.nan))
+    return CaseResults(*cases, counts, jax.nn.sigmoid(outputs.class_logits))
+
+
+def predict_step(variables, raw, *, model, window_hu):
+    """Returns softmax probabilities float32 [N, H, W, C] of a RawBatch."""
+    images = input_pipeline.normalise_hu(raw.images, window_hu)[..., None]
+    return jax.nn.softmax(model.apply(variables, images).mask_logits, axis=-1)
+
+
+def _count(outputs, batch):
+    predictions = outputs.mask_logits.argmax(axis=-1)
+    return metrics.count_pixels(
+        predictions=predictions, masks=batch.masks, num_classes=outputs.mask_logits.shape[-1]
+    )
+
+
+def _batch_sums(outputs, cases, batch, step):
+    counts = _count(outputs, batch)
+    present = (counts.reference > 0) * batch.weights[:, None]
+    dice = 2.0 * counts.overlap / jnp.maximum(counts.predicted + counts.reference, 1.0)
+    accuracy = counts.overlap.sum(axis=1) / counts.reference.sum(axis=1)
+    sums = ((x * batch.weights).sum() for x in (*cases, accuracy))
+    return EpochSums(batch.weights.sum(), *sums, (dice * present).sum(axis=0), present.sum(axis=0), step * 0)
+
+
+def _add_sums(sums, new, step):
+    added = EpochSums(*(a + b for a, b in zip(sums, new, strict=True)))
+    bad = jnp.where(jnp.isfinite(new.loss), sums.bad_step, jnp.minimum(sums.bad_step, step))
+    return added._replace(bad_step=bad)

@@ -1,0 +1,469 @@
+"""The training loop: data, state, epochs, the best weights, the final scores.
+
+A run is a function of its config and data: started again it goes on where it stopped and ends with the
+same weights as one that was never stopped.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from auxseg import augment, checkpoints, cli, evaluate, input_pipeline, losses, models, optim, parallel, progress, runs, state, steps
+from auxseg.datasets import cache_dir, load, splits
+from auxseg.errors import InputError
+
+STOP_FILE = "STOP"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What stays the same during a run; see `create_setup`."""
+
+    config: Any
+    workdir: pathlib.Path
+    devices: tuple
+    dataset: Any
+    members: dict
+    feed: input_pipeline.Feed
+    train_fn: Any
+    eval_fn: Any
+
+    @property
+    def steps_per_epoch(self):
+        """Updates in an epoch."""
+        return input_pipeline.num_batches(len(self.members["train"]), self.config.train.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where the loop stands, stored with each checkpoint.
+
+    Attributes:
+        epoch: epochs finished.
+        schedule: optim.Schedule.
+        seconds: of training and validation so far, over all starts.
+    """
+
+    epoch: int
+    schedule: optim.Schedule
+    seconds: float = 0.0
+
+    def to_json(self):
+        """Returns JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value):
+        """Returns the Position that `to_json` gave."""
+        return cls(value["epoch"], optim.Schedule(**value["schedule"]), value["seconds"])
+
+
+class Interrupted(Exception):
+    """The run was told to stop by a signal; its state is saved."""
+
+
+def train(config, workdir):
+    """Trains, or goes on with, the run in `workdir`; returns its summary, JSON types.
+
+    Args:
+        config: a ConfigDict with the settings of configs/base.py.
+        workdir: folder, made where it is not there.
+
+    Raises:
+        InputError: settings, data, or a loss that is not finite (the last good weights are kept).
+        Interrupted: on SIGTERM, after the state was saved.
+    """
+    with runs.locked(workdir) as workdir, _Interruption() as interruption:
+        setup = create_setup(config, workdir)
+        current, sums, position = _start(setup)
+        ended = _run_epochs(setup, current, sums, position, interruption)
+        return evaluate.finish(
+            workdir, config=config, dataset=setup.dataset, members=setup.members, feed=setup.feed, ended=ended
+        )
+
+
+def create_setup(config, workdir):
+    """Returns the Setup of a run: data read and split, functions compiled on first use.
+
+    Raises:
+        InputError: settings or data that cannot be used, or other ones than the run was started with.
+    """
+    check_settings(config)
+    parallel.keep_compiled_programs(cache_dir(config.data) / "compiled")
+    devices = parallel.choose_devices(config.train.num_devices)
+    dataset = load(config.data)
+    for note in dataset.notes:
+        logging.warning("%s", note)
+    runs.claim_config(workdir, config)
+    runs.write_json(workdir / "versions.json", runs.describe_machine(devices))
+    members = claim_splits(workdir, dataset, config.data)
+    used = np.concatenate(list(members.values()))
+    feed = input_pipeline.create_feed(dataset, used, placement=config.data.placement, devices=devices)
+    train_fn = create_train_fn(config, devices)
+    return Setup(config, workdir, devices, dataset, members, feed, train_fn, evaluate.create_eval_fn(config, devices))
+
+
+def check_settings(config):
+    """Raises InputError for the first setting out of its range that no other file checks."""
+    least = {"train.batch_size": 1, "train.num_epochs": 1, "eval.batch_size": 1, "checkpoint.every_epochs": 1}
+    for name, low in least.items():
+        group, field = name.split(".")
+        if config[group][field] < low:
+            raise InputError(f"{name}: got {config[group][field]}, expected at least {low}")
+    low, high = config.data.window_hu
+    if not low < high:
+        raise InputError(f"data.window_hu: got {(low, high)}, expected (low, high) in HU with low < high")
+    if len(config.loss.class_weights) != config.model.num_classes:
+        raise InputError(f"loss.class_weights: got {len(config.loss.class_weights)}, expected one a class")
+
+
+def claim_splits(workdir, dataset, data_config):
+    """Returns {split: indices}; stored by case id in a new run, read and checked in an old one.
+
+    Raises:
+        InputError: the data set is not the one that the run was started with.
+    """
+    path = workdir / "splits.json"
+    if not path.exists():
+        made = splits.make_splits(
+            dataset.table, split=data_config.split, fold=data_config.fold, seed=data_config.split_seed
+        )
+        runs.write_json(path, {name: [str(dataset.table.case_id[i]) for i in rows] for name, rows in made.items()})
+    return evaluate.read_splits(workdir, dataset)
+
+
+def create_train_fn(config, devices):
+    """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState, EpochSums)."""
+    return parallel.parallelize(bind_train_step(config, axis_name=parallel.AXIS), devices, donate_argnums=(0,))
+
+
+def bind_train_step(config, *, axis_name=None):
+    """Returns train_step with the settings of a config bound, not yet transformed."""
+    ranges = {name: config.augment[name] for name in augment.Ranges._fields}
+    return functools.partial(
+        steps.train_step,
+        model=models.create_model(config.model, axis_name=axis_name),
+        optimizer=create_optimizer(config.optim),
+        segmentation_loss=losses.create_segmentation_loss(config.loss),
+        aux_weight=config.loss.aux_weight,
+        num_classes=config.model.num_classes,
+        window_hu=tuple(config.data.window_hu),
+        bn_momentum=config.model.bn_momentum,
+        bn_warmup=config.train.bn_warmup,
+        augmentation=augment.Ranges(**ranges) if config.augment.enabled else None,
+        augment_seed=config.augment.seed,
+        axis_name=axis_name,
+    )
+
+
+def create_optimizer(config):
+    """Returns the optimiser of `config.optim`."""
+    return optim.create_optimizer(beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon)
+
+
+def create_initial_state(config):
+    """Returns the TrainState before the first step: initialised, or from `train.init_from`.
+
+    Raises:
+        InputError: `train.init_from` is no run, or its network has other weights.
+    """
+    initial = state.create_state(
+        model=models.create_model(config.model),
+        optimizer=create_optimizer(config.optim),
+        seed=config.seed,
+        size_yx=tuple(config.data.size),
+    )
+    source = config.train.init_from
+    if source is None:
+        return initial
+    variables, _ = checkpoints.restore_best(source)
+    return state.replace_variables(
+        initial, checkpoints.match_variables(variables, initial.variables, where=source)
+    )
+
+
+def _start(setup):
+    config = setup.config
+    initial = jax.device_get(create_initial_state(config))
+    sums = jax.device_get(steps.empty_sums(config.model.num_classes))
+    position = Position(0, optim.Schedule(config.optim.learning_rate))
+    restored = checkpoints.restore_latest(setup.workdir, state=initial, sums=sums)
+    if restored is not None:
+        initial, sums, stored = restored
+        position = Position.from_json(stored)
+        done = int(initial.step) - position.epoch * setup.steps_per_epoch
+        print(f"resuming {setup.workdir} after epoch {position.epoch}" + (f" and {done} steps" if done else ""))
+        _keep_best(setup, initial, position)
+    runs.keep_rows(setup.workdir / "metrics.jsonl", position.epoch)
+    return parallel.replicate(initial, setup.devices), parallel.replicate(sums, setup.devices), position
+
+
+def _run_epochs(setup, current, sums, position, interruption):
+    """Returns why the run ended, after training to its end."""
+    start = time.monotonic()
+    _print_header(setup, position)
+    with _open_events(setup.workdir, position.epoch) as events:
+        while (ended := _why_ended(setup, position, start)) is None:
+            began = time.perf_counter()
+            current = _set_learning_rate(setup, current, position.schedule.learning_rate)
+            current, sums, timing = _train_epoch(setup, current, sums, position, interruption)
+            results = _validate(setup, current)
+            position, row = _close_epoch(setup, position, sums, results, timing, time.perf_counter() - began)
+            _save_epoch(setup, current, position, row)
+            _write_events(events, row)
+            _print_row(setup, row, position)
+            sums = parallel.replicate(jax.device_get(steps.empty_sums(setup.config.model.num_classes)), setup.devices)
+    return ended
+
+
+def _why_ended(setup, position, start):
+    limit = setup.config.train.max_minutes
+    stop_file = setup.workdir / STOP_FILE
+    if position.schedule.stopped:
+        return "early stopping"
+    if position.epoch >= setup.config.train.num_epochs:
+        return "all epochs"
+    if position.epoch and stop_file.exists():
+        stop_file.unlink()
+        return "stop file"
+    if limit is not None and time.monotonic() - start > 60.0 * limit:
+        return "max_minutes"
+    return None
+
+
+def _train_epoch(setup, current, sums, position, interruption):
+    """Returns (state, sums, timing) after the rest of an epoch; nothing waits for the device but the bar."""
+    done = int(parallel.fetch_first(current.step)) - position.epoch * setup.steps_per_epoch
+    rows = list(itertools.islice(_epoch_rows(setup, position.epoch + 1), done, None))
+    batches = input_pipeline.read_batches(setup.feed, rows)
+    label = f"epoch {position.epoch + 1}/{setup.config.train.num_epochs}"
+    recent, waited, first = [], 0.0, None
+    start = time.perf_counter()
+    for batch, seconds in progress.track(batches, total=len(rows), label=label, unit="step"):
+        current, sums = setup.train_fn(current, sums, batch)
+        waited += seconds
+        recent.append(sums.weight)
+        if first is None:
+            jax.block_until_ready(sums)
+            first = time.perf_counter() - start
+        elif len(recent) > 2:
+            # Keeps two steps in flight: the bar is true, and the queue of work never runs dry.
+            recent.pop(0).block_until_ready()
+        if interruption.signal is not None:
+            _save_interrupted(setup, current, sums, position, interruption)
+    jax.block_until_ready(sums)
+    seconds = time.perf_counter() - start
+    examples = int(sum(weights.sum() for _, weights in rows))
+    return current, sums, _Timing(len(rows), examples, seconds, first or 0.0, waited)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timing:
+    steps: int
+    examples: int
+    seconds: float
+    first_step_seconds: float
+    waited_seconds: float
+
+    @property
+    def images_per_second(self):
+        """Of the steps after the first, which may compile."""
+        if self.steps < 2:
+            return self.examples / self.seconds if self.seconds else 0.0
+        later = self.examples * (self.steps - 1) / self.steps
+        return later / (self.seconds - self.first_step_seconds)
+
+
+def _epoch_rows(setup, epoch):
+    order = input_pipeline.epoch_order(
+        setup.members["train"], seed=setup.config.train.order_seed, epoch=epoch
+    )
+    size = setup.config.train.batch_size
+    return input_pipeline.padded_rows(order, size, parallel.round_up(size, setup.devices))
+
+
+def _validate(setup, current):
+    return evaluate.evaluate_cases(
+        setup.eval_fn,
+        current.variables,
+        setup.feed,
+        setup.members["val"],
+        batch_size=setup.config.eval.batch_size,
+    )
+
+
+def _close_epoch(setup, position, sums, results, timing, seconds):
+    """Returns (Position, row) after an epoch; raises InputError where a loss is not finite."""
+    epoch, sums = position.epoch + 1, parallel.fetch_first(sums)
+    _check_finite(setup, epoch, sums)
+    val = evaluate.summarise(results)
+    if val["loss"] is None:
+        raise InputError(
+            f"epoch {epoch}: the validation loss is not finite; the weights of the last good epoch are in "
+            f"{setup.workdir}; lower optim.learning_rate (it was {position.schedule.learning_rate:g})"
+        )
+    schedule = optim.update_schedule(position.schedule, epoch=epoch, value=val["loss"], config=setup.config.optim)
+    row = {
+        "epoch": epoch,
+        "step": epoch * setup.steps_per_epoch,
+        "learning_rate": position.schedule.learning_rate,
+        "train": _divide_sums(sums),
+        "val": val,
+        "seconds": seconds,
+        "first_step_seconds": timing.first_step_seconds,
+        "images_per_second": timing.images_per_second,
+        "waited_for_data": timing.waited_seconds / timing.seconds if timing.seconds else 0.0,
+        **_peak_memory(setup.devices[0]),
+    }
+    return Position(epoch, schedule, position.seconds + seconds), row
+
+
+def _check_finite(setup, epoch, sums):
+    bad = int(sums.bad_step)
+    if bad == np.iinfo(np.int32).max:
+        return
+    batch = bad - (epoch - 1) * setup.steps_per_epoch
+    indices, weights = next(itertools.islice(_epoch_rows(setup, epoch), batch, None))
+    cases = ", ".join(str(setup.dataset.table.case_id[i]) for i in indices[weights > 0])
+    raise InputError(
+        f"step {bad + 1} (epoch {epoch}, batch {batch + 1}): the loss is not finite, on the cases {cases}; the weights "
+        f"of the last good epoch are in {setup.workdir}; lower optim.learning_rate, or look at these cases"
+    )
+
+
+def _divide_sums(sums):
+    weight, cases = float(sums.weight), np.asarray(sums.dice_cases, np.float64)
+    dice = [float(d / n) if n else None for d, n in zip(sums.dice, cases, strict=True)]
+    return {
+        "loss": float(sums.loss) / weight,
+        "segmentation_loss": float(sums.segmentation) / weight,
+        "auxiliary_loss": float(sums.auxiliary) / weight,
+        "accuracy": float(sums.accuracy) / weight,
+        "pooled_dsc": float(sums.accuracy) / weight,
+        "dice": evaluate.by_class(dice),
+        "dice_cases": evaluate.by_class(map(int, cases)),
+    }
+
+
+def _save_epoch(setup, current, position, row):
+    """The row first, then the state, then the best weights: a kill in between costs an epoch, no weights."""
+    runs.append_row(setup.workdir / "metrics.jsonl", row)
+    host = parallel.fetch_first(current)
+    last = position.schedule.stopped or position.epoch == setup.config.train.num_epochs
+    improved = position.schedule.best_epoch == position.epoch
+    if improved or last or position.epoch % setup.config.checkpoint.every_epochs == 0:
+        empty = jax.device_get(steps.empty_sums(setup.config.model.num_classes))
+        checkpoints.save_latest(setup.workdir, state=host, sums=empty, progress=position.to_json())
+    _keep_best(setup, host, position)
+
+
+def _keep_best(setup, host_state, position):
+    """Saves the weights as the best where they are and are not saved yet."""
+    step = int(host_state.step)
+    is_best = position.schedule.best_epoch == position.epoch > 0 and step == position.epoch * setup.steps_per_epoch
+    if is_best and checkpoints.best_step(setup.workdir) != step:
+        checkpoints.save_best(
+            setup.workdir,
+            step=step,
+            variables=host_state.variables,
+            progress={"epoch": position.epoch, "val_loss": position.schedule.stop_best},
+        )
+
+
+def _save_interrupted(setup, current, sums, position, interruption):
+    host, sums = parallel.fetch_first(current), parallel.fetch_first(sums)
+    _check_finite(setup, position.epoch + 1, sums)
+    checkpoints.save_latest(setup.workdir, state=host, sums=sums, progress=position.to_json())
+    done = int(host.step) - position.epoch * setup.steps_per_epoch
+    raise Interrupted(
+        f"stopped by {interruption.signal.name} in epoch {position.epoch + 1} after {done} of "
+        f"{setup.steps_per_epoch} steps; saved in {setup.workdir}: start the same command again to go on"
+    )
+
+
+class _Interruption:
+    """Remembers a SIGTERM until the step at hand is done; only the main thread can listen."""
+
+    def __init__(self):
+        self.signal = None
+        self._old = None
+
+    def __enter__(self):
+        try:
+            self._old = signal.signal(signal.SIGTERM, self._remember)
+        except ValueError:
+            logging.info("not in the main thread: SIGTERM will not be waited for")
+        return self
+
+    def __exit__(self, *_):
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
+
+    def _remember(self, number, _):
+        self.signal = signal.Signals(number)
+
+
+def _set_learning_rate(setup, current, learning_rate):
+    rate = parallel.replicate(np.float32(learning_rate), setup.devices)
+    return current._replace(opt_state=optim.set_learning_rate(current.opt_state, rate))
+
+
+def _peak_memory(device):
+    _, peak = parallel.device_memory_bytes(device)
+    if peak is not None and device.platform != "cpu":
+        return {"peak_memory_mb": peak / 1e6, "memory_of": "device"}
+    return {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "memory_of": "process"}
+
+
+def _open_events(workdir, epoch):
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(workdir), purge_step=epoch + 1)
+
+
+def _write_events(events, row):
+    for split in ("train", "val"):
+        scores = {k: v for k, v in row[split].items() if isinstance(v, float)}
+        scores |= {f"dice/{name}": v for name, v in row[split]["dice"].items() if v is not None}
+        for name, value in scores.items():
+            events.add_scalar(f"{split}/{name}", value, row["epoch"])
+    for name in ("learning_rate", "seconds", "images_per_second", "peak_memory_mb"):
+        events.add_scalar(name, row[name], row["epoch"])
+    events.flush()
+
+
+def _print_header(setup, position):
+    sizes = ", ".join(f"{name} {len(rows)}" for name, rows in setup.members.items())
+    device = setup.devices[0]
+    print(
+        f"{setup.dataset.name}: {sizes} cases; {len(setup.devices)} x {device.device_kind} ({device.platform}), data on the "
+        f"{'device' if setup.feed.placement == 'device' else 'disk'}; workdir {setup.workdir}",
+        flush=True,
+    )
+    if position.epoch == 0:
+        print("the first step compiles the network; this takes up to a minute", file=sys.stderr, flush=True)
+
+
+def _print_row(setup, row, position):
+    val = row["val"]
+    dice = "  ".join(
+        f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'} ({val['dice_cases'][name]})"
+        for name, value in val["dice"].items()
+        if name != "background"
+    )
+    best = "  best" if position.schedule.best_epoch == row["epoch"] else ""
+    print(
+        f"epoch {row['epoch']}/{setup.config.train.num_epochs}  loss {row['train']['loss']:.4f}  val {val['loss']:.4f}  "
+        f"Dice {dice}  lr {row['learning_rate']:g}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s{best}",
+        flush=True,
+    )
