@@ -1,0 +1,35 @@
+"""The report of an evaluation: one page that needs no network, its figures as PNG, its tables as CSV.
+
+matplotlib is imported when a report is written, not before: training does without it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+
+def write_report(folder, report):
+    """Writes `index.html`, `figures/*.png`, `tables/*.csv` and `scores.json`; returns the page's path.
+
+    Args:
+        folder: pathlib.Path or str, made where it is not there.
+        report: `inputs.Report`.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from auxseg.report import html, pictures, tables
+
+    folder = pathlib.Path(folder)
+    drawn = pictures.draw_all(report)
+    for picture in drawn.values():
+        tables.write_bytes(folder / "figures" / f"{picture.name}.png", picture.png)
+    named = html.name_tables(report)
+    for name, rows in named.items():
+        tables.write_csv(folder / "tables" / f"{name}.csv", rows)
+    left_out = ("cases", "cases_native", "objects", "objects_native")
+    tables.write_json(
+        folder / "scores.json", {name: rows for name, rows in named.items() if name not in left_out}
+    )
+    tables.write_text(folder / "index.html", html.create_page(report, drawn))
+    return folder / "index.html"

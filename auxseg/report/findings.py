@@ -1,0 +1,303 @@
+"""What a reader must not overlook: automatic checks of an evaluation, each a plain sentence with its numbers.
+
+A mean hides a fault: with left and right swapped the pooled DSC is still high. Each check looks for one
+fault that has been seen in practice and says what it saw; a check that finds nothing says that too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from auxseg import scores, statistics
+from auxseg.report import tables
+
+FAULT, CAUTION, NOTE, PASSED = "fault", "caution", "note", "passed"
+LEVELS = (FAULT, CAUTION, NOTE, PASSED)
+
+SWAPPED_SHARE = 0.5
+"""Of a case's lung pixels on the wrong side: above it, its sides are swapped."""
+CONFUSED_SHARE = 0.01
+"""Of all lung pixels on the wrong side: above it the sides are confused."""
+SHIFT_PX = 0.75
+"""A systematic shift of a whole pixel shows; centroids of good predictions differ by a few tenths."""
+SHIFT_GAIN = 0.001
+"""Of lung Dice, gained by moving the prediction back: else a difference of shape, not a shift."""
+AREA_SHARE = 0.1
+"""Of the area: beyond it a class is systematically too large or too small."""
+HIDDEN_DICE = 0.5
+DOUBTFUL_NODULE_DICE = 0.9
+"""Two radiologists agree to 0.82 on the largest slice of a LUNA16 nodule (LIDC outlines)."""
+FEW = 10
+"""Patients; an interval from fewer is too narrow."""
+CALIBRATION_LIMIT = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One check's result.
+
+    Attributes:
+        level: 'fault', 'caution', 'note' or 'passed'.
+        title: a few words.
+        text: a plain sentence or two, with numbers.
+        section: anchor in the page that shows more.
+    """
+
+    level: str
+    title: str
+    text: str
+    section: str
+
+
+def find_all(evaluation, *, split="test", splits=None, finished=True):
+    """Returns the Findings of all checks, gravest first.
+
+    Args:
+        evaluation: scores.Evaluation.
+        split: its name; 'val' chose the weights, 'train' taught them.
+        splits: {name: case ids} of the run, or None: not checked.
+        finished: whether training ended by itself.
+    """
+    found = [check_sides(evaluation), check_shift(evaluation)]
+    found += [check_missed(evaluation, name) for name in scores.FOREGROUND]
+    found += [check_area(evaluation, name) for name in scores.FOREGROUND]
+    found += [check_false_positives(evaluation, name) for name in scores.FOREGROUND]
+    found += [check_pooled(evaluation), check_doubtful(evaluation), check_calibration(evaluation)]
+    found += [
+        check_numbers(evaluation),
+        check_spacing(evaluation),
+        check_split(split),
+        check_overlap(splits),
+    ]
+    found.append(check_finished(finished))
+    return sorted((each for each in found if each), key=lambda each: LEVELS.index(each.level))
+
+
+def check_sides(evaluation):
+    """Returns whether lung pixels are given to the other lung; None without a case that has both lungs."""
+    left, right = scores.LUNGS
+    sizes = [tables.column(evaluation, f"{name}_reference_px") for name in scores.LUNGS]
+    both = (sizes[0] > 0) & (sizes[1] > 0)
+    if not both.any():
+        return None
+    wrong = sum(tables.column(evaluation, f"pixels_{a}_as_{b}") for a, b in ((left, right), (right, left)))
+    lungs = wrong + sum(tables.column(evaluation, f"pixels_{a}_as_{a}") for a in scores.LUNGS)
+    share = wrong / np.maximum(lungs, 1)
+    swapped, pooled = (
+        int(np.sum(share[both] > SWAPPED_SHARE)),
+        wrong[both].sum() / max(lungs[both].sum(), 1),
+    )
+    text = f"{pooled:.1%} of the lung pixels that were found lie in the other lung."
+    if swapped:
+        every = "; the labels or the orientation are flipped" if swapped > 0.8 * both.sum() else ""
+        return Finding(
+            FAULT,
+            "Left and right are swapped",
+            f"In {swapped} of {both.sum()} cases with both lungs{every}. {text}",
+            "confusion",
+        )
+    if pooled > CONFUSED_SHARE:
+        return Finding(CAUTION, "Left and right are confused", text, "confusion")
+    return Finding(PASSED, "Left and right", text, "confusion")
+
+
+def check_shift(evaluation):
+    """Returns whether all predictions lie to one side of the reference; None where no lung was found."""
+    shifts = np.stack([tables.column(evaluation, f"shift_{axis}_px") for axis in "yx"], axis=-1)
+    there = ~np.isnan(shifts).any(-1)
+    if not there.any():
+        return None
+    center = np.median(shifts[there], axis=0)
+    length = float(np.hypot(*center))
+    alike = float(np.mean(np.hypot(*(shifts[there] - center).T) < max(1.0, length / 2)))
+    before = tables.column(evaluation, "lungs_dice")[there].mean()
+    after = tables.column(evaluation, "lungs_dice_moved_back")[there].mean()
+    where = (
+        f"{abs(center[0]):.1f} px {'down' if center[0] > 0 else 'up'} and {abs(center[1]):.1f} px to the "
+        + ("right" if center[1] > 0 else "left")
+    )
+    if length >= SHIFT_PX and alike >= 0.7 and after - before > SHIFT_GAIN:
+        return Finding(
+            FAULT,
+            "Predictions are shifted",
+            f"The predicted lungs lie {where} of the reference in the image, alike in {alike:.0%} of "
+            f"{there.sum()} cases. "
+            f"Moved back, lung Dice rises from {before:.3f} to {after:.3f}: look for an offset in a "
+            "crop, a "
+            "resize or a flip.",
+            "confusion",
+        )
+    return Finding(
+        PASSED,
+        "Shift",
+        f"Median offset of the lungs: {length:.2f} px, over {there.sum()} cases.",
+        "confusion",
+    )
+
+
+def check_missed(evaluation, name):
+    """Returns how often a class was missed altogether; None where no reference has it."""
+    status = tables.statuses(evaluation, name)
+    present, missed = int(np.isin(status, ("scored", "missed")).sum()), int(np.sum(status == "missed"))
+    title = tables.TITLES[name]
+    if not present:
+        return Finding(
+            NOTE, f"{title}: no case has it", "Nothing can be said about this class here.", "scores"
+        )
+    if missed == present:
+        return Finding(
+            FAULT,
+            f"{title} is never found",
+            f"Of the {present} cases that have it, no prediction holds one pixel of it.",
+            "scores",
+        )
+    if missed:
+        level = FAULT if name in scores.LUNGS else CAUTION
+        return Finding(
+            level,
+            f"{title} is lost in {missed} of {present} cases",
+            "They count with the worst value in every mean.",
+            "scores",
+        )
+    return Finding(PASSED, f"{title} found", f"In all {present} cases that have it.", "scores")
+
+
+def check_area(evaluation, name):
+    """Returns whether a class is systematically too large or too small; None with fewer than 5 cases."""
+    values = tables.column(evaluation, f"{name}_area_error_relative")
+    if np.sum(~np.isnan(values)) < 5 or (tables.statuses(evaluation, name) == "missed").all():
+        return None
+    interval = statistics.bootstrap_mean(values, tables.patients(evaluation))
+    text = f"Mean relative area error {interval.estimate:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]."
+    title = tables.TITLES[name]
+    if abs(interval.estimate) > AREA_SHARE and not interval.low <= 0 <= interval.high:
+        size = "large" if interval.estimate > 0 else "small"
+        return Finding(CAUTION, f"{title} comes out too {size}", text, "agreement")
+    return Finding(PASSED, f"{title} area", text, "agreement")
+
+
+def check_false_positives(evaluation, name):
+    """Returns how often a class is predicted where there is none; None where every reference has it."""
+    status = tables.statuses(evaluation, name)
+    without, false = (
+        int(np.isin(status, ("absent", "false_positive")).sum()),
+        int(np.sum(status == "false_positive")),
+    )
+    if not without:
+        return None
+    text = f"Predicted in {false} of the {without} cases without it in the reference; they are in no mean."
+    return Finding(
+        CAUTION if false else PASSED, f"{tables.TITLES[name]}: false-positive cases", text, "scores"
+    )
+
+
+def check_pooled(evaluation):
+    """Returns a caution where a high pooled DSC stands beside a class that is not segmented."""
+    pooled = tables.pooled_table(evaluation)[0]["value"]
+    means = {
+        name: statistics.bootstrap_mean(
+            tables.column(evaluation, f"{name}_dice"), tables.patients(evaluation)
+        )
+        for name in scores.FOREGROUND
+    }
+    low = {name: each.estimate for name, each in means.items() if each.estimate < HIDDEN_DICE}
+    if pooled < 0.95 or not low:
+        return None
+    named = ", ".join(f"{tables.TITLES[name].lower()} {value:.2f}" for name, value in low.items())
+    return Finding(
+        CAUTION,
+        "The pooled DSC hides a class",
+        f"Pooled DSC (paper) {pooled:.3f} beside a mean Dice of {named}. Quote the classes.",
+        "scores",
+    )
+
+
+def check_doubtful(evaluation):
+    """Returns a caution where nodules score above what two radiologists agree to; None otherwise."""
+    values = tables.column(evaluation, "nodule_dice")
+    values = values[~np.isnan(values)]
+    if len(values) < 5 or values.mean() <= DOUBTFUL_NODULE_DICE:
+        return None
+    return Finding(
+        CAUTION,
+        "Nodule Dice is above radiologists' agreement",
+        f"{values.mean():.3f} over {len(values)} cases; two radiologists agree to 0.82 on one slice. Doubt "
+        "it: synthetic data, leaked cases, or another structure taken for nodules?",
+        "scores",
+    )
+
+
+def check_calibration(evaluation):
+    """Returns whether confidence can be trusted; None without probabilities."""
+    if evaluation.calibration is None:
+        return None
+    error = statistics.calibration_error(evaluation.calibration[-1])
+    text = (
+        f"Expected calibration error of the predicted class: {error:.3f} (all pixels, background included)."
+    )
+    if error > CALIBRATION_LIMIT:
+        return Finding(CAUTION, "Probabilities are off", text, "calibration")
+    return Finding(PASSED, "Calibration", text, "calibration")
+
+
+def check_numbers(evaluation):
+    """Returns a note where a mean rests on few patients."""
+    owners = tables.patients(evaluation)
+    counts = {
+        name: len(set(owners[~np.isnan(tables.column(evaluation, f"{name}_dice"))]))
+        for name in scores.FOREGROUND
+    }
+    few = [f"{tables.TITLES[name].lower()} {count}" for name, count in counts.items() if 0 < count < FEW]
+    if not few:
+        return None
+    return Finding(
+        NOTE, "Few patients", f"By class: {', '.join(few)}. Intervals from so few are too narrow.", "scores"
+    )
+
+
+def check_spacing(evaluation):
+    """Returns a note where cases have no spacing; None where all have one."""
+    unknown = int(np.isnan(tables.column(evaluation, "spacing_y_mm")).sum())
+    if not unknown:
+        return None
+    return Finding(
+        NOTE,
+        "Pixel size unknown",
+        f"In {unknown} of {len(evaluation.rows)} cases: their distances are in pixels, in other rows.",
+        "scores",
+    )
+
+
+def check_split(split):
+    """Returns a caution for a split that had a part in training; None for a test split."""
+    why = {
+        "val": "These cases chose the weights and the learning rate",
+        "train": "The network was trained on these cases",
+    }
+    if split not in why:
+        return None
+    return Finding(
+        CAUTION, f"Scored on the {split} split", f"{why[split]}: the scores are optimistic.", "run"
+    )
+
+
+def check_overlap(splits):
+    """Returns whether a case is in two splits; None where the splits are not known."""
+    if not splits:
+        return None
+    names = list(splits)
+    shared = {(a, b): set(splits[a]) & set(splits[b]) for i, a in enumerate(names) for b in names[i + 1 :]}
+    bad = [f"{len(cases)} in {a} and {b}" for (a, b), cases in shared.items() if cases]
+    if bad:
+        return Finding(
+            FAULT, "Cases are in two splits", f"{'; '.join(bad)}: the scores are worthless.", "run"
+        )
+    return Finding(PASSED, "Splits", "No case is in two of them.", "run")
+
+
+def check_finished(finished):
+    """Returns a note where training has not ended; None where it has."""
+    text = "There is no summary.json: training goes on, or was stopped. These are the best weights so far."
+    return None if finished else Finding(NOTE, "The run has not ended", text, "training")
