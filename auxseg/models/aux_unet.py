@@ -16,6 +16,7 @@ Weights, by name (`layers.py` has the layout of each):
     mask                  kernel [F, 4], bias [4]
     aux                   hidden [F, 128], hidden_bias, kernel [128, 4], bias [4]
 
+The modules declare the shapes of weights; `AuxUNet.init` gives them their values.
 Parameters and statistics are float32, whatever the computation is in. A decoder's input is the
 up-sampled image followed by the skip, in this order of channels.
 """
@@ -31,7 +32,12 @@ from jax import lax
 
 from auxseg.errors import InputError
 from auxseg.models import layers
+from auxseg.models.initial import draw_variables
 from auxseg.structs import Outputs
+
+
+_ZEROS = nn.initializers.zeros
+_ONES = nn.initializers.ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +60,6 @@ class Settings:
     def widths(self):
         """Returns the channels of each encoder level and of the bottleneck, depth + 1 integers."""
         return [self.base_width << level for level in range(self.depth + 1)]
-
-
-def glorot_uniform(fan_in, fan_out):
-    """Returns Keras' default initialiser for these fans: uniform within sqrt(6 / (in + out))."""
-    limit = (6.0 / (fan_in + fan_out)) ** 0.5
-    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -limit, limit)
 
 
 def batch_statistics(images, weights, axis_name):
@@ -113,9 +113,9 @@ class Unit(nn.Module):
 
     def _separable(self, images):
         channels, dtype = images.shape[-1], images.dtype
-        depthwise = self.param("depthwise", glorot_uniform(9 * channels, 9), (3, 3, channels))
-        pointwise = self.param("pointwise", glorot_uniform(channels, self.features), (channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        depthwise = self.param("depthwise", _ZEROS, (3, 3, channels))
+        pointwise = self.param("pointwise", _ZEROS, (channels, self.features))
+        bias = self.param("bias", _ZEROS, (self.features,))
         lowering = self.settings.lowering
         images = layers.depthwise_conv(images, depthwise.astype(dtype), lowering=lowering)
         return layers.pointwise_conv(images, pointwise.astype(dtype), bias.astype(dtype), lowering=lowering)
@@ -123,15 +123,15 @@ class Unit(nn.Module):
     def _ordinary(self, images):
         channels, dtype = images.shape[-1], images.dtype
         shape = (3, 3, channels, self.features)
-        kernel = self.param("ordinary", glorot_uniform(9 * channels, 9 * self.features), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("ordinary", _ZEROS, shape)
+        bias = self.param("bias", _ZEROS, (self.features,))
         return layers.ordinary_conv(images, kernel.astype(dtype), bias.astype(dtype))
 
     def _normalisation(self, images, train, weights, momentum):
         """Returns the factor and shift of batch norm, float32 [features] each."""
         shape = (self.features,)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        offset = self.param("offset", nn.initializers.zeros, shape)
+        scale = self.param("scale", _ONES, shape)
+        offset = self.param("offset", _ZEROS, shape)
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         moving_variance = self.variable("batch_stats", "variance", jnp.ones, shape)
         mean, variance = moving_mean.value, moving_variance.value
@@ -155,10 +155,10 @@ class SqueezeExcite(nn.Module):
         """Returns the images [N, H, W, C], each channel times its scale in (0, 1)."""
         channels, dtype = images.shape[-1], images.dtype
         width = max(1, channels // self.settings.se_ratio)
-        squeeze = self.param("squeeze", glorot_uniform(channels, width), (channels, width))
-        squeeze_bias = self.param("squeeze_bias", nn.initializers.zeros, (width,))
-        excite = self.param("excite", glorot_uniform(width, channels), (width, channels))
-        excite_bias = self.param("excite_bias", nn.initializers.zeros, (channels,))
+        squeeze = self.param("squeeze", _ZEROS, (channels, width))
+        squeeze_bias = self.param("squeeze_bias", _ZEROS, (width,))
+        excite = self.param("excite", _ZEROS, (width, channels))
+        excite_bias = self.param("excite_bias", _ZEROS, (channels,))
         means = jnp.mean(images, (1, 2), dtype=jnp.float32)
         hidden = nn.relu(means @ squeeze + squeeze_bias[None])
         scale = nn.sigmoid(hidden @ excite + excite_bias[None])
@@ -190,10 +190,10 @@ class AuxHead(nn.Module):
     def __call__(self, images):
         """Returns logits float32 [N, classes] for features [N, H, W, C]."""
         channels, width, classes = images.shape[-1], self.settings.aux_width, self.settings.num_classes
-        hidden = self.param("hidden", glorot_uniform(channels, width), (channels, width))
-        hidden_bias = self.param("hidden_bias", nn.initializers.zeros, (width,))
-        kernel = self.param("kernel", glorot_uniform(width, classes), (width, classes))
-        bias = self.param("bias", nn.initializers.zeros, (classes,))
+        hidden = self.param("hidden", _ZEROS, (channels, width))
+        hidden_bias = self.param("hidden_bias", _ZEROS, (width,))
+        kernel = self.param("kernel", _ZEROS, (width, classes))
+        bias = self.param("bias", _ZEROS, (classes,))
         means = jnp.mean(images, (1, 2), dtype=jnp.float32)
         return nn.relu(means @ hidden + hidden_bias[None]) @ kernel + bias[None]
 
@@ -208,9 +208,8 @@ class Upsample(nn.Module):
     def __call__(self, images):
         """Returns float [N, 2H, 2W, features]."""
         channels, dtype = images.shape[-1], images.dtype
-        initialise = glorot_uniform(4 * channels, 4 * self.features)
-        kernel = self.param("kernel", initialise, (channels, 2, 2, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", _ZEROS, (channels, 2, 2, self.features))
+        bias = self.param("bias", _ZEROS, (self.features,))
         lowering = self.settings.lowering
         return layers.upsample(images, kernel.astype(dtype), bias.astype(dtype), lowering=lowering)
 
@@ -224,8 +223,8 @@ class MaskHead(nn.Module):
     def __call__(self, images):
         """Returns logits float32 [N, H, W, classes]."""
         channels, classes = images.shape[-1], self.settings.num_classes
-        kernel = self.param("kernel", glorot_uniform(channels, classes), (channels, classes))
-        bias = self.param("bias", nn.initializers.zeros, (classes,))
+        kernel = self.param("kernel", _ZEROS, (channels, classes))
+        bias = self.param("bias", _ZEROS, (classes,))
         lowering = self.settings.lowering
         return layers.pointwise_conv(images, kernel.astype(images.dtype), bias, lowering=lowering)
 
@@ -240,6 +239,15 @@ class AuxUNet(nn.Module):
 
     settings: Settings
     axis_name: str | None = None
+
+    def init(self, key, images):
+        """Returns {'params', 'batch_stats'} with Keras' initial values (`initial.py`).
+
+        Args:
+            key: jax random key.
+            images: as in `__call__`; only the shape is read.
+        """
+        return draw_variables(key, jax.eval_shape(super().init, key, images))
 
     @nn.compact
     def __call__(self, images, *, train=False, weights=None, momentum=None):
