@@ -220,10 +220,7 @@ def read_slice(path, index_z, *, header=None):
         InputError: as `read_header`; `index_z` is outside the scan; the values are no HU.
     """
     header = header or read_header(path)
-    if not 0 <= index_z < header.geometry.size_xyz[2]:
-        raise InputError(
-            f"slice index: got {index_z}, expected 0 to {header.geometry.size_xyz[2] - 1}, in {header.path}"
-        )
+    _check_slice(header, index_z)
     axis, flipped = header.orientation.axes[2], header.orientation.flips[2]
     size, index = list(header.stored.size_xyz), [0, 0, 0]
     index[axis] = size[axis] - 1 - int(index_z) if flipped else int(index_z)
@@ -233,6 +230,28 @@ def read_slice(path, index_z, *, header=None):
     reader.SetExtractSize(size)
     block = to_canonical(_execute(reader, header.path), header.orientation)
     return _to_hu(block[0], header.path)
+
+
+def read_slices(path, indices_z, *, header=None):
+    """Returns axial slices, int16 [n, H, W] in HU, canonical, in the order asked for.
+
+    One by one where the voxels are stored uncompressed beside an `.mhd`, else from the whole volume.
+
+    Args:
+        path: the scan file.
+        indices_z: 0-based, from inferior to superior.
+        header: `read_header(path)`, where the caller has it already.
+
+    Raises:
+        InputError: as `read_slice`.
+    """
+    header = header or read_header(path)
+    indices = [int(index) for index in indices_z]
+    if len(indices) == 1 or (indices and _is_plain(header.path)):
+        return np.stack([read_slice(path, index, header=header) for index in indices])
+    for index in indices:
+        _check_slice(header, index)
+    return read_volume(path, header=header)[indices]
 
 
 def read_volume(path, *, header=None):
@@ -310,6 +329,19 @@ def _array_axes(orientation):
 
 def _array_flips(orientation):
     return tuple(slice(None, None, -1 if flip else 1) for flip in reversed(orientation.flips))
+
+
+def _check_slice(header, index_z):
+    num_slices = header.geometry.size_xyz[2]
+    if not 0 <= index_z < num_slices:
+        raise InputError(f"slice index: got {index_z}, expected 0 to {num_slices - 1}, in {header.path}")
+
+
+def _is_plain(path):
+    """Returns whether a file's voxels lie uncompressed, so that a slice can be read alone."""
+    if path.suffix.lower() not in (".mhd", ".mha"):
+        return False
+    return _read_metaimage_fields(path).get("CompressedData", "False").lower() != "true"
 
 
 def _open(path):

@@ -88,6 +88,7 @@ def test_written_volume_is_read_slice_by_slice(tmp_path, suffix, direction, comp
     np.testing.assert_array_equal(ct.read_volume(path), expected)
     for index_z in range(header.geometry.size_xyz[2]):
         np.testing.assert_array_equal(ct.read_slice(path, index_z), expected[index_z])
+    np.testing.assert_array_equal(ct.read_slices(path, [2, 0]), expected[[2, 0]])
     assert not list(tmp_path.glob(".writing*"))
 
 

@@ -51,13 +51,39 @@ def from_luna16(mask, labels, *, where):
 
 def check_values(mask, expected, *, where):
     """Raises an InputError that names the values of `mask` (integers or whole floats) not in `expected`."""
-    values = np.unique(mask)
-    bad = [value for value in values.tolist() if value not in expected]
+    bad = [value for value in distinct(mask).tolist() if value not in expected]
     if bad:
         raise InputError(
             f"mask values: got {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}, expected only "
             f"{', '.join(map(str, expected))}, in {where}"
         )
+
+
+def distinct(mask):
+    """Returns the values in a mask in rising order, at most 300; fast for whole numbers from 0 to 255."""
+    if mask.dtype.kind in "iu" and mask.size and mask.min() >= 0 and mask.max() < 256:
+        return np.flatnonzero(np.bincount(mask.ravel(), minlength=1))
+    return np.unique(mask)[:300]
+
+
+def side_columns(mask, left, right):
+    """Returns how many columns the centre of `left` lies to the right of that of `right` in the image.
+
+    Args:
+        mask: [..., H, W] in canonical orientation: above 0 where the sides are right.
+        left: value of the left lung.
+        right: value of the right lung.
+
+    Returns:
+        float, NaN where one of the lungs is not there.
+    """
+    leading = tuple(range(mask.ndim - 1))
+    counts = [np.count_nonzero(mask == value, axis=leading) for value in (left, right)]
+    if not all(count.any() for count in counts):
+        return np.nan
+    columns = np.arange(mask.shape[-1])
+    centres = [columns @ count / count.sum() for count in counts]
+    return centres[0] - centres[1]
 
 
 def label_vector(mask):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import csv
-import functools
 import os
 import pathlib
 import zipfile
@@ -130,7 +129,9 @@ class _Stack:
 
 def _dataset(source, path, size_yx, labels):
     indices = range(len(source.case_ids))
-    values = np.unique(np.concatenate(_in_threads(functools.partial(_mask_values, source), indices)))
+    values = np.unique(
+        np.concatenate(_in_threads(lambda index: labels_lib.distinct(source.mask(index)), indices))
+    )
     to_classes = _mapping(source, values, labels, path)
 
     def read_native_mask(index):
@@ -195,14 +196,6 @@ def _with_dims(array, num_dims, path, name):
     return array
 
 
-def _mask_values(source, index):
-    """Returns the distinct values of a mask, at most 300; uint8 masks fast."""
-    mask = source.mask(index)
-    if mask.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    return np.unique(mask)[:300]
-
-
 def _mapping(source, values, labels, path):
     """Returns the function from a mask as stored to uint8 class indices."""
     classes = range(len(CLASS_NAMES))
@@ -217,7 +210,7 @@ def _mapping(source, values, labels, path):
             )
         return lambda mask: labels_lib.from_luna16(mask, labels, where=path)
     for index in range(len(source.case_ids)):
-        labels_lib.check_values(_mask_values(source, index), classes, where=source.where(index))
+        labels_lib.check_values(source.mask(index), classes, where=source.where(index))
     raise AssertionError("no mask has a value that the set of all values has")
 
 
@@ -236,18 +229,8 @@ def _mask_facts(mask, size_yx):
     return {
         "labels": labels_lib.label_vector(resize.resize_mask(mask, size_yx)),
         "native_size_yx": mask.shape,
-        "side": _side(mask),
+        "side": labels_lib.side_columns(mask, labels_lib.LEFT, labels_lib.RIGHT),
     }
-
-
-def _side(mask):
-    """Returns columns from the right lung's centre to the left lung's, NaN where a lung is not there."""
-    columns = np.arange(mask.shape[1])
-    counts = [np.count_nonzero(mask == value, axis=0) for value in (labels_lib.LEFT, labels_lib.RIGHT)]
-    if not all(count.any() for count in counts):
-        return np.nan
-    left, right = (columns @ count / count.sum() for count in counts)
-    return left - right
 
 
 def _check_sides(sides, source, path):

