@@ -65,7 +65,9 @@ def _asset(name):
 
 
 def _data(report):
-    return script_data("cases", [viewer.to_page(case) for case in report.cases]) if report.cases else None
+    return (
+        script_data("case-data", [viewer.to_page(case) for case in report.cases]) if report.cases else None
+    )
 
 
 def _version(report):
@@ -195,10 +197,14 @@ def _class_heading(name):
     return join(element("span", class_=f"swatch {name}"), tables.TITLES[name])
 
 
+def _short_heading(name):
+    return join(element("span", class_=f"swatch {name}"), tables.TITLES[name].replace(" lung", ""))
+
+
 def _score_cell(row):
     if not row["cases"]:
         return join("n/a", element("span", "n = 0", class_="count"))
-    digits = 2 if row["unit"] else 3
+    digits = 2 if row["unit"] else 4 if row["score"] in ("Specificity", "Accuracy") else 3
     return join(
         number(row["mean"], digits),
         interval(row["low"], row["high"], digits),
@@ -313,7 +319,7 @@ def _controls():
     head = element(
         "tr",
         element("th", "", scope="col"),
-        [element("th", _class_heading(n), scope="col") for n in scores.FOREGROUND],
+        [element("th", _short_heading(n), scope="col") for n in scores.FOREGROUND],
     )
     numbers = element(
         "div", element("table", element("thead", head), element("tbody", id="case-scores")), class_="scroll"

@@ -1,6 +1,6 @@
 "use strict";
 (function () {
-  const data = document.getElementById("cases");
+  const data = document.getElementById("case-data");
   const root = document.getElementById("viewer");
   if (!data || !root) return;
   const cases = JSON.parse(data.textContent);
