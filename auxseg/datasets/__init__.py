@@ -27,7 +27,7 @@ def load(data_config):
         InputError: a setting or the data cannot be used.
     """
     check_choice("data.name", data_config.name, SOURCES)
-    size_yx = _check_size(data_config.size)
+    size_yx = check_size(data_config.size)
     if data_config.name == "npz":
         from auxseg.datasets import npz
 
@@ -51,8 +51,12 @@ def load(data_config):
 
 def cache_dir(data_config):
     """Returns the folder of prepared records: `data.cache_dir`, else $AUXSEG_CACHE, else ~/.cache/auxseg."""
-    given = data_config.cache_dir or os.environ.get("AUXSEG_CACHE")
-    return pathlib.Path(given or "~/.cache/auxseg").expanduser()
+    return pathlib.Path(data_config.cache_dir).expanduser() if data_config.cache_dir else default_cache_dir()
+
+
+def default_cache_dir():
+    """Returns $AUXSEG_CACHE, else ~/.cache/auxseg."""
+    return pathlib.Path(os.environ.get("AUXSEG_CACHE") or "~/.cache/auxseg").expanduser()
 
 
 def _phantom_dir(data_config):
@@ -68,7 +72,8 @@ def _data_dir(data_config):
     return pathlib.Path(data_config.dir).expanduser()
 
 
-def _check_size(size):
+def check_size(size):
+    """Returns `data.size` as a tuple; raises an InputError unless it is two whole numbers from 16 to 4096."""
     size = tuple(size)
     if len(size) != 2 or not all(isinstance(n, int) and 16 <= n <= 4096 for n in size):
         raise InputError(f"data.size: got {size}, expected two whole numbers (rows, columns) from 16 to 4096")

@@ -116,7 +116,7 @@ def cluster(outlines, geometry):
 
 
 def consensus(readings, header):
-    """Returns the `Patch`es of the pixels that at least half of the readings mark, in canonical orientation."""
+    """Returns the `Patch`es, canonical, of the pixels that at least half of the readings mark."""
     slices = {}
     for number, reading in enumerate(readings):
         for contour in reading:
@@ -147,7 +147,7 @@ def fill(contours, shape):
 
 
 def _inside(points_xy, shape):
-    """Returns (pixel centres inside a closed polygon, pixels that are its points), both bool [rows, columns]."""
+    """Returns (pixels inside a closed polygon, pixels that are its points), both bool [rows, columns]."""
     line = np.zeros(shape, bool)
     line[points_xy[:, 1], points_xy[:, 0]] = True
     inside = np.zeros(shape, bool)

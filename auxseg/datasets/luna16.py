@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from auxseg import progress
 from auxseg.datasets import labels as labels_lib
 from auxseg.datasets import luna16_folder, resize
 from auxseg.datasets.luna16_folder import Settings
@@ -88,20 +89,8 @@ class Luna16(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 yield _case_id(scan.uid, example["slice_index"]), example
 
 
-class BadScansError(InputError):
-    """Scans that cannot be used; `problems` has one line for each."""
-
-    def __init__(self, problems, num_scans):
-        self.problems = tuple(problems)
-        listed = "; ".join(self.problems[:3]) + ("; ..." if len(self.problems) > 3 else "")
-        super().__init__(
-            f"{len(self.problems)} of {num_scans} scans cannot be used: {listed} "
-            "(skip_bad_scans goes on without them)"
-        )
-
-
-def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", progress=None):
-    """Returns the `Dataset` of a LUNA16 folder, or of a folder of records; prepares records that are not there.
+def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16"):
+    """Returns the `Dataset` of a LUNA16 folder (prepares its records if need be) or of a folder of records.
 
     Args:
         path: the LUNA16 folder, or a folder that `prepare` made.
@@ -109,7 +98,6 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", prog
         settings: `Settings`.
         skip_bad_scans: go on without scans that cannot be used.
         name: first part of the data set's name.
-        progress: called with (scans done, scans in all), or None.
 
     Raises:
         InputError: as `prepare`; records of other settings or of another version.
@@ -117,20 +105,11 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", prog
     path = pathlib.Path(path)
     if (path / RECORDS_FILE).is_file():
         return read_records(path, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
-    records = prepare(
-        path,
-        cache_dir=cache_dir,
-        settings=settings,
-        skip_bad_scans=skip_bad_scans,
-        name=name,
-        progress=progress,
-    )
+    records = prepare(path, cache_dir=cache_dir, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
     return read_records(records, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
 
 
-def prepare(
-    path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", overwrite=False, progress=None
-):
+def prepare(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", overwrite=False):
     """Returns the folder of complete records of a LUNA16 folder; writes them where they are not there.
 
     Args:
@@ -140,7 +119,6 @@ def prepare(
         skip_bad_scans: go on without scans that cannot be used, and list them in the notes.
         name: folder below `cache_dir`.
         overwrite: prepare anew even if complete records are there.
-        progress: called with (scans done, scans in all), or None.
 
     Raises:
         BadScansError: scans cannot be used; nothing is left behind.
@@ -152,7 +130,7 @@ def prepare(
     target = place / f"{settings.name}-{luna16_folder.fingerprint(folder, settings)}"
     with _lock(place):
         if overwrite or not (target / RECORDS_FILE).is_file():
-            _prepare(folder, target, settings, skip_bad_scans, progress)
+            _prepare(folder, target, settings, skip_bad_scans)
     return target
 
 
@@ -166,7 +144,7 @@ def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
     path = pathlib.Path(path)
     manifest = _read_manifest(path, settings)
     if manifest["problems"] and not skip_bad_scans:
-        raise BadScansError(manifest["problems"], manifest["num_scans"])
+        raise luna16_folder.BadScansError(manifest["problems"], manifest["num_scans"])
     table, splits, positions = _read_cases(path / CASES_FILE)
     sources = _open_sources(path, settings, sorted(set(splits.tolist())))
 
@@ -228,12 +206,12 @@ def _case_id(uid, slice_index):
     return f"{uid}_{slice_index:04d}"
 
 
-def _prepare(folder, target, settings, skip_bad_scans, progress):
+def _prepare(folder, target, settings, skip_bad_scans):
     for leftover in (*target.parent.glob(".partial-*"), target):
         shutil.rmtree(leftover, ignore_errors=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
-        source = _Source(folder, settings, skip_bad_scans, progress)
+        source = _Source(folder, settings, skip_bad_scans)
         _write_records(partial, source)
         _write_cases(partial, settings, source.subsets)
         _write_durably(partial / RECORDS_FILE, json.dumps(source.manifest(), indent=1).encode())
@@ -245,12 +223,12 @@ def _prepare(folder, target, settings, skip_bad_scans, progress):
 class _Source:
     """The scans that are being written, and what is said of them on the way."""
 
-    def __init__(self, folder, settings, skip_bad_scans, progress):
-        self.settings, self.skip_bad_scans, self.progress = settings, skip_bad_scans, progress
+    def __init__(self, folder, settings, skip_bad_scans):
+        self.settings, self.skip_bad_scans = settings, skip_bad_scans
         self.nodules_of = luna16_folder.create_nodule_reader(folder, settings)
         self.scans, self.problems, notes = luna16_folder.check_scans(folder, settings, self.nodules_of)
         self.num_scans = len(folder.scans) + len(folder.problems)
-        self.notes, self.num_done, self.num_total = list(notes), 0, len(self.scans)
+        self.notes, self.progress = list(notes), iter(())
         self.check(f"none of {self.num_scans} scans has a slice to read")
 
     @property
@@ -259,7 +237,7 @@ class _Source:
 
     def check(self, matter):
         if self.problems and not self.skip_bad_scans:
-            raise BadScansError(self.problems, self.num_scans)
+            raise luna16_folder.BadScansError(self.problems, self.num_scans)
         if not self.scans:
             reasons = "; ".join([*self.problems[:3], *self.notes])
             raise InputError(f"data.dir: {matter}" + (f": {reasons}" if reasons else ""))
@@ -274,10 +252,14 @@ class _Source:
         except InputError as error:
             self.problems.append(f"{scan.uid}: {error}")
             self.check("no scan is left")
-        self.num_done += 1
-        if self.progress:
-            self.progress(self.num_done, self.num_total)
+        next(self.progress, None)
         return examples
+
+    def start_progress(self):
+        """Begins to show how far it is: `examples_of` then takes a step for each scan."""
+        total = len(self.scans)
+        self.progress = progress.track(range(total + 1), total=total, label="Preparing records", unit="scan")
+        next(self.progress)
 
     def drop_empty_subsets(self):
         """Forgets the subsets of which no scan could be read; returns whether there were any."""
@@ -285,7 +267,6 @@ class _Source:
         left = {scan.subset for scan in self.scans if scan.uid not in failed}
         empty = set(self.subsets) - left
         self.scans = [scan for scan in self.scans if scan.subset in left and scan.uid not in failed]
-        self.num_done, self.num_total = 0, len(self.scans)
         self.check("no scan is left")
         return bool(empty)
 
@@ -299,13 +280,14 @@ class _Source:
 
 
 def _write_records(partial, source):
-    """Writes the records; starts over without a subset of which no scan can be read (TFDS has no empty split)."""
+    """Writes the records; TFDS has no empty split, so starts over without subsets that prove to be empty."""
     config = Luna16Config(
         name=source.settings.name,
         settings=source.settings,
         scans=tuple(source.scans),
         examples_of=source.examples_of,
     )
+    source.start_progress()
     try:
         with _quiet(), _small_buffer():
             builder = Luna16(data_dir=str(partial), config=config)

@@ -126,6 +126,18 @@ class Slice:
     num_nodules: int
 
 
+class BadScansError(InputError):
+    """Scans that cannot be used; `problems` has one line for each."""
+
+    def __init__(self, problems, num_scans):
+        self.problems = tuple(problems)
+        listed = "; ".join(self.problems[:3]) + ("; ..." if len(self.problems) > 3 else "")
+        super().__init__(
+            f"{len(self.problems)} of {num_scans} scans cannot be used: {listed} "
+            "(skip_bad_scans goes on without them)"
+        )
+
+
 def list_folder(path):
     """Returns the `Folder`, from names alone: no scan is opened.
 

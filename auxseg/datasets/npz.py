@@ -11,8 +11,8 @@ of the paper have). A slice has no direction matrix: rows must run from anterior
 the patient's right to the left. The sides of the lungs are checked over all slices.
 
 Columns of `index.csv`, all optional but `id`: `id` (the file's name without `.npz`, or without `ID_` before
-it), `slice_index`, `series_uid`, `patient`, `subset`, `pixel_spacing_mm`, `slice_spacing_mm`, `num_nodules`.
-An empty field is unknown.
+it), `slice_index`, `series_uid`, `patient`, `subset`, `pixel_spacing_mm`, `row_spacing_mm` (only where rows
+lie at another distance than columns), `slice_spacing_mm`, `num_nodules`. An empty field is unknown.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ NAMES = (("image", "mask"), ("images", "masks"))
 """Names of the two arrays in a file."""
 
 INDEX_COLUMNS = (
-    "id", "slice_index", "series_uid", "patient", "subset", "pixel_spacing_mm", "slice_spacing_mm",
-    "num_nodules",
+    "id", "slice_index", "series_uid", "patient", "subset", "pixel_spacing_mm", "row_spacing_mm",
+    "slice_spacing_mm", "num_nodules",
 )  # fmt: skip
 
 _UNREADABLE = (
@@ -254,21 +254,23 @@ def _table(source, facts):
     rows = source.rows
     series = [row.get("series_uid") or case_id for row, case_id in zip(rows, source.case_ids, strict=True)]
     patients = [row.get("patient") or uid for row, uid in zip(rows, series, strict=True)]
-    spacing = [
-        [_number(row, name, float, np.nan) for name in ("slice_spacing_mm", *["pixel_spacing_mm"] * 2)]
-        for row in rows
-    ]
     return CaseTable(
         case_id=np.array(source.case_ids),
         series_uid=np.array(series),
         patient=np.array(patients),
         subset=np.array([_number(row, "subset", int, -1) for row in rows], np.int8),
         slice_index=np.array([_number(row, "slice_index", int, -1) for row in rows], np.int32),
-        spacing_zyx_mm=np.array(spacing, np.float32),
+        spacing_zyx_mm=np.array([_spacing_zyx_mm(row) for row in rows], np.float32),
         native_size_yx=np.array([fact["native_size_yx"] for fact in facts], np.int32),
         num_nodules=np.array([_number(row, "num_nodules", int, -1) for row in rows], np.int32),
         labels=np.stack([fact["labels"] for fact in facts]),
     )
+
+
+def _spacing_zyx_mm(row):
+    column_mm = _number(row, "pixel_spacing_mm", float, np.nan)
+    row_mm = _number(row, "row_spacing_mm", float, column_mm)
+    return _number(row, "slice_spacing_mm", float, np.nan), row_mm, column_mm
 
 
 def _read_index(path, case_ids):
