@@ -16,13 +16,13 @@ import functools
 import hashlib
 import json
 import pathlib
-import types
 import zipfile
 import zlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from auxseg import checkpoints, input_pipeline, models, runs
@@ -45,14 +45,19 @@ class Network:
         size_yx: rows and columns that it takes.
         checksum: SHA-256 of the weights.
         labels: 'anatomy', or 'airway_as_nodule' for a network whose third class is the airway.
-        probabilities: images [N, H, W] in HU, int16 or float32 -> float32 [N, H, W, C].
+        forward: images [N, H, W] in HU, int16 or float32 -> (mask probabilities float32 [N, H, W, C],
+            probabilities float32 [N, C] that each class is in the slice).
     """
 
     name: str
     size_yx: tuple[int, int]
     checksum: str
     labels: str
-    probabilities: Callable
+    forward: Callable
+
+    def probabilities(self, images):
+        """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""
+        return self.forward(images)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,7 @@ def create_network(trained):
         tuple(config.data.size),
         weights_checksum(trained.variables),
         config.data.labels,
-        lambda images: forward(jnp.asarray(images))[0],
+        lambda images: forward(jnp.asarray(images)),
     )
 
 
@@ -239,7 +244,7 @@ def _read_stablehlo(path, about):
     if {"gpu": "cuda"}.get(backend, backend) not in program.platforms:
         raise InputError(f"{path}: made for {', '.join(program.platforms)}, not for {backend}; export it again")
     call = jax.jit(program.call)
-    return lambda images: call(jnp.asarray(images, jnp.float32))[0]
+    return lambda images: call(jnp.asarray(images, jnp.float32))
 
 
 def _read_onnx(path, about):
@@ -247,8 +252,12 @@ def _read_onnx(path, about):
         import onnxruntime
     except ImportError as error:
         raise InputError(f"{path}: needs onnxruntime: pip install 'auxseg[onnx]'") from error
-    session = onnxruntime.InferenceSession(path / KINDS["onnx"], providers=_providers(onnxruntime))
-    return lambda images: session.run(["mask_probabilities"], {"images": np.asarray(images, np.float32)})[0]
+    try:
+        session = onnxruntime.InferenceSession(path / KINDS["onnx"], providers=_providers(onnxruntime))
+    except Exception as error:  # its exceptions share no base class
+        raise InputError(f"{path}: onnxruntime cannot read the graph: {error}") from error
+    names = ["mask_probabilities", "class_probabilities"]
+    return lambda images: tuple(session.run(names, {"images": np.asarray(images, np.float32)}))
 
 
 def _providers(onnxruntime):
@@ -257,8 +266,7 @@ def _providers(onnxruntime):
 
 
 def _read_saved(path, about):
-    trained = read_saved(path, about)
-    return create_network(trained).probabilities
+    return create_network(read_saved(path, about)).forward
 
 
 def read_saved(path, about=None):
@@ -276,14 +284,18 @@ def read_saved(path, about=None):
         raise InputError(f"{file}: damaged: {error}; export it again") from error
     if weights_checksum(variables) != about["weights_sha256"]:
         raise InputError(f"{file}: the weights are not those of {FILE}; export it again")
-    return Trained(about["name"], _to_config(about["config"]), variables)
+    return Trained(about["name"], to_config(about["config"]), variables)
 
 
-def _to_config(settings):
-    """Returns settings from JSON with attributes as in a config: tuples, nested names."""
-    if isinstance(settings, dict):
-        return types.SimpleNamespace(**{name: _to_config(value) for name, value in settings.items()})
-    return tuple(map(_to_config, settings)) if isinstance(settings, list) else settings
+def to_config(settings):
+    """Returns a ConfigDict of settings from JSON."""
+    return ml_collections.ConfigDict(_tuples(settings))
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def dump_description(about):

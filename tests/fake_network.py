@@ -28,4 +28,9 @@ def _one(image):
 
 def create(size_yx=(128, 128), name="threshold"):
     """Returns a `Network` that thresholds."""
-    return Network(name, size_yx, "0" * 64, "anatomy", threshold_probabilities)
+    return Network(name, size_yx, "0" * 64, "anatomy", _forward)
+
+
+def _forward(images):
+    probabilities = threshold_probabilities(images)
+    return probabilities, probabilities.any((1, 2)).astype(np.float32)

@@ -1,0 +1,214 @@
+"""Tests of exported bundles: they agree with the original, say what they are, and run without auxseg."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from auxseg import bundle, export, models, onnx_graph, predict, runs
+from auxseg.errors import InputError
+from configs import base
+
+SIZE = (64, 64)
+
+
+def _trained(seed=0, **settings):
+    """Returns a small network with weights as of a trained one: statistics too are not those of a fresh one."""
+    config = base.get_config()
+    with config.unlocked():
+        config.data.size = SIZE
+        config.model.update({"base_width": 4, "depth": 1, "aux_width": 4, "se_ratio": 2, **settings})
+    model = models.create_model(config.model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *SIZE, 1), np.float32))
+    random = np.random.default_rng(seed)
+    return bundle.Trained("small (epoch 1)", config, jax.tree.map(lambda one: _draw(random, one.shape), dict(shapes)))
+
+
+def _draw(random, shape):
+    if len(shape) == 1:
+        return np.float32(random.uniform(0.5, 1.5, shape))
+    return np.float32(random.normal(0, 1.5 / np.sqrt(np.prod(shape[:-1])), shape))
+
+
+def _images(count=3, seed=0):
+    return np.random.default_rng(seed).normal(-400, 400, (count, *SIZE)).clip(-1024, 2000).astype(np.int16)
+
+
+def _export(kind, output, trained):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "read_trained", lambda path: trained)
+        return export.export("run", kind, output, images=_images(), checked_on="noise")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Returns {kind: (folder, bundle.json)} of one small network."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return {kind: (folder / kind, _export(kind, folder / kind, _trained())) for kind in bundle.KINDS}
+
+
+@pytest.mark.parametrize("kind", bundle.KINDS)
+def test_a_bundle_agrees_with_the_original(exported, kind):
+    output, about = exported[kind]
+    images = _images(5, seed=1)  # another number of slices
+    expected = bundle.create_network(_trained()).forward(images)
+    network = bundle.load_network(output)
+    for got, want in zip(network.forward(images), expected):
+        np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=export.TOLERANCE)
+    assert np.ptp(np.asarray(expected[0])) > 0.2  # it says something
+    assert network.size_yx == SIZE and network.name == "small (epoch 1)"
+    assert about["checked"]["largest_difference_of_mask_probabilities"] <= export.TOLERANCE
+    assert about["checked"]["slices"] == 3
+
+
+@pytest.mark.parametrize("settings", [{"se": False}, {"aux": False}, {"separable": False}, {"depth": 3}])
+def test_every_variant_becomes_an_onnx_graph(tmp_path, settings):
+    about = _export("onnx", tmp_path / "out", _trained(**settings))
+    assert about["checked"]["largest_difference_of_mask_probabilities"] <= export.TOLERANCE
+    assert about["checked"]["largest_difference_of_class_probabilities"] <= export.TOLERANCE
+
+
+def test_a_network_trained_in_bfloat16_is_exported_in_float32(tmp_path):
+    about = _export("saved", tmp_path / "out", _trained(dtype="bfloat16"))
+    assert about["config"]["model"]["dtype"] == "float32"
+
+
+def test_a_bundle_describes_itself(exported):
+    output, about = exported["onnx"]
+    assert json.loads((output / bundle.FILE).read_text()) == about
+    assert about["classes"] == ["background", "left_lung", "right_lung", "nodule"]
+    assert about["window_hu"] == [-1000.0, 400.0] and about["size_yx"] == list(SIZE)
+    assert about["opset"] == onnx_graph.OPSET and about["versions"]["jax"] == jax.__version__
+    assert about["weights_sha256"] == bundle.weights_checksum(_trained().variables)
+    assert set(about["files"]) == {"model.onnx", "run.py"}
+    import onnx
+
+    proto = onnx.load(output / "model.onnx")
+    assert {one.version for one in proto.opset_import} == {onnx_graph.OPSET}
+    properties = {one.key: one.value for one in proto.metadata_props}
+    assert properties["weights_sha256"] == about["weights_sha256"]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "stablehlo"])
+def test_a_bundle_runs_without_auxseg(exported, tmp_path, kind):
+    output, _ = exported[kind]
+    image = _images(1, seed=3)[0]
+    np.save(tmp_path / "slice.npy", np.kron(image, np.ones((2, 3), np.int16)))
+    code = (
+        "import sys, runpy; sys.modules['auxseg'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-I", "-c", code, output / "run.py", tmp_path / "slice.npy", tmp_path / "mask.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    mask = np.load(tmp_path / "mask.npy")
+    assert mask.shape == (128, 192) and mask.dtype == np.uint8
+    ours = np.asarray(bundle.load_network(output).probabilities(image[None]))[0].argmax(-1)
+    assert np.mean(mask[::2, 1::3] == ours) > 0.8  # the same picture, resized there and back
+
+
+def test_a_wrong_export_is_not_written(monkeypatch, tmp_path):
+    trained = _trained()
+    monkeypatch.setattr(export, "read_trained", lambda path: trained)
+    true_unit = onnx_graph._unit
+    monkeypatch.setattr(onnx_graph, "_unit", lambda *args: true_unit(*args[:-1], 0.5))  # a wrong epsilon
+    with pytest.raises(RuntimeError, match="differs from the original"):
+        export.export("run", "onnx", tmp_path / "out", images=_images(), checked_on="noise")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_is_found(exported, tmp_path):
+    for kind in bundle.KINDS:
+        output = tmp_path / "copies" / kind
+        shutil.copytree(exported[kind][0], output)
+        file = output / bundle.KINDS[kind]
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(InputError, match="changed since the export"):
+            bundle.load_network(output)
+    (output / bundle.FILE).write_text("{")
+    with pytest.raises(InputError, match="JSON"):
+        bundle.load_network(output)
+    with pytest.raises(InputError, match="neither a run"):
+        bundle.load_network(tmp_path)
+
+
+def test_weights_of_another_network_are_refused(exported, tmp_path):
+    output, about = tmp_path / "copy", dict(exported["saved"][1])
+    shutil.copytree(exported["saved"][0], output)
+    other = bundle.flatten(_trained(seed=5).variables)
+    np.savez(output / "weights.npz", **other)
+    about["files"] = {"weights.npz": bundle.file_checksum(output / "weights.npz")}
+    (output / bundle.FILE).write_text(json.dumps(about))
+    with pytest.raises(InputError, match="not those of"):
+        bundle.load_network(output)
+
+
+def test_flatten_and_back():
+    variables = _trained().variables
+    again = bundle.unflatten(bundle.flatten(variables))
+    assert jax.tree.structure(again) == jax.tree.structure(variables)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(variables)))
+
+
+def test_an_export_replaces_a_bundle_and_nothing_else(tmp_path):
+    output = tmp_path / "there"
+    first = _export("saved", output, _trained())
+    second = _export("saved", output, _trained(seed=2))
+    assert first["weights_sha256"] != second["weights_sha256"]
+    assert bundle.load_network(output).checksum == second["weights_sha256"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    with pytest.raises(InputError, match="is no bundle"):
+        _export("saved", tmp_path / "mine", _trained())
+
+
+@pytest.mark.parametrize("kind", bundle.KINDS)
+def test_real_slices_through_a_bundle_and_predict(exported, real_data, kind):
+    """The mask of a bundle is the mask of the run, on real CT; every pixel of a clear decision."""
+    output, _ = exported[kind]
+    scan = real_data / "luna16_middle" / "ID_0003.npz"
+    options = predict.Options(force=True, probabilities=True)
+    ours = predict.segment(scan, [bundle.create_network(_trained())], options=options)
+    theirs = predict.segment(scan, [bundle.load_network(output)], options=options)
+    np.testing.assert_allclose(theirs.probabilities, ours.probabilities, atol=export.TOLERANCE)
+    two = np.sort(ours.probabilities, axis=0)[-2:]
+    clear = two[1] - two[0] > 2 * export.TOLERANCE
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(theirs.masks[clear], ours.masks[clear])
+
+
+def test_slices_to_check_on_come_from_a_scan(real_data):
+    config = _trained().config
+    images, text = export.read_check_slices(config, None, real_data / "cip" / "ct-64.nrrd")
+    assert images.shape == (export.NUM_SLICES, *SIZE) and "ct-64.nrrd" in text
+
+
+def test_a_run_without_its_data_asks_for_a_scan(tmp_path):
+    config = _trained().config
+    with pytest.raises(InputError, match="--input: give a scan"):
+        export.read_check_slices(config, tmp_path, None)
+
+
+def test_a_run_is_exported_from_its_folder(tmp_path):
+    from auxseg import checkpoints
+
+    trained = _trained()
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    runs.claim_config(workdir, trained.config)
+    checkpoints.save_best(workdir, step=3, variables=trained.variables, progress={"epoch": 1})
+    about = export.export(workdir, "saved", tmp_path / "out", images=_images(), checked_on="noise")
+    assert about["name"] == "run (epoch 1)"
+    again = export.export(tmp_path / "out", "onnx", tmp_path / "onnx", images=_images(), checked_on="noise")
+    assert again["weights_sha256"] == about["weights_sha256"] == bundle.load_network(workdir).checksum
+    shutil.rmtree(pathlib.Path(workdir) / "checkpoints")
+    with pytest.raises(InputError, match="no checkpoint"):
+        bundle.load_network(workdir)
