@@ -33,7 +33,8 @@ def to_png(figure):
     return content.getvalue()
 
 
-def _axes(size, *, columns=1, rows=1, **settings):
+def create_axes(size, *, columns=1, rows=1, **settings):
+    """Returns a Figure of a size in inches and its axes [rows, columns], in the house's style."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **settings)
     for each in axes.flat:
@@ -44,7 +45,8 @@ def _axes(size, *, columns=1, rows=1, **settings):
     return figure, axes
 
 
-def _label(axes, x, y, title):
+def label(axes, x, y, title):
+    """Writes the names of both axes and the title."""
     axes.set_xlabel(x, fontsize=9, color=INK)
     axes.set_ylabel(y, fontsize=9, color=INK)
     axes.set_title(title, fontsize=10, color=INK, loc="left")
@@ -59,7 +61,7 @@ def draw_curves(epochs):
     """
     if not epochs:
         return None
-    figure, axes = _axes((11, 3.4), columns=3)
+    figure, axes = create_axes((11, 3.4), columns=3)
     x = [row["epoch"] for row in epochs]
     for panel, key, title in (
         (axes[0, 0], "loss", "Loss"),
@@ -67,7 +69,7 @@ def draw_curves(epochs):
     ):
         for split, style in (("train", "--"), ("val", "-")):
             panel.plot(x, _series(epochs, split, key), style, color=INK, linewidth=1.4, label=split)
-        _label(panel, "Epoch", "", title)
+        label(panel, "Epoch", "", title)
         panel.legend(fontsize=8, frameon=False)
     for name in scores.FOREGROUND:
         values = _series(epochs, "val", "dice", name)
@@ -80,7 +82,7 @@ def draw_curves(epochs):
             markersize=3,
             label=tables.TITLES[name],
         )
-    _label(axes[0, 2], "Epoch", "", "Mean Dice of validation cases")
+    label(axes[0, 2], "Epoch", "", "Mean Dice of validation cases")
     axes[0, 2].set_ylim(0, 1.02)
     axes[0, 2].legend(fontsize=8, frameon=False)
     best = (
@@ -107,20 +109,20 @@ def draw_schedule(epochs):
     """Returns learning rate and memory by epoch (Table 3), or None without epochs."""
     if not epochs:
         return None
-    figure, axes = _axes((9, 2.8), columns=2)
+    figure, axes = create_axes((9, 2.8), columns=2)
     x = [row["epoch"] for row in epochs]
     axes[0, 0].step(x, _series(epochs, "learning_rate"), where="mid", color=INK)
     axes[0, 0].set_yscale("log")
-    _label(axes[0, 0], "Epoch", "", "Learning rate")
+    label(axes[0, 0], "Epoch", "", "Learning rate")
     axes[0, 1].plot(x, _series(epochs, "peak_memory_mb") / 1e3, color=INK)
     axes[0, 1].set_ylim(bottom=0)
-    _label(axes[0, 1], "Epoch", "GB", f"Peak memory ({epochs[-1].get('memory_of', 'process')})")
+    label(axes[0, 1], "Epoch", "GB", f"Peak memory ({epochs[-1].get('memory_of', 'process')})")
     return figure
 
 
 def draw_dice(evaluation):
     """Returns every case's Dice by class, its mean and interval; missed cases are crosses at 0."""
-    figure, axes = _axes((6.4, 3.4))
+    figure, axes = create_axes((6.4, 3.4))
     panel = axes[0, 0]
     owners = tables.patients(evaluation)
     labels = []
@@ -147,7 +149,7 @@ def draw_dice(evaluation):
     panel.set_xticks(range(len(labels)), labels)
     panel.set_ylim(-0.03, 1.03)
     panel.grid(False, axis="x")
-    _label(panel, "", "Dice", "Dice by case; mean and 95 % interval by patient (black)")
+    label(panel, "", "Dice", "Dice by case; mean and 95 % interval by patient (black)")
     return figure
 
 
@@ -156,7 +158,7 @@ def draw_lungs_against_nodules(evaluation):
     lungs, nodules = tables.dice_pairs(evaluation)
     if not len(lungs):
         return None
-    figure, axes = _axes((4.8, 3.6))
+    figure, axes = create_axes((4.8, 3.6))
     panel = axes[0, 0]
     panel.scatter(lungs, nodules, s=22, color=COLORS["nodule"], alpha=0.65, linewidths=0)
     r = statistics.correlation(lungs, nodules)
@@ -165,7 +167,7 @@ def draw_lungs_against_nodules(evaluation):
     text = (
         "too few or no spread" if np.isnan(r.estimate) else f"{r.estimate:.3f}{_span(r.low, r.high, '.2f')}"
     )
-    _label(panel, "Lung Dice (mean of both)", "Nodule Dice", f"R = {text}, n = {r.num_cases}")
+    label(panel, "Lung Dice (mean of both)", "Nodule Dice", f"R = {text}, n = {r.num_cases}")
     return figure
 
 
@@ -178,7 +180,7 @@ def draw_bland_altman(evaluation, name):
     units = [unit for unit in ("px", "mm2") if len(tables.area_pairs(evaluation, name, unit)[0])]
     if not units:
         return None
-    figure, axes = _axes((5.2 * len(units), 3.5), columns=len(units))
+    figure, axes = create_axes((5.2 * len(units), 3.5), columns=len(units))
     for panel, unit in zip(axes[0], units, strict=True):
         _draw_agreement(panel, *tables.area_pairs(evaluation, name, unit), name, unit.replace("mm2", "mm²"))
     return figure
@@ -207,7 +209,7 @@ def _draw_agreement(panel, reference, predicted, name, unit):
         else f", limits [{agreement.lower_limit:.0f}, {agreement.upper_limit:.0f}]"
     )
     title = f"{tables.TITLES[name]}: bias {agreement.bias:.1f} {unit}{limits}, n = {agreement.num_cases}"
-    _label(panel, f"Mean of both areas, {unit}", f"Predicted - reference, {unit}", title)
+    label(panel, f"Mean of both areas, {unit}", f"Predicted - reference, {unit}", title)
     panel.title.set_fontsize(8.5)
 
 
@@ -215,7 +217,7 @@ def draw_confusion(evaluation):
     """Returns where the pixels of each class went, rows summing to 100 %."""
     counts = tables.confusion(evaluation)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axes = _axes((5.2, 3.9))
+    figure, axes = create_axes((5.2, 3.9))
     panel = axes[0, 0]
     panel.grid(False)
     right = np.eye(len(CLASS_NAMES), dtype=bool)
@@ -230,7 +232,7 @@ def draw_confusion(evaluation):
     panel.set_xticks(range(len(names)), names, rotation=20)
     panel.set_yticks(range(len(names)), names)
     panel.spines[:].set_visible(False)
-    _label(panel, "Predicted", "Reference", "Where the pixels of each class went")
+    label(panel, "Predicted", "Reference", "Where the pixels of each class went")
     return figure
 
 
@@ -240,7 +242,7 @@ def draw_shifts(evaluation):
     shifts = shifts[:, ~np.isnan(shifts).any(0)]
     if not shifts.size:
         return None
-    figure, axes = _axes((3.9, 3.9))
+    figure, axes = create_axes((3.9, 3.9))
     panel = axes[0, 0]
     reach = max(2.0, 1.2 * np.abs(shifts).max())
     panel.axhline(0, color=INK, linewidth=0.8)
@@ -252,9 +254,7 @@ def draw_shifts(evaluation):
     panel.set_xlim(-reach, reach)
     panel.set_ylim(reach, -reach)
     panel.set_aspect("equal")
-    _label(
-        panel, "right in the image, px", "down in the image, px", "Predicted lungs against the reference"
-    )
+    label(panel, "right in the image, px", "down in the image, px", "Predicted lungs against the reference")
     return figure
 
 
@@ -262,7 +262,7 @@ def draw_reliability(evaluation):
     """Returns the reliability diagram, or None without probabilities."""
     if evaluation.calibration is None:
         return None
-    figure, axes = _axes((8.6, 3.6), columns=2)
+    figure, axes = create_axes((8.6, 3.6), columns=2)
     curves = [("predicted class", INK, "D", evaluation.calibration[-1])]
     curves += [
         (tables.TITLES[name], COLORS[name], MARKERS[name], evaluation.calibration[CLASS_NAMES.index(name)])
@@ -284,8 +284,8 @@ def draw_reliability(evaluation):
     axes[0, 0].plot([0, 1], [0, 1], color=GRID, linewidth=2, zorder=0)
     axes[0, 1].set_yscale("log")
     axes[0, 0].legend(fontsize=8, frameon=False)
-    _label(axes[0, 0], "Confidence", "Frequency of hits", "Reliability, all pixels")
-    _label(axes[0, 1], "Confidence", "Pixels", "How many pixels stand behind each point")
+    label(axes[0, 0], "Confidence", "Frequency of hits", "Reliability, all pixels")
+    label(axes[0, 1], "Confidence", "Pixels", "How many pixels stand behind each point")
     return figure
 
 
@@ -294,7 +294,7 @@ def draw_objects(evaluation):
     table = [row for row in tables.object_table(evaluation) if row["size"] != "all"]
     if not table:
         return None
-    figure, axes = _axes((5.6, 3.2))
+    figure, axes = create_axes((5.6, 3.2))
     panel = axes[0, 0]
     colors = {"found": "#2563eb", "missed": "#9aa5b1", "false": DISAGREEMENT}
     for offset, (kind, color) in zip((-0.27, 0, 0.27), colors.items(), strict=True):
@@ -309,7 +309,7 @@ def draw_objects(evaluation):
     panel.set_xticks(range(len(table)), [row["size"] for row in table])
     panel.grid(False, axis="x")
     panel.legend(fontsize=8, frameon=False)
-    _label(panel, "Equivalent diameter in the slice", "Nodules", "Nodules as objects")
+    label(panel, "Equivalent diameter in the slice", "Nodules", "Nodules as objects")
     return figure
 
 
@@ -401,4 +401,4 @@ def _draw_scales(figure, row, scales):
     panel.set_xticks(range(1, len(names) + 1), names, fontsize=8, rotation=20)
     panel.set_ylim(0, 1)
     panel.grid(True, axis="y", color=GRID, linewidth=0.6)
-    _label(panel, "", "Scale", "Squeeze-and-excitation: scales of the channels of each block")
+    label(panel, "", "Scale", "Squeeze-and-excitation: scales of the channels of each block")

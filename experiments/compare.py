@@ -1,0 +1,546 @@
+"""Compares runs: mean and spread over seeds, paired differences per case, and whether they are supported.
+
+    python -m experiments.compare RUN RUN ... [--out=DIR] [--split=test] [--score=dice]
+
+RUN is the workdir of a run that was evaluated (it has `config.json` and `cases.csv`). Runs whose settings
+differ in nothing but seeds are one arm. Every pair of arms is compared on the cases that both have, each
+case's score averaged over the arm's runs first. It writes one page, `index.html`, and its tables as CSV
+into DIR (default: runs/compare).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.resources
+import itertools
+import json
+import pathlib
+import sys
+
+import numpy as np
+from scipy import stats
+
+from auxseg import cli, scores, statistics
+from auxseg.errors import InputError
+from auxseg.report import html, tables
+from auxseg.report.markup import Markup, element, interval, join, number, table
+
+SEEDS = ("seed", "data.split_seed", "train.order_seed", "augment.seed")
+"""Settings that make another run of the same arm."""
+FREE = (
+    "data.dir",
+    "data.cache_dir",
+    "train.max_minutes",
+    "train.num_devices",
+    "eval.num_panels",
+    "eval.batch_size",
+    "checkpoint.every_epochs",
+    "data.placement",
+)
+"""Settings that change no result."""
+SCORES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "sensitivity": "Sensitivity",
+    "precision": "Precision",
+    "hd95_mm": "HD95 mm",
+    "assd_mm": "ASSD mm",
+    "surface_dice_1mm": "Surface Dice at 1 mm",
+    "surface_dice_2mm": "Surface Dice at 2 mm",
+}
+ALPHA = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class RunScores:
+    """One run as it is compared.
+
+    Attributes:
+        name: of its workdir.
+        settings: flat, without seeds and without what changes no result.
+        cases: {case_id: row of `cases.csv`} of the split.
+    """
+
+    name: str
+    settings: dict
+    cases: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but seeds.
+
+    Attributes:
+        name: the settings that set it apart from the other arms, or the run's name.
+        runs: its runs.
+    """
+
+    name: str
+    runs: tuple[RunScores, ...]
+
+
+def main(arguments=None):
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="experiments.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of an evaluated run")
+    parser.add_argument("--out", default="runs/compare", help="folder for the page and the tables")
+    parser.add_argument("--split", default=None, help="split to compare on; default: test, else val")
+    parser.add_argument(
+        "--score", action="append", choices=sorted(SCORES), help="repeat for several; default: dice"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        result = compare(
+            [pathlib.Path(run) for run in given.runs], split=given.split, names=given.score or ["dice"]
+        )
+        page = write(pathlib.Path(given.out), result)
+    except InputError as error:
+        return cli.fail(error)
+    for sentence in result["sentences"]:
+        print(sentence)
+    print(f"page: {page}")
+    return 0
+
+
+def compare(workdirs, *, split=None, names=("dice",)):
+    """Returns the tables and sentences of a comparison: split, runs, arms, differences, sentences.
+
+    Args:
+        workdirs: pathlib.Path of each run, at least two.
+        split: 'test', 'val' or None: test where all runs have it, else val.
+        names: of `SCORES`.
+
+    Raises:
+        InputError: fewer than two runs, the same run twice, a run without scores, no case of the split.
+    """
+    if len({path.resolve() for path in workdirs}) < max(2, len(workdirs)):
+        raise InputError(f"compare: got {len(workdirs)} runs, expected at least two different ones")
+    raw = [(path, read_run(path)) for path in workdirs]
+    split = split or _common_split(raw)
+    runs = [_select(path, settings, rows, split) for path, (settings, rows) in raw]
+    arms = group_arms(runs)
+    differences = _compare_arms(arms, names)
+    return {
+        "split": split,
+        "runs": [_run_row(arm, run, names) for arm in arms for run in arm.runs],
+        "arms": [_arm_row(arm, key, name) for arm in arms for key in names for name in scores.FOREGROUND],
+        "differences": differences,
+        "sentences": _sentences(arms, differences),
+    }
+
+
+def read_run(path):
+    """Returns (flat settings, rows of cases.csv) of a workdir.
+
+    Raises:
+        InputError: it has no `config.json` or no `cases.csv`.
+    """
+    for name in ("config.json", "cases.csv"):
+        if not (path / name).is_file():
+            raise InputError(
+                f"{path / name}: no such file; give the workdir of a run that has ended, or evaluate it: "
+                f"python -m auxseg.evaluate --workdir={path}"
+            )
+    try:
+        settings = html.flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path / 'config.json'}: cannot be read as JSON ({error})") from error
+    return settings, tables.read_csv(path / "cases.csv")
+
+
+def _common_split(raw):
+    there = [{row.get("split", "test") for row in rows} for _, (_, rows) in raw]
+    return "test" if all("test" in each for each in there) else "val"
+
+
+def _select(path, settings, rows, split):
+    kept = {row["case_id"]: row for row in rows if row.get("split", "test") == split}
+    if not kept:
+        raise InputError(
+            f"{path / 'cases.csv'}: got no case of the split {split!r}; choose another with --split"
+        )
+    fixed = {key: value for key, value in settings.items() if key not in SEEDS + FREE}
+    return RunScores(path.resolve().name, fixed, kept)
+
+
+def group_arms(runs):
+    """Returns the Arms of runs, in the order of their first run, named by the settings that differ."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    if len(groups) == 1:
+        return [Arm(runs[0].name if len(runs) == 1 else "all runs", tuple(runs))]
+    keys = sorted({key for group in groups.values() for key in group[0].settings})
+    values = {key: [json.dumps(group[0].settings.get(key)) for group in groups.values()] for key in keys}
+    differing = [key for key in keys if len(set(values[key])) > 1]
+    return [
+        Arm(", ".join(f"{key}={values[key][at]}" for key in differing), tuple(group))
+        for at, group in enumerate(groups.values())
+    ]
+
+
+def case_scores(run, key, name):
+    """Returns {case_id: score} of a class over the cases whose reference has it."""
+    column = f"{name}_{key}"
+    if any(column not in row for row in run.cases.values()):
+        raise InputError(
+            f"run {run.name}: cases.csv has no column {column}; evaluate the run again, or choose a score"
+        )
+    present = {case: row for case, row in run.cases.items() if row[f"{name}_reference_px"] > 0}
+    return {case: float(row[column]) for case, row in present.items() if not np.isnan(row[column])}
+
+
+def _run_row(arm, run, names):
+    row = {"arm": arm.name, "run": run.name}
+    for key in names:
+        for name in scores.FOREGROUND:
+            values = list(case_scores(run, key, name).values())
+            row |= {
+                f"{name}_{key}": float(np.mean(values)) if values else np.nan,
+                f"{name}_{key}_cases": len(values),
+            }
+    return row
+
+
+def _run_means(arm, key, name):
+    found = [list(case_scores(run, key, name).values()) for run in arm.runs]
+    return [float(np.mean(values)) for values in found if values]
+
+
+def _arm_row(arm, key, name):
+    means = _run_means(arm, key, name)
+    return {
+        "arm": arm.name,
+        "class": name,
+        "score": SCORES[key],
+        "mean_over_runs": float(np.mean(means)) if means else np.nan,
+        "sd_over_runs": float(np.std(means, ddof=1)) if len(means) > 1 else np.nan,
+        "lowest": min(means, default=np.nan),
+        "highest": max(means, default=np.nan),
+        "runs": len(means),
+        "cases": len({case for run in arm.runs for case in case_scores(run, key, name)}),
+    }
+
+
+def arm_cases(arm, key, name):
+    """Returns {case_id: score averaged over the runs that have the case}."""
+    found = {}
+    for run in arm.runs:
+        for case, value in case_scores(run, key, name).items():
+            found.setdefault(case, []).append(value)
+    return {case: float(np.mean(values)) for case, values in found.items()}
+
+
+def _compare_arms(arms, names):
+    rows = [
+        _difference_row(first, second, key, name)
+        for first, second in itertools.combinations(arms, 2)
+        for key in names
+        for name in scores.FOREGROUND
+    ]
+    corrected = statistics.holm([row["p"] for row in rows])
+    family = int(np.sum(~np.isnan(corrected)))
+    return [
+        row | {"p_holm": float(p), "family": family} | judge(row, float(p), family)
+        for row, p in zip(rows, corrected, strict=True)
+    ]
+
+
+def _difference_row(first, second, key, name):
+    a, b = arm_cases(first, key, name), arm_cases(second, key, name)
+    common = sorted(a.keys() & b.keys())
+    owners = _patients(first)
+    test = statistics.paired_test(
+        [a[c] for c in common], [b[c] for c in common], [owners[c] for c in common]
+    )
+    means = [_run_means(arm, key, name) for arm in (first, second)]
+    low, high = welch(*means)
+    return {
+        "first": first.name,
+        "second": second.name,
+        "class": name,
+        "score": SCORES[key],
+        "difference": test.difference.estimate,
+        "low": test.difference.low,
+        "high": test.difference.high,
+        "effect_size_dz": test.effect_size,
+        "p": test.p_value,
+        "p_wilcoxon": test.wilcoxon_p,
+        "exact": test.exact,
+        "cases": len(common),
+        "patients": test.difference.num_patients,
+        "cases_first": len(a),
+        "cases_second": len(b),
+        "runs_first": len(means[0]),
+        "runs_second": len(means[1]),
+        "between_runs_low": low,
+        "between_runs_high": high,
+    }
+
+
+def _patients(arm):
+    """Returns {case_id: patient}, else series, else the case itself."""
+    return {
+        case: next((str(row[key]) for key in ("patient", "series_uid") if row.get(key)), case)
+        for run in arm.runs
+        for case, row in run.cases.items()
+    }
+
+
+def welch(first, second):
+    """Returns the 95 % interval of the difference of means over runs (Welch), NaN with one run on a side."""
+    if min(len(first), len(second)) < 2:
+        return np.nan, np.nan
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return (float(second[0] - first[0]),) * 2
+    found = stats.ttest_ind(second, first, equal_var=False).confidence_interval(statistics.LEVEL)
+    return float(found.low), float(found.high)
+
+
+def judge(row, p_holm, family):
+    """Returns {'supported': bool, 'why': words} of a difference.
+
+    It is supported where the corrected p of the paired test is under 0.05 and, with two runs or more on
+    both sides, the interval over runs leaves out 0 as well: cases alone say nothing of other
+    initialisations.
+    """
+    if not row["cases"]:
+        return {"supported": False, "why": "the arms have no case in common"}
+    if np.isnan(p_holm):
+        return {"supported": False, "why": "cases of one patient alone cannot be tested"}
+    if p_holm >= ALPHA:
+        least = family * 2.0 ** (1 - row["patients"])
+        few = f"; so few patients allow no p below {least:.2g}" if least >= ALPHA else ""
+        return {"supported": False, "why": f"corrected p = {p_holm:.2g}{few}"}
+    if min(row["runs_first"], row["runs_second"]) < 2:
+        return {
+            "supported": True,
+            "why": f"corrected p = {p_holm:.2g}; one run on a side: it may be one of initialisation",
+        }
+    if row["between_runs_low"] <= 0 <= row["between_runs_high"]:
+        return {
+            "supported": False,
+            "why": f"corrected p = {p_holm:.2g} over cases, but no larger than between runs",
+        }
+    return {"supported": True, "why": f"corrected p = {p_holm:.2g}, and larger than between runs"}
+
+
+def _sentences(arms, differences):
+    if not differences:
+        return [
+            f"All {len(arms[0].runs)} runs have the same settings but for seeds: there is nothing to compare, "
+            "only a spread."
+        ]
+    return [describe(row) for row in differences]
+
+
+def describe(row):
+    """Returns a difference as a plain sentence that says whether it is supported."""
+    name = tables.TITLES[row["class"]]
+    if not row["cases"]:
+        return (
+            f"{name} {row['score']}: no case in common of [{row['first']}] and [{row['second']}]; "
+            "nothing is supported."
+        )
+    verdict = "The difference is supported" if row["supported"] else "A difference is not supported"
+    return (
+        f"{name} {row['score']}: [{row['second']}] minus [{row['first']}] = {row['difference']:+.4f}"
+        f"{interval(row['low'], row['high'], 4)} over {row['cases']} cases of {row['patients']} patients. "
+        f"{verdict}: {row['why']}."
+    )
+
+
+def write(folder, result):
+    """Writes the page and the tables of `compare` into a folder; returns the page's path."""
+    for name in ("runs", "arms", "differences"):
+        tables.write_csv(folder / f"{name}.csv", result[name])
+    tables.write_json(folder / "compare.json", result)
+    picture = draw(result)
+    if picture:
+        tables.write_bytes(folder / "compare.png", picture)
+    tables.write_text(folder / "index.html", create_page(result, picture))
+    return folder / "index.html"
+
+
+def draw(result):
+    """Returns the PNG of each run's mean by arm and class, and of the differences with their intervals."""
+    from auxseg.report import figures
+
+    names, arms = scores.FOREGROUND, list(dict.fromkeys(row["arm"] for row in result["runs"]))
+    key = next(key for key, title in SCORES.items() if title == result["arms"][0]["score"])
+    rows = [row for row in result["differences"] if row["score"] == SCORES[key] and row["cases"]]
+    figure, axes = figures.create_axes((11, max(3.0, 0.32 * len(rows) + 1.6)), columns=2)
+    for at, name in enumerate(names):
+        for i, arm in enumerate(arms):
+            values = [row[f"{name}_{key}"] for row in result["runs"] if row["arm"] == arm]
+            place = at + (i - (len(arms) - 1) / 2) * 0.8 / max(len(arms), 1)
+            axes[0, 0].plot(
+                [place] * len(values), values, figures.MARKERS[name], color=figures.COLORS[name], alpha=0.7
+            )
+            axes[0, 0].plot(place, np.mean(values), "_", color=figures.INK, markersize=14)
+    axes[0, 0].set_xticks(range(len(names)), [tables.TITLES[name] for name in names])
+    figures.label(axes[0, 0], "", SCORES[key], "Mean of each run; arms from left to right as in the table")
+    for i, row in enumerate(reversed(rows)):
+        axes[0, 1].plot([row["low"], row["high"]], [i, i], color=figures.COLORS[row["class"]], linewidth=2)
+        axes[0, 1].plot(
+            row["difference"],
+            i,
+            "D" if row["supported"] else "o",
+            color=figures.COLORS[row["class"]],
+            markerfacecolor=None if row["supported"] else "white",
+        )
+    labels = [
+        f"{arms.index(row['second']) + 1} - {arms.index(row['first']) + 1}, {tables.TITLES[row['class']]}"
+        for row in rows
+    ]
+    axes[0, 1].set_yticks(range(len(rows)), labels[::-1])
+    axes[0, 1].axvline(0, color=figures.INK, linewidth=1)
+    figures.label(
+        axes[0, 1], f"Difference in {SCORES[key]}", "", "Paired differences, 95 %; filled: supported"
+    )
+    return figures.to_png(figure)
+
+
+def create_page(result, picture):
+    """Returns the HTML of a comparison, one file that needs no network."""
+    styles = importlib.resources.files("auxseg.report").joinpath("page.css").read_text(encoding="utf-8")
+    title = f"Comparison of {len(result['runs'])} runs, {result['split']} split"
+    order = {arm: i for i, arm in enumerate(dict.fromkeys(row["arm"] for row in result["arms"]), start=1)}
+    sections = [
+        (
+            "What is supported",
+            element("ul", [_sentence(*pair) for pair in _pair_sentences(result)], class_="findings"),
+        ),
+        ("Arms", _arms_table(result, order)),
+        ("Differences", _differences_table(result, order)),
+        ("Runs", _runs_table(result, order)),
+        ("Rules", element("ul", [element("li", rule) for rule in RULES])),
+    ]
+    if picture:
+        from auxseg.report import viewer
+
+        image = element(
+            "img", src=viewer.to_uri(picture), alt="Means of runs by arm and paired differences"
+        )
+        sections.insert(1, ("At a glance", element("figure", image)))
+    body = [element("section", element("h2", heading), content) for heading, content in sections]
+    head = join(
+        Markup('<meta charset="utf-8">'),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=html.POLICY),
+        element("title", title),
+        Markup(f"<style>{styles}</style>"),
+    )
+    page = join(element("header", element("h1", title), class_="top"), element("main", body))
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{page}</body></html>\n'
+
+
+RULES = (
+    "Scores are per case, over the cases whose reference has the class; a missed structure counts with "
+    "the worst value.",
+    "An arm is all runs with the same settings but for seeds. Mean and standard deviation over its runs "
+    "are of the runs' means.",
+    "Differences are paired: second minus first on the same case, each case averaged over the arm's runs "
+    "first.",
+    "Intervals: bootstrap by patient, 95 %. p: sign-flip test on the patients' means, exact up to "
+    f"{statistics.EXACT_PATIENTS} patients, corrected by Holm over all differences of the page.",
+    "Supported: corrected p under 0.05 and, where both arms have two runs or more, an interval over runs "
+    "(Welch) without 0.",
+)
+
+
+def _pair_sentences(result):
+    flags = [row["supported"] for row in result["differences"]] or [False]
+    return zip(result["sentences"], flags, strict=True)
+
+
+def _sentence(text, supported):
+    level = "passed" if supported else "note"
+    return element(
+        "li",
+        element("span", "supported" if supported else "not supported", class_="tag"),
+        " ",
+        text,
+        class_=f"finding {level}",
+    )
+
+
+def _arms_table(result, order):
+    body = [
+        [
+            order[row["arm"]],
+            row["arm"],
+            tables.TITLES[row["class"]],
+            row["score"],
+            number(row["mean_over_runs"], 4),
+            number(row["sd_over_runs"], 4),
+            f"{number(row['lowest'], 4)} to {number(row['highest'], 4)}",
+            row["runs"],
+            row["cases"],
+        ]
+        for row in result["arms"]
+    ]
+    headings = [
+        "Arm",
+        "Settings that set it apart",
+        "Class",
+        "Score",
+        "Mean over runs",
+        "SD over runs",
+        "Range",
+        "Runs",
+        "Cases",
+    ]
+    return table(headings, body, caption="Mean and standard deviation over runs", class_="wrap")
+
+
+def _differences_table(result, order):
+    body = [
+        [
+            f"{order[row['second']]} - {order[row['first']]}",
+            tables.TITLES[row["class"]],
+            row["score"],
+            number(row["difference"], 4) + interval(row["low"], row["high"], 4),
+            number(row["effect_size_dz"], 2),
+            number(row["p"], 4),
+            number(row["p_holm"], 4),
+            interval(row["between_runs_low"], row["between_runs_high"], 4).strip() or "n/a",
+            f"{row['cases']} ({row['patients']} patients)",
+            "yes" if row["supported"] else "no",
+        ]
+        for row in result["differences"]
+    ]
+    headings = [
+        "Arms",
+        "Class",
+        "Score",
+        "Difference, 95 %",
+        "Effect size d",
+        "p",
+        "p, Holm",
+        "95 % over runs",
+        "Cases",
+        "Supported",
+    ]
+    return table(headings, body, caption="Paired differences")
+
+
+def _runs_table(result, order):
+    columns = [key for key in result["runs"][0] if key not in ("arm", "run") and not key.endswith("_cases")]
+    body = [
+        [
+            row["run"],
+            order[row["arm"]],
+            *(
+                join(number(row[key], 4), element("span", f"n = {row[f'{key}_cases']}", class_="count"))
+                for key in columns
+            ),
+        ]
+        for row in result["runs"]
+    ]
+    return table(["Run", "Arm", *(key.replace("_", " ") for key in columns)], body, caption="Each run")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
