@@ -61,8 +61,15 @@ class Settings:
     seed: int
 
 
-_RANGES = {"num_scans": (1, 100000), "num_slices": (1, 2000), "matrix": (32, 2048), "noise_hu": (0, 500),
-           "blur_mm": (0, 10), "prone_fraction": (0, 1), "seed": (0, 2**63)}
+_RANGES = {
+    "num_scans": (1, 100000),
+    "num_slices": (1, 2000),
+    "matrix": (32, 2048),
+    "noise_hu": (0, 500),
+    "blur_mm": (0, 10),
+    "prone_fraction": (0, 1),
+    "seed": (0, 2**63),
+}
 
 
 def create_settings(config):
@@ -77,8 +84,10 @@ def create_settings(config):
         low, high = _RANGES[field.name]
         whole = field.type == "int"
         if not _is_number(value, whole) or not low <= value <= high:
-            raise InputError(f"data.phantom.{field.name}: got {value!r}, expected "
-                             f"{'a whole number' if whole else 'a number'} from {low} to {high}")
+            raise InputError(
+                f"data.phantom.{field.name}: got {value!r}, expected "
+                f"{'a whole number' if whole else 'a number'} from {low} to {high}"
+            )
         values[field.name] = int(value) if whole else float(value)
     return Settings(**values)
 
@@ -118,30 +127,40 @@ class Scan:
 
 def create_scan(settings, scan):
     """Returns the `Scan` of this number; it depends on the seed and the number alone."""
-    anatomy, contents, scanner = (np.random.default_rng(stream) for stream in
-                                  np.random.SeedSequence([settings.seed, scan]).spawn(3))
+    anatomy, contents, scanner = (
+        np.random.default_rng(stream) for stream in np.random.SeedSequence([settings.seed, scan]).spawn(3)
+    )
     patient = phantom_anatomy.create_patient(anatomy, prone_fraction=settings.prone_fraction)
     z_mm = _slice_heights(scanner, patient, settings.num_slices)
     x_mm, y_mm, field_mm = _pixel_centres(scanner, patient, settings.matrix)
-    canvas = {"field_mm": field_mm if scanner.random() < 0.35 else None,
-              "padding_hu": float(scanner.choice([-2000.0, -3024.0])),
-              "blur_mm": settings.blur_mm * scanner.uniform(0.8, 1.2),
-              "noise_hu": settings.noise_hu * scanner.uniform(0.7, 1.3),
-              "grain_mm": scanner.uniform(0.5, 0.9)}
+    canvas = {
+        "field_mm": field_mm if scanner.random() < 0.35 else None,
+        "padding_hu": float(scanner.choice([-2000.0, -3024.0])),
+        "blur_mm": settings.blur_mm * scanner.uniform(0.8, 1.2),
+        "noise_hu": settings.noise_hu * scanner.uniform(0.7, 1.3),
+    }
     origin_mm = scanner.uniform((-12.0, -190.0, -380.0), (12.0, 20.0, 60.0))
-    scene = _create_scene(contents, patient, (z_mm[0], z_mm[-1]))
+    scene = _create_scene(contents, patient, z_mm)
     return Scan(series_uid(settings, scan), scene, x_mm, y_mm, z_mm, origin_mm, canvas)
 
 
-def _create_scene(rng, patient, z_range_mm):
-    """Returns the patient with vessels, airways, nodules between the two heights, and stomach."""
+def _create_scene(rng, patient, z_mm):
+    """Returns the patient with vessels, airways, stomach, and nodules that the slices show."""
     points, depths = phantom_contents.sample_lung(rng, patient)
     vessels, bronchi = phantom_contents.create_vessels(rng, patient, points, depths)
-    nodules = phantom_contents.create_nodules(rng, patient, points, depths, vessels, z_range_mm)
-    stomach = np.array([rng.normal(52, 5), rng.normal(-26, 5), rng.uniform(34, 46), rng.uniform(28, 38),
-                        rng.uniform(0.2, 0.8)])
-    return phantom_render.Scene(patient, vessels, bronchi, phantom_contents.create_airway(rng, patient),
-                                tuple(nodules), stomach)
+    nodules = phantom_contents.create_nodules(rng, patient, points, depths, vessels, z_mm)
+    stomach = np.array(
+        [
+            rng.normal(52, 5),
+            rng.normal(-26, 5),
+            rng.uniform(34, 46),
+            rng.uniform(28, 38),
+            rng.uniform(0.2, 0.8),
+        ]
+    )
+    return phantom_render.Scene(
+        patient, vessels, bronchi, phantom_contents.create_airway(rng, patient), tuple(nodules), stomach
+    )
 
 
 def _slice_heights(rng, patient, num_slices):
@@ -163,8 +182,10 @@ def _pixel_centres(rng, patient, matrix):
 
 def annotations(scan):
     """Returns the rows of `annotations.csv` of one scan: UID, world x, y, z and diameter in mm."""
-    return [(scan.uid, *(nodule.centre_mm + scan.origin_mm).tolist(), nodule.diameter_mm)
-            for nodule in scan.scene.nodules]
+    return [
+        (scan.uid, *(nodule.centre_mm + scan.origin_mm).tolist(), nodule.diameter_mm)
+        for nodule in scan.scene.nodules
+    ]
 
 
 def render_slices(settings, scan, number):
@@ -176,21 +197,31 @@ def render_slices(settings, scan, number):
         yield np.rint(image).astype("<i2"), mask
 
 
+def default_name(config):
+    """Returns a folder name for the phantom of `config.data.phantom`, another for other settings."""
+    settings = json.dumps({**dataclasses.asdict(create_settings(config)), "version": VERSION}, sort_keys=True)
+    return f"phantom-{uuid.uuid5(_NAMESPACE, settings).hex[:8]}"
+
+
 def ensure(folder, config, progress=None):
-    """Makes the folder that `config.data.phantom` describes unless it is there, whole.
+    """Returns the folder that `config.data.phantom` describes, made first unless it is there, whole.
 
     Args:
         folder: where; made if missing.
         config: `config.data.phantom`.
         progress: called with (scans done, scans in all) after each scan, or None.
 
+    Returns:
+        pathlib.Path of the folder.
+
     Raises:
         InputError: as `write_luna16_folder`.
     """
-    settings = create_settings(config)
-    found = _read_settings(pathlib.Path(folder))
+    settings, folder = create_settings(config), pathlib.Path(folder)
+    found = _read_settings(folder)
     if found is None or not found[1] or found[0] != settings:
         write_luna16_folder(folder, config, progress)
+    return folder
 
 
 def write_luna16_folder(folder, config, progress=None):
@@ -213,8 +244,10 @@ def write_luna16_folder(folder, config, progress=None):
         _write_annotations(folder, rows)
         _write_state(folder, settings, whole=True)
     except OSError as error:
-        raise InputError(f"data.dir: cannot write the phantom to {folder}: {error}; "
-                         "free some space or choose another folder, then start again") from error
+        raise InputError(
+            f"data.dir: cannot write the phantom to {folder}: {error}; "
+            "free some space or choose another folder, then start again"
+        ) from error
 
 
 def _check_folder(folder, settings):
@@ -224,13 +257,17 @@ def _check_folder(folder, settings):
     found = _read_settings(folder)
     if found is None:
         if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"data.dir: {folder} holds other data, expected a phantom or an empty folder; "
-                             "set data.name='luna16' to use it, or name another folder")
+            raise InputError(
+                f"data.dir: {folder} holds other data, expected a phantom or an empty folder; "
+                "set data.name='luna16' to use it, or name another folder"
+            )
         return
     differing = _differing(found[0], settings)
     if differing:
-        raise InputError(f"data.dir: the phantom in {folder} was made with other settings ({differing}); "
-                         "name another folder or delete this one")
+        raise InputError(
+            f"data.dir: the phantom in {folder} was made with other settings ({differing}); "
+            "name another folder or delete this one"
+        )
 
 
 def _differing(found, wanted):
@@ -252,10 +289,12 @@ def _read_settings(folder):
         state = json.loads(path.read_text(encoding="utf-8"))
         settings, version, whole = Settings(**state["settings"]), state["version"], state["whole"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"data.dir: {path} cannot be read ({error}); delete {folder} to make it again") from error
+        raise InputError(f"data.dir: {path} cannot be read ({error}); delete the folder") from error
     if version != VERSION:
-        raise InputError(f"data.dir: the phantom in {folder} is of version {version!r}, expected {VERSION}; "
-                         "name another folder or delete this one")
+        raise InputError(
+            f"data.dir: the phantom in {folder} is of version {version!r}, expected {VERSION}; "
+            "name another folder or delete this one"
+        )
     return settings, bool(whole)
 
 
@@ -316,18 +355,25 @@ def _header(scan, data_file, packed_bytes=None):
     sign = -1 if scan.scene.patient.prone else 1
     first = [scan.x_mm[::sign][0], scan.y_mm[::sign][0], scan.z_mm[0]] + scan.origin_mm
     spacing = (abs(scan.x_mm[1] - scan.x_mm[0]), abs(scan.y_mm[1] - scan.y_mm[0]), _spacing_z(scan.z_mm))
-    lines = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
-             f"CompressedData = {packed_bytes is not None}"]
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        f"CompressedData = {packed_bytes is not None}",
+    ]
     if packed_bytes is not None:
         lines.append(f"CompressedDataSize = {packed_bytes}")
-    lines += [f"TransformMatrix = {sign} 0 0 0 {sign} 0 0 0 1",
-              "Offset = " + " ".join(repr(float(value)) for value in first),
-              "CenterOfRotation = 0 0 0",
-              f"AnatomicalOrientation = {'RAI' if sign > 0 else 'LPI'}",
-              "ElementSpacing = " + " ".join(repr(float(value)) for value in spacing),
-              f"DimSize = {len(scan.x_mm)} {len(scan.y_mm)} {len(scan.z_mm)}",
-              "ElementType = MET_SHORT",
-              f"ElementDataFile = {data_file}"]
+    lines += [
+        f"TransformMatrix = {sign} 0 0 0 {sign} 0 0 0 1",
+        "Offset = " + " ".join(repr(float(value)) for value in first),
+        "CenterOfRotation = 0 0 0",
+        f"AnatomicalOrientation = {'RAI' if sign > 0 else 'LPI'}",
+        "ElementSpacing = " + " ".join(repr(float(value)) for value in spacing),
+        f"DimSize = {len(scan.x_mm)} {len(scan.y_mm)} {len(scan.z_mm)}",
+        "ElementType = MET_SHORT",
+        f"ElementDataFile = {data_file}",
+    ]
     return "\n".join(lines) + "\n"
 
 

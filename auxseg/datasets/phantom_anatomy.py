@@ -56,11 +56,30 @@ _ORGANS = (
     ("carina", 0, 8, 24, 16, 0.64, 0.06, 3),
     ("trachea", 0, 4, 15, 15, 0.85, 0.25, 8),
 )
-_BLOOD = {"cava", "ventricles", "right_atrium", "left_atrium", "ascending_aorta", "pulmonary_trunk",
-          "pulmonary_arteries", "upper_cava", "arch", "descending_aorta", "brachiocephalic",
-          "left_vein", "left_carotid", "left_subclavian"}
-_FATTY = {"crus": -30.0, "neck": -10.0, "right_hilum": -15.0, "left_hilum": -15.0, "carina": -70.0,
-          "trachea": -60.0}
+_BLOOD = {
+    "cava",
+    "ventricles",
+    "right_atrium",
+    "left_atrium",
+    "ascending_aorta",
+    "pulmonary_trunk",
+    "pulmonary_arteries",
+    "upper_cava",
+    "arch",
+    "descending_aorta",
+    "brachiocephalic",
+    "left_vein",
+    "left_carotid",
+    "left_subclavian",
+}
+_FATTY = {
+    "crus": -30.0,
+    "neck": -10.0,
+    "right_hilum": -15.0,
+    "left_hilum": -15.0,
+    "carina": -70.0,
+    "trachea": -60.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +193,17 @@ def _create_organs(rng, scale, contrast_hu):
         grown = scale * rng.normal(1.0, 0.05, 2)
         if name in ("ventricles", "right_atrium"):
             grown = grown * heart
-        rows.append((scale * x + rng.normal(0, 1.5), scale * y + rng.normal(0, 1.5),
-                     width * grown[0], depth * grown[1], middle + rng.normal(0, 0.006), half, exponent))
+        rows.append(
+            (
+                scale * x + rng.normal(0, 1.5),
+                scale * y + rng.normal(0, 1.5),
+                width * grown[0],
+                depth * grown[1],
+                middle + rng.normal(0, 0.006),
+                half,
+                exponent,
+            )
+        )
         hu.append(_organ_hu(rng, name, contrast_hu))
     return np.array(rows), np.array(hu)
 
@@ -193,16 +221,24 @@ def _create_domes(rng, scale, height_mm):
     right_mm = height_mm * rng.normal(0.34, 0.025)
     left_mm = right_mm - max(0.0, rng.normal(13.0, 6.0))
     shape = scale * rng.normal(1.0, 0.05, (2, 2))
-    return np.array([(-66.0 * scale, -8.0, right_mm, 76.0 * shape[0, 0], 88.0 * shape[0, 1]),
-                     (66.0 * scale, -4.0, left_mm, 74.0 * shape[1, 0], 88.0 * shape[1, 1])])
+    return np.array(
+        [
+            (-66.0 * scale, -8.0, right_mm, 76.0 * shape[0, 0], 88.0 * shape[0, 1]),
+            (66.0 * scale, -4.0, left_mm, 74.0 * shape[1, 0], 88.0 * shape[1, 1]),
+        ]
+    )
 
 
 def _create_caps(rng, half_width_mm, back_mm):
     """Returns the two apices [2, 4]."""
     x = half_width_mm * rng.normal(0.40, 0.02, 2)
     grown = rng.normal(1.0, 0.05, (2, 2))
-    return np.array([(-x[0], 12.0, 0.60 * half_width_mm * grown[0, 0], 1.02 * back_mm * grown[0, 1]),
-                     (x[1], 12.0, 0.58 * half_width_mm * grown[1, 0], 1.02 * back_mm * grown[1, 1])])
+    return np.array(
+        [
+            (-x[0], 12.0, 0.60 * half_width_mm * grown[0, 0], 1.02 * back_mm * grown[0, 1]),
+            (x[1], 12.0, 0.58 * half_width_mm * grown[1, 0], 1.02 * back_mm * grown[1, 1]),
+        ]
+    )
 
 
 _SINE, _COSINE = np.abs(np.sin(ANGLES)), np.abs(np.cos(ANGLES))
@@ -229,8 +265,9 @@ def cavity_radius(patient, z_mm):
     """
     u = z_mm / patient.height_mm
     width, depth = np.interp(u, _CAVITY_U, _CAVITY_WIDTH), np.interp(u, _CAVITY_U, _CAVITY_DEPTH)
-    radius = _superellipse(patient.half_width_mm * width, patient.front_mm * depth,
-                           patient.back_mm * depth, patient.exponents)
+    radius = _superellipse(
+        patient.half_width_mm * width, patient.front_mm * depth, patient.back_mm * depth, patient.exponents
+    )
     turns = np.arange(2, 6)[:, None] * ANGLES
     ripple = patient.ripple[:, :1] * np.cos(turns) + patient.ripple[:, 1:] * np.sin(turns + 2.0 * u)
     dents = 0.16 * _bump(ANGLES - np.pi, 0.27) + 0.05 * _bump(ANGLES, 0.32)
@@ -249,9 +286,14 @@ def body_radii(patient, z_mm, cavity_mm):
     side, front, back = patient.wall_mm
     width, depth = np.interp(u, _BODY_U, _BODY_WIDTH), np.interp(u, _BODY_U, _BODY_DEPTH)
     fat = patient.fat_mm
-    muscle = _superellipse((patient.half_width_mm + side) * width, (patient.front_mm + front) * depth,
-                           (patient.back_mm + back) * (0.5 + 0.5 * depth), (2.2, 2.5))
-    muscle = muscle * (1.0 + 0.016 * np.cos(7 * ANGLES + patient.rib_phase_mm) * _bump(np.abs(ANGLES) - 2.2, 0.8))
+    muscle = _superellipse(
+        (patient.half_width_mm + side) * width,
+        (patient.front_mm + front) * depth,
+        (patient.back_mm + back) * (0.5 + 0.5 * depth),
+        (2.2, 2.5),
+    )
+    folds = 0.016 * np.cos(7 * ANGLES + patient.rib_phase_mm) * _bump(np.abs(ANGLES) - 2.2, 0.8)
+    muscle = muscle * (1.0 + folds)
     shoulder_blade = 9.0 * np.interp(u, (0.3, 0.6), (0.0, 1.0)) * _bump(np.abs(ANGLES) - 2.2, 0.35)
     muscle = np.maximum(muscle + shoulder_blade, cavity_mm + 13.0)
     layer = fat * (0.75 + 0.25 * np.cos(2 * ANGLES) + 0.25 * _bump(np.abs(ANGLES) - 1.5, 0.5))
@@ -272,13 +314,13 @@ def _lie_down(patient, radius, inset_mm=0.0):
     table = table_y_mm(patient)
     towards = -np.cos(ANGLES) * np.sign(table)
     limit = (abs(table) - inset_mm) / np.maximum(towards, 1e-3)
-    return (radius ** -14.0 + limit ** -14.0) ** (-1 / 14.0)
+    return (radius**-14.0 + limit**-14.0) ** (-1 / 14.0)
 
 
 def slant(radius):
     """Returns the factor [K] that turns a radial distance to a contour into a perpendicular one."""
     slope = np.gradient(radius, ANGLES[1] - ANGLES[0]) / radius
-    return 1.0 / np.sqrt(1.0 + slope ** 2)
+    return 1.0 / np.sqrt(1.0 + slope**2)
 
 
 def organs_at(patient, z_mm):
@@ -298,21 +340,19 @@ def mediastinum_edges(patient, z_mm):
     They are the outlines of what lies inside, padded with fat and smoothed: the lungs lean on it.
     """
     ellipses, _ = organs_at(patient, z_mm)
-    spine = np.array([(0.0, patient.spine_y_mm, 20.0, 18.0),
-                      (0.0, patient.spine_y_mm + 28.0, 25.0, 20.0)])
+    spine = np.array([(0.0, patient.spine_y_mm, 20.0, 18.0), (0.0, patient.spine_y_mm + 28.0, 25.0, 20.0)])
     ellipses = np.concatenate([ellipses, spine])
     x, y, width, depth = ellipses.T[:, :, None]
     height = 1.0 - ((ROWS_MM - y) / (depth + 4.0)) ** 2
     reach = (width + 4.0) * np.sqrt(np.maximum(height, 0.0))
     edges = np.where(height > 0, np.stack([reach - x, reach + x]), 0.0).max(axis=1)
     u = z_mm / patient.height_mm
-    front = (patient.thymus_mm + 60.0 * max(0.3 - u, 0.0)) * _bump_mm(ROWS_MM + 0.95 * patient.front_mm * np.interp(u, _CAVITY_U, _CAVITY_DEPTH), 11.0)
-    edges = np.maximum(edges, 1.6 + front)
+    breastbone_mm = 0.95 * patient.front_mm * np.interp(u, _CAVITY_U, _CAVITY_DEPTH)
+    thymus = (patient.thymus_mm + 60.0 * max(0.3 - u, 0.0)) * np.exp(
+        -0.5 * ((ROWS_MM + breastbone_mm) / 11.0) ** 2
+    )
+    edges = np.maximum(edges, 1.6 + thymus)
     return ndimage.gaussian_filter1d(edges, 2.2, axis=1, mode="nearest")
-
-
-def _bump_mm(offset, width):
-    return np.exp(-0.5 * (offset / width) ** 2)
 
 
 def dome_height(patient, places):
@@ -321,11 +361,12 @@ def dome_height(patient, places):
     right, left = patient.domes
     dome = np.where((x < 0)[..., None], right, left).astype(np.float32)
     across, along = (x - dome[..., 0]) / dome[..., 3], (y - dome[..., 1]) / dome[..., 4]
-    far = across ** 2 + along ** 2 + np.float32(1e-6)
-    drop = 52.0 * far ** 1.25
+    far = across**2 + along**2 + np.float32(1e-6)
+    drop = 52.0 * far**1.25
     tilt = 0.20 * np.maximum(y, 0.0)
-    slope = 130.0 * far ** 0.25 * np.hypot(across / dome[..., 3], along / dome[..., 4])
-    return (dome[..., 2] - drop - tilt).astype(np.float32), (1.0 / np.sqrt(1.0 + slope ** 2)).astype(np.float32)
+    slope = 130.0 * far**0.25 * np.hypot(across / dome[..., 3], along / dome[..., 4])
+    height, factor = dome[..., 2] - drop - tilt, 1.0 / np.sqrt(1.0 + slope**2)
+    return height.astype(np.float32), factor.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,16 +420,22 @@ def _middle_distance(patient, places, z_mm):
     y = places.y_mm
     right, left = (np.interp(y, ROWS_MM, edge).astype(np.float32) for edge in edges)
     tilt_right, tilt_left = (np.interp(y, ROWS_MM, factor).astype(np.float32) for factor in factors)
-    on_right = places.x_mm < 0
-    return np.where(on_right, (right + places.x_mm) * tilt_right, (left - places.x_mm) * tilt_left)
+    if places.x_mm.shape == y.shape:
+        on_right = places.x_mm < 0
+        return np.where(on_right, (right + places.x_mm) * tilt_right, (left - places.x_mm) * tilt_left)
+    middle = int(np.searchsorted(places.x_mm[0], 0.0))
+    distance = np.empty(places.radius_mm.shape, np.float32)
+    np.multiply(right + places.x_mm[:, :middle], tilt_right, out=distance[:, :middle])
+    np.multiply(left - places.x_mm[:, middle:], tilt_left, out=distance[:, middle:])
+    return distance
 
 
 def _cap_distance(patient, places, z_mm):
     """Returns the signed distance [...] to the lungs' apices, ellipsoids that close them above."""
     rise = np.clip((z_mm / patient.height_mm - 0.66) / 0.34, 0.0, 1.2)
-    size = np.sqrt(max(1.0 - rise ** 2, 0.0))
+    size = np.sqrt(max(1.0 - rise**2, 0.0))
     distance = []
-    for x, y, width, depth in patient.caps:
-        far = np.hypot((places.x_mm - np.float32(x)) / np.float32(width), (places.y_mm - np.float32(y)) / np.float32(depth))
-        distance.append((far - np.float32(size)) * np.float32(min(width, depth)))
+    for x, y, width, depth in patient.caps.astype(np.float32):
+        far = np.hypot((places.x_mm - x) / width, (places.y_mm - y) / depth)
+        distance.append((far - np.float32(size)) * min(width, depth))
     return np.where(places.x_mm < 0, distance[0], distance[1])

@@ -6,6 +6,7 @@ Axes and angles are those of `phantom_anatomy`.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -17,7 +18,7 @@ DIAMETER_QUANTILES_MM = (
     12.06, 12.86, 14.00, 15.48, 17.24, 18.95, 21.85, 32.27)  # fmt: skip
 """Diameters at 0, 2.5, 5, ... 100 % of the 1,186 rows of LUNA16's `annotations.csv`."""
 
-_VESSEL_POWER = 2.45  # of the radii at a branching; Murray's law has 3, larger trees stay thinner with it
+_VESSEL_POWER = 2.3  # of the radii at a branching; Murray's law has 3, larger trees stay thinner with it
 _TWIG_MM = 0.6  # radius of the last branches
 
 
@@ -37,12 +38,13 @@ class Capsules:
 
     def chosen(self, some):
         """Returns the tubes of indices `some`."""
-        return Capsules(self.start_mm[some], self.end_mm[some], self.start_radius_mm[some], self.end_radius_mm[some])
+        return Capsules(*(getattr(self, field.name)[some] for field in dataclasses.fields(self)))
 
     def widened(self, by_mm):
         """Returns the same tubes, `by_mm` thicker all round."""
-        return dataclasses.replace(self, start_radius_mm=self.start_radius_mm + by_mm,
-                                   end_radius_mm=self.end_radius_mm + by_mm)
+        return dataclasses.replace(
+            self, start_radius_mm=self.start_radius_mm + by_mm, end_radius_mm=self.end_radius_mm + by_mm
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Nodule:
     site: str
 
 
-def sample_lung(rng, patient, num_levels=60, num_tries=130):
+def sample_lung(rng, patient, num_levels=60, num_tries=160):
     """Returns points spread evenly in the lungs: [P, 3] in mm, and their depth [P] under the pleura."""
     levels = (np.arange(num_levels) + rng.random(num_levels)) / num_levels * patient.height_mm
     width, front, back = patient.half_width_mm, patient.front_mm, patient.back_mm
@@ -98,11 +100,12 @@ def create_vessels(rng, patient, points, depths):
     arteries, trees = [], []
     for side in (-1, 1):
         own = np.flatnonzero((np.sign(points[:, 0]) == side) & (depths > 2.5))
-        chosen = rng.permutation(own)[:520]
-        hilum = np.array([side * rng.uniform(33, 38), 10.0, (0.55 if side < 0 else 0.565) * patient.height_mm])
-        arteries.append(_grow_tree(rng, hilum, points[chosen[:290]]))
+        chosen = rng.permutation(own)[:680]
+        level = 0.55 if side < 0 else 0.565
+        hilum = np.array([side * rng.uniform(33, 38), 10.0, level * patient.height_mm])
+        arteries.append(_grow_tree(rng, hilum, points[chosen[:390]]))
         drains = hilum + np.array([-side * 8.0, -8.0, -0.06 * patient.height_mm])
-        trees.append(_grow_tree(rng, drains, points[chosen[290:]]))
+        trees.append(_grow_tree(rng, drains, points[chosen[390:]]))
     vessels = _concatenate(arteries + trees)
     return vessels, _accompany(_concatenate(arteries))
 
@@ -116,20 +119,24 @@ def _grow_tree(rng, root_mm, targets_mm):
     """Returns a tree of tapering tubes from the root to every target.
 
     Each target, nearest first, is joined to where the new stretch plus a share of the way back to
-    the root is shortest; the radii then follow from the twigs behind them.
+    the root is shortest, and rather ahead of a branch than behind it; the radii then follow from the
+    twigs behind them.
     """
     order = np.argsort(np.linalg.norm(targets_mm - root_mm, axis=1))
     capacity = 1 + 40 * len(targets_mm)
-    nodes, way = np.empty((capacity, 3)), np.empty(capacity)
+    nodes, heading, way = np.empty((capacity, 3)), np.zeros((capacity, 3)), np.empty(capacity)
     parents = np.full(capacity, -1)
     nodes[0], way[0], count = root_mm, 0.0, 1
     for target in targets_mm[order]:
-        stretch = np.linalg.norm(nodes[:count] - target, axis=1)
-        parent = int(np.argmin(stretch + 0.28 * way[:count]))
-        path = _bend(rng, nodes[parent], target)
-        for place in path:
-            nodes[count], parents[count] = place, parent
-            way[count] = way[parent] + np.linalg.norm(place - nodes[parent])
+        offset = target - nodes[:count]
+        stretch = np.sqrt(np.einsum("ij,ij->i", offset, offset))
+        ahead = np.einsum("ij,ij->i", offset, heading[:count])
+        parent = int(np.argmin(1.6 * stretch - 0.6 * ahead + 0.28 * way[:count]))
+        for place in _bend(rng, nodes[parent], target):
+            step = place - nodes[parent]
+            length = math.sqrt(step @ step)
+            nodes[count], parents[count], heading[count] = place, parent, step / max(length, 1e-6)
+            way[count] = way[parent] + length
             parent, count = count, count + 1
     return _with_radii(rng, nodes[:count], parents[:count])
 
@@ -162,7 +169,8 @@ def _accompany(arteries):
     radius = 0.72 * arteries.start_radius_mm[wide]
     side = -np.sign(arteries.start_mm[wide, :1])
     aside = (arteries.start_radius_mm[wide] + radius + 0.8)[:, None] * np.concatenate(
-        [0.8 * side, np.full_like(side, -0.6), np.zeros_like(side)], axis=1)
+        [0.8 * side, np.full_like(side, -0.6), np.zeros_like(side)], axis=1
+    )
     return Capsules(arteries.start_mm[wide] + aside, arteries.end_mm[wide] + aside, radius, radius)
 
 
@@ -174,9 +182,13 @@ def create_airway(rng, patient):
     right = np.array([-37.0, 9.0, carina[2] - rng.uniform(24, 30)])
     left = np.array([40.0, 11.0, carina[2] - rng.uniform(30, 38)])
     lower_right, lower_left = right + [-6.0, 8.0, -24.0], left + [5.0, 9.0, -22.0]
-    tubes = [(top, carina, bore, bore), (carina, right, 0.82 * bore, 0.66 * bore),
-             (carina, left, 0.76 * bore, 0.6 * bore), (right, lower_right, 0.55 * bore, 0.42 * bore),
-             (left, lower_left, 0.5 * bore, 0.4 * bore)]
+    tubes = [
+        (top, carina, bore, bore),
+        (carina, right, 0.82 * bore, 0.66 * bore),
+        (carina, left, 0.76 * bore, 0.6 * bore),
+        (right, lower_right, 0.55 * bore, 0.42 * bore),
+        (left, lower_left, 0.5 * bore, 0.4 * bore),
+    ]
     start, end, start_radius, end_radius = (np.array(column) for column in zip(*tubes, strict=True))
     return Capsules(start, end, start_radius, end_radius)
 
@@ -187,30 +199,43 @@ def draw_diameters(rng, num):
     return np.interp(rng.random(num), shares, DIAMETER_QUANTILES_MM)
 
 
-def create_nodules(rng, patient, points, depths, vessels, z_range_mm):
-    """Returns the nodules, each wholly within the scan and apart from the others.
+def create_nodules(rng, patient, points, depths, vessels, slices_mm):
+    """Returns the nodules, each wholly within the scan, crossed by a slice and apart from the others.
+
+    Slices more than 2.5 mm apart could miss small ones, as LUNA16's never do: then each is moved to a slice.
 
     Args:
         rng: generator.
         patient: whose.
         points, depths: from `sample_lung`; where nodules can lie.
         vessels: `Capsules`; a nodule lies at a thin one or clear of the thick ones.
-        z_range_mm: lowest and highest slice.
+        slices_mm: [D], heights of the slices, rising.
     """
     nodules = []
+    points = _move_to_slices(rng, points, slices_mm)
     for diameter in sorted(draw_diameters(rng, rng.integers(2, 7)), reverse=True):
         sites = [str(site) for site in rng.permutation(["isolated", "vessel", "pleura"])]
         for site in sites:
-            centre = _find_site(rng, site, diameter / 2, points, depths, vessels, z_range_mm, nodules)
+            centre = _find_site(rng, site, diameter / 2, points, depths, vessels, slices_mm, nodules)
             if centre is not None:
                 nodules.append(_create_nodule(rng, centre, float(diameter), site))
                 break
     return nodules
 
 
-def _find_site(rng, site, radius, points, depths, vessels, z_range_mm, others):
+def _move_to_slices(rng, points, slices_mm):
+    """Returns the points, moved to within 0.6 mm of a slice where the slices lie far apart."""
+    if len(slices_mm) < 2 or slices_mm[1] - slices_mm[0] <= 2.5:
+        return points
+    nearest = np.abs(points[:, 2:] - slices_mm).argmin(axis=1)
+    moved = points.copy()
+    moved[:, 2] = slices_mm[nearest] + rng.uniform(-0.6, 0.6, len(points))
+    return moved
+
+
+def _find_site(rng, site, radius, points, depths, vessels, slices_mm, others):
     """Returns a centre [3] in mm for a nodule of this radius at such a site, or None without room."""
-    low, high = z_range_mm
+    low, high = slices_mm[0], slices_mm[-1]
     room = (points[:, 2] - radius > low) & (points[:, 2] + radius < high)
     if site == "pleura":
         room &= (depths > 0.8 * radius) & (depths < radius + 0.3)
@@ -231,7 +256,7 @@ def _move_to_vessel(centre, radius, vessels, gap):
     thin = np.where(vessels.end_radius_mm < 0.35 * radius, np.abs(gap), np.inf)
     nearest = int(np.argmin(thin))
     if thin[nearest] < 4.0:
-        towards = vessels.end_mm[nearest] - centre
+        towards = (vessels.end_mm[nearest] - centre) * (1.0, 1.0, 0.0)
         centre = centre + towards * (gap[nearest] / max(np.linalg.norm(towards), 1e-6))
         gap = np.linalg.norm(vessels.end_mm - centre, axis=1) - vessels.end_radius_mm - radius
     return centre, gap
@@ -240,8 +265,9 @@ def _move_to_vessel(centre, radius, vessels, gap):
 def _is_clear(centre, radius, vessels, gap, others):
     """Returns whether no thick vessel and no other nodule is near."""
     thick = vessels.end_radius_mm > np.clip(0.4 * radius, 0.9, 2.0)
-    apart = all(np.linalg.norm(other.centre_mm - centre) > radius + other.diameter_mm / 2 + 8.0
-                for other in others)
+    apart = all(
+        np.linalg.norm(other.centre_mm - centre) > radius + other.diameter_mm / 2 + 8.0 for other in others
+    )
     return apart and bool(np.all(gap[thick] > 2.0))
 
 
@@ -251,13 +277,19 @@ def _create_nodule(rng, centre, diameter, site):
     if diameter > 5.5:
         kind = str(rng.choice(["solid", "part_solid", "ground_glass"], p=[0.76, 0.13, 0.11]))
     solid = rng.uniform(150, 450) if rng.random() < 0.08 else rng.normal(30.0, 25.0)
-    hu = {"solid": solid, "part_solid": rng.uniform(-520, -380), "ground_glass": rng.uniform(-600, -440)}[kind]
+    part_solid, ground_glass = rng.uniform(-520, -380), rng.uniform(-600, -440)
+    hu = {"solid": solid, "part_solid": part_solid, "ground_glass": ground_glass}[kind]
     stretch = np.exp(rng.normal(0.0, 0.07, 3))
     dents = np.linalg.qr(rng.normal(size=(3, 2)))[0].T
     return Nodule(
-        centre_mm=np.asarray(centre, float), diameter_mm=diameter, hu=float(hu),
+        centre_mm=np.asarray(centre, float),
+        diameter_mm=diameter,
+        hu=float(hu),
         core_hu=float(rng.normal(20.0, 25.0)) if kind == "part_solid" else None,
         edge_mm=0.0 if kind == "solid" else 1.2,
         stretch=stretch / np.prod(stretch) ** (1 / 3),
         dents=dents,
-        dent=float(rng.uniform(0.0, 0.14)), kind=kind, site=site)
+        dent=float(rng.uniform(0.0, 0.14)),
+        kind=kind,
+        site=site,
+    )

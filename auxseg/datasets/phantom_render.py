@@ -52,7 +52,7 @@ class Canvas:
         background: float32 [H, W] in HU: air and the table.
         field: bool [H, W], inside the scanner's round field of view; None where all of it is shown.
         padding_hu: written outside the field.
-        blur_mm, noise_hu, grain_mm: standard deviations of the point spread and the noise, and its grain.
+        blur_mm, noise_hu: standard deviations of the point spread and of the noise.
     """
 
     places: phantom_anatomy.Places
@@ -63,10 +63,9 @@ class Canvas:
     padding_hu: float
     blur_mm: float
     noise_hu: float
-    grain_mm: float
 
 
-def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_hu, grain_mm):
+def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_hu):
     """Returns the `Canvas` of pixel centres at columns `x_mm` [W] and rows `y_mm` [H].
 
     Args:
@@ -74,7 +73,7 @@ def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_h
         x_mm, y_mm: evenly spaced, same spacing.
         field_mm: radius of the round field of view, or None.
         padding_hu: value outside it.
-        blur_mm, noise_hu, grain_mm: see `Canvas`.
+        blur_mm, noise_hu: see `Canvas`.
     """
     places = phantom_anatomy.create_places(x_mm[None, :], y_mm[:, None])
     pixel_mm = float(x_mm[1] - x_mm[0])
@@ -82,14 +81,22 @@ def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_h
     if field_mm is not None:
         middle_x, middle_y = np.float32(x_mm.mean()), np.float32(y_mm.mean())
         field = np.hypot(places.x_mm - middle_x, places.y_mm - middle_y) <= field_mm
-    return Canvas(places, pixel_mm, phantom_anatomy.dome_height(patient, places),
-                  _draw_table(patient, places, pixel_mm), field, padding_hu, blur_mm, noise_hu, grain_mm)
+    return Canvas(
+        places,
+        pixel_mm,
+        phantom_anatomy.dome_height(patient, places),
+        _draw_table(patient, places, pixel_mm),
+        field,
+        padding_hu,
+        blur_mm,
+        noise_hu,
+    )
 
 
 def _draw_table(patient, places, pixel_mm):
     """Returns air with the table's two shells and the foam between them, float32 [H, W] in HU."""
     top, outward = phantom_anatomy.table_y_mm(patient), -1.0 if patient.prone else 1.0
-    curve = -outward * places.x_mm ** 2 / np.float32(1100.0)
+    curve = -outward * places.x_mm**2 / np.float32(1100.0)
     below = (places.y_mm - np.float32(top) - curve) * np.float32(outward)
     image = np.full(below.shape, _AIR_HU, np.float32)
     within = np.abs(places.x_mm) < 215.0
@@ -168,9 +175,29 @@ def render_slice(scene, canvas, z_mm, rng):
     _draw_spine(image, canvas, patient, z_mm)
     lungs = surfaces.lung < 0
     if lungs.any():
-        _paint_field(image, _coverage(surfaces.lung, canvas.pixel_mm), _draw_lungs(canvas, scene, z_mm))
+        box = _bounds(lungs)
+        tissue = _draw_lungs(_cropped(canvas, box), scene, z_mm)
+        _paint_field(image[box], _coverage(surfaces.lung[box], canvas.pixel_mm), tissue)
     airway = _draw_airway(image, canvas, scene.airway, z_mm)
     return _scan(image, canvas, rng), _mask_values(canvas, lungs, airway)
+
+
+def _bounds(inside):
+    """Returns the index of the smallest box that holds all of `inside` bool [H, W], and a pixel more."""
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    return tuple(slice(max(some[0] - 1, 0), some[-1] + 2) for some in (rows, columns))
+
+
+def _cropped(canvas, box):
+    """Returns the part of the canvas in a box, for painting within the lungs."""
+    rows, columns = box
+    places = phantom_anatomy.Places(
+        canvas.places.x_mm[:, columns],
+        canvas.places.y_mm[rows],
+        canvas.places.radius_mm[box],
+        canvas.places.angle_bin[box],
+    )
+    return dataclasses.replace(canvas, places=places, background=canvas.background[box])
 
 
 def _paint_field(image, coverage, other):
@@ -190,26 +217,40 @@ def _mask_values(canvas, lungs, airway):
 
 
 def _scan(image, canvas, rng):
-    """Returns the image as a scanner gives it: blurred, noisy, cut to its range and field."""
-    if canvas.blur_mm > 0:
-        image = ndimage.gaussian_filter(image, canvas.blur_mm / canvas.pixel_mm, truncate=3.0)
+    """Returns the image as a scanner gives it: noisy, blurred, cut to its range and field.
+
+    The noise goes through the same filter as the image, as in a reconstruction: that gives its grain.
+    """
+    sigma = canvas.blur_mm / canvas.pixel_mm
     if canvas.noise_hu > 0:
         noise = rng.standard_normal(image.shape, dtype=np.float32)
-        grain = canvas.grain_mm / canvas.pixel_mm
-        noise = ndimage.gaussian_filter(noise, grain, truncate=3.0, mode="wrap")
-        image += noise * np.float32(canvas.noise_hu / max(noise.std(), 1e-6))
+        noise *= np.float32(canvas.noise_hu * _noise_gain(sigma))
+        image += noise
+    if sigma > 0:
+        image = ndimage.gaussian_filter(image, sigma, truncate=3.0)
     np.clip(image, -1024, 3071, out=image)
     if canvas.field is not None:
         image[~canvas.field] = canvas.padding_hu
     return image
 
 
+def _noise_gain(sigma):
+    """Returns by how much to strengthen white noise so that a Gaussian filter leaves it at strength 1."""
+    if sigma <= 0:
+        return 1.0
+    impulse = np.zeros(2 * int(3.0 * sigma + 0.5) + 3)
+    impulse[len(impulse) // 2] = 1.0
+    return 1.0 / float((ndimage.gaussian_filter1d(impulse, sigma, truncate=3.0) ** 2).sum())
+
+
 def _draw_wall(image, canvas, patient, surfaces, z_mm):
     """Paints skin, fat, muscle, ribs, shoulder blades and breastbone."""
     places, pixel = canvas.places, canvas.pixel_mm
     cavity = surfaces.cavity_radius
-    skin, muscle = (radius.astype(np.float32)[places.angle_bin] - places.radius_mm
-                    for radius in phantom_anatomy.body_radii(patient, z_mm, cavity))
+    skin, muscle = (
+        radius.astype(np.float32)[places.angle_bin] - places.radius_mm
+        for radius in phantom_anatomy.body_radii(patient, z_mm, cavity)
+    )
     _paint(image, _coverage(-skin, pixel), _SKIN_HU)
     _paint(image, _coverage(2.0 - skin, pixel), _FAT_HU)
     _paint(image, _coverage(-muscle, pixel), _MUSCLE_HU)
@@ -248,7 +289,7 @@ def _ribs(patient, z_mm):
     """
     angles = np.abs(phantom_anatomy.ANGLES)
     forward = 1.0 - angles / np.pi
-    drop = 120.0 * forward ** 0.9 - 60.0 * np.maximum(forward - 0.78, 0.0) / 0.22
+    drop = 120.0 * forward**0.9 - 60.0 * np.maximum(forward - 0.78, 0.0) / 0.22
     along = z_mm + drop - patient.rib_phase_mm + 2.0 * np.sign(phantom_anatomy.ANGLES)
     off = np.mod(along, phantom_anatomy.RIB_PITCH_MM) - phantom_anatomy.RIB_PITCH_MM / 2
     thickness = np.where(angles < 0.7, 4.4, 3.7)
@@ -267,7 +308,7 @@ def _shoulder_blades(u):
     middle = np.interp(u, (0.52, 1.0), (2.35, 2.05))
     along = np.abs(angles - middle) / max(reach, 1e-3)
     thick = np.interp(u, (0.6, 0.95), (2.0, 3.2))
-    half = np.where((along < 1) & (reach > 0), thick * np.sqrt(np.maximum(1 - along ** 4, 0)), -9.0)
+    half = np.where((along < 1) & (reach > 0), thick * np.sqrt(np.maximum(1 - along**4, 0)), -9.0)
     outer, inner = np.full_like(half, 560.0), np.full_like(half, 330.0)
     return 20.0, half.astype(np.float32), outer.astype(np.float32), inner.astype(np.float32)
 
@@ -288,7 +329,8 @@ def _paint_box(image, canvas, y0, width, depth, hu):
     if box is None:
         return
     index, x, y = box
-    far = (np.abs(x / np.float32(width)) ** 3.5 + np.abs((y - np.float32(y0)) / np.float32(depth)) ** 3.5) ** (1 / 3.5)
+    across, along = np.abs(x / np.float32(width)), np.abs((y - np.float32(y0)) / np.float32(depth))
+    far = (across**3.5 + along**3.5) ** (1 / 3.5)
     _paint(image[index], _coverage((far - 1) * np.float32(depth), canvas.pixel_mm), hu)
 
 
@@ -343,14 +385,17 @@ def _draw_spine(image, canvas, patient, z_mm):
     ring = np.abs(canal - 4.0) - np.float32(3.6 * arch)
     spinous = np.maximum(np.abs(x) - np.float32(3.4), np.abs(y - 46.0) - np.float32(6 + 9 * arch))
     slope = np.abs(x) - np.float32(24.0)
-    transverse = np.maximum(np.abs(slope) - np.float32(17 * arch), np.abs(y - 27.0 - 0.25 * slope) - np.float32(4.5 * arch))
+    transverse = np.abs(y - 27.0 - 0.25 * slope) - np.float32(4.5 * arch)
+    transverse = np.maximum(transverse, np.abs(slope) - np.float32(17 * arch))
     bone = np.minimum(np.minimum(ring, spinous), transverse)
     _paint(view, _coverage(np.minimum(bone, body) - 9.0, 8.0), _MUSCLE_HU)
     _paint(view, _coverage(bone, pixel), 520.0)
     _paint(view, _coverage(bone + 1.8, pixel), 240.0)
-    is_disc = phase > 0.82
-    _paint(view, _coverage(body, pixel), 95.0 if is_disc else 480.0)
-    _paint(view, _coverage(body + 1.8, pixel), 80.0 if is_disc else 190.0 + 160.0 * (abs(phase - 0.41) > 0.34))
+    rim_hu, core_hu = 480.0, 350.0 if abs(phase - 0.41) > 0.34 else 190.0  # end plates are denser
+    if phase > 0.82:  # a disc
+        rim_hu, core_hu = 95.0, 80.0
+    _paint(view, _coverage(body, pixel), rim_hu)
+    _paint(view, _coverage(body + 1.8, pixel), core_hu)
     _paint(view, _coverage(canal, pixel), 30.0)
 
 
@@ -361,9 +406,13 @@ def _draw_lungs(canvas, scene, z_mm):
     """
     patient, places = scene.patient, canvas.places
     u = np.float32(z_mm / patient.height_mm)
-    tissue = (np.float32(patient.lung_hu) - np.float32(patient.lung_slope_hu) * -places.y_mm
-              + np.float32(9.0) * np.sin(places.x_mm * np.float32(0.061) + 9 * u)
-              * np.sin(places.y_mm * np.float32(0.073) + 7 * u))
+    tissue = (
+        np.float32(patient.lung_hu)
+        - np.float32(patient.lung_slope_hu) * -places.y_mm
+        + np.float32(9.0)
+        * np.sin(places.x_mm * np.float32(0.061) + 9 * u)
+        * np.sin(places.y_mm * np.float32(0.073) + 7 * u)
+    )
     _draw_fissures(tissue, canvas, patient, z_mm)
     base = np.float32(patient.lung_hu)
     _stamp(tissue, canvas, scene.bronchi.widened(0.9), z_mm, base, -150.0)
@@ -385,13 +434,13 @@ def _stamp(tissue, canvas, capsules, z_mm, outside_hu, inside_hu):
         return
     left, top, size = _boxes(canvas, near, z_mm)
     combine = np.maximum if inside_hu > outside_hu else np.minimum
-    order = np.argsort(size)
+    order, paleness = np.argsort(size), np.minimum(1.0, 2.0 * near.end_radius_mm / canvas.pixel_mm)
     for first in range(0, len(order), 32):
-        some = order[first:first + 32]
+        some = order[first : first + 32]
         offsets = np.arange(size[some[-1]])
         columns, rows = left[some, None, None] + offsets, top[some, None, None] + offsets[:, None]
         share = _coverage(_distances(canvas, near, some, columns, rows, z_mm), canvas.pixel_mm)
-        share *= np.minimum(1.0, 2.0 * near.end_radius_mm[some] / canvas.pixel_mm).astype(np.float32)[:, None, None]
+        share *= paleness[some, None, None].astype(np.float32)
         share *= (columns >= 0) & (columns < tissue.shape[1]) & (rows >= 0) & (rows < tissue.shape[0])
         touched = np.flatnonzero(share)
         places = (rows * tissue.shape[1] + columns).ravel()[touched]
@@ -431,8 +480,10 @@ def _distances(canvas, capsules, some, columns, rows, z_mm):
     scaled = along / np.maximum((along * along).sum(0), np.float32(1e-9))
     share = np.clip(x * scaled[0] + (y * scaled[1] + z * scaled[2]), 0, 1)
     x, y, z = x - share * along[0], y - share * along[1], z - share * along[2]
-    first, last = (radius[some].astype(np.float32)[:, None, None]
-                   for radius in (capsules.start_radius_mm, capsules.end_radius_mm))
+    first, last = (
+        radius[some].astype(np.float32)[:, None, None]
+        for radius in (capsules.start_radius_mm, capsules.end_radius_mm)
+    )
     return np.sqrt(x * x + y * y + z * z) - (first + share * (last - first))
 
 
@@ -461,10 +512,14 @@ def _draw_nodule(tissue, canvas, nodule, base, z_mm):
     index, x, y = box
     distance = nodule_distance(nodule, x - np.float32(x0), y - np.float32(y0), np.float32(z_mm - z0))
     soft = max(canvas.pixel_mm, nodule.edge_mm)
-    np.maximum(tissue[index], base + _coverage(distance, soft) * (np.float32(nodule.hu) - base), out=tissue[index])
+    _brighten(tissue[index], _coverage(distance, soft), base, nodule.hu)
     if nodule.core_hu is not None:
-        core = _coverage(distance + np.float32(0.45 * radius), soft)
-        np.maximum(tissue[index], base + core * (np.float32(nodule.core_hu) - base), out=tissue[index])
+        _brighten(tissue[index], _coverage(distance + np.float32(0.45 * radius), soft), base, nodule.core_hu)
+
+
+def _brighten(tissue, coverage, base, hu):
+    """Paints `hu` over lung of `base` HU in place where that is brighter than what is there."""
+    np.maximum(tissue, base + coverage * np.float32(hu - base), out=tissue)
 
 
 def nodule_distance(nodule, dx, dy, dz):
@@ -472,7 +527,7 @@ def nodule_distance(nodule, dx, dy, dz):
     sx, sy, sz = (np.float32(value) for value in 1.0 / nodule.stretch)
     dx, dy, dz = dx * sx, dy * sy, dz * sz
     far = np.sqrt(dx * dx + dy * dy + dz * dz) + np.float32(1e-6)
-    first, second = ((dx * np.float32(a) + dy * np.float32(b) + dz * np.float32(c)) / far for a, b, c in nodule.dents)
+    first, second = ((dx * a + dy * b + dz * c) / far for a, b, c in nodule.dents.astype(np.float32))
     return far - np.float32(nodule.diameter_mm / 2) * (1 + np.float32(nodule.dent) * first * second)
 
 

@@ -16,8 +16,15 @@ sitk = pytest.importorskip("SimpleITK")
 
 
 def _config(**changes):
-    values = {"num_scans": 4, "num_slices": 24, "matrix": 96, "noise_hu": 15.0, "blur_mm": 0.8,
-              "prone_fraction": 0.5, "seed": 5}
+    values = {
+        "num_scans": 4,
+        "num_slices": 24,
+        "matrix": 96,
+        "noise_hu": 15.0,
+        "blur_mm": 0.8,
+        "prone_fraction": 0.5,
+        "seed": 5,
+    }
     return types.SimpleNamespace(**{**values, **changes})
 
 
@@ -34,8 +41,14 @@ def _headers(folder):
 
 def _annotations(folder):
     with open(folder / "annotations.csv", newline="", encoding="utf-8") as file:
-        return [(row["seriesuid"], np.array([float(row[f"coord{axis}"]) for axis in "XYZ"]),
-                 float(row["diameter_mm"])) for row in csv.DictReader(file)]
+        return [
+            (
+                row["seriesuid"],
+                np.array([float(row[f"coord{axis}"]) for axis in "XYZ"]),
+                float(row["diameter_mm"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def _digest(folder):
@@ -89,7 +102,8 @@ def test_left_is_the_patients_left_in_the_world_prone_scans_too(folder):
         signs.append(image.GetDirection()[0])
         assert image.GetDirection() == (signs[-1], 0, 0, 0, signs[-1], 0, 0, 0, 1)
         values = sitk.GetArrayFromImage(mask)
-        left, right, airway = (_world_points(mask, np.argwhere(values == value)).mean(0) for value in (3, 4, 5))
+        centroids = [_world_points(mask, np.argwhere(values == value)).mean(0) for value in (3, 4, 5)]
+        left, right, airway = centroids
         assert left[0] > airway[0] + 20 > right[0] + 40
         assert airway[2] > left[2] and airway[2] > right[2]
     assert set(signs) == {1.0, -1.0}
@@ -114,11 +128,11 @@ def test_annotations_lie_in_the_lung_and_look_like_nodules(folder):
         voxel = np.array(image.TransformPhysicalPointToContinuousIndex(centre.tolist()))[::-1]
         near = np.round(voxel).astype(int)
         assert np.all(near >= 0) and np.all(near < values.shape)
-        distance = np.linalg.norm((np.argwhere(values > 2) - voxel) * np.array(image.GetSpacing())[::-1], axis=1)
-        assert distance.min() < image.GetSpacing()[2] + 1.5
+        offsets = (np.argwhere(values > 2) - voxel) * np.array(image.GetSpacing())[::-1]
+        assert np.linalg.norm(offsets, axis=1).min() < image.GetSpacing()[2] + 1.5
         offset = abs(near[0] - voxel[0]) * image.GetSpacing()[2]
         if offset < 0.3 * diameter and diameter > 2 * image.GetSpacing()[0]:
-            patch = hu[near[0], near[1] - 1:near[1] + 2, near[2] - 1:near[2] + 2]
+            patch = hu[near[0], near[1] - 1 : near[1] + 2, near[2] - 1 : near[2] + 2]
             assert patch.max() > -650
 
 
@@ -127,8 +141,9 @@ def _finely_drawn_nodules():
     settings = phantom.create_settings(_config(noise_hu=0.0, num_slices=60, matrix=512, blur_mm=0.4))
     for number in range(6):
         scan = phantom.create_scan(settings, number)
-        canvas = phantom_render.create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm,
-                                              **{**scan.canvas, "field_mm": None})
+        canvas = phantom_render.create_canvas(
+            scan.scene.patient, scan.x_mm, scan.y_mm, **{**scan.canvas, "field_mm": None}
+        )
         for nodule in scan.scene.nodules:
             hu, mask = phantom_render.render_slice(scan.scene, canvas, float(nodule.centre_mm[2]), None)
             yield nodule, hu, mask, scan.x_mm[None], scan.y_mm[:, None]
@@ -169,8 +184,11 @@ def test_diameters_follow_luna16s_quantiles():
 
 def test_diameters_of_placed_nodules_keep_the_distribution():
     settings = phantom.create_settings(_config(num_slices=60))
-    placed = [nodule.diameter_mm for number in range(40)
-              for nodule in phantom.create_scan(settings, number).scene.nodules]
+    placed = [
+        nodule.diameter_mm
+        for number in range(40)
+        for nodule in phantom.create_scan(settings, number).scene.nodules
+    ]
     assert len(placed) > 120
     reference = phantom_contents.draw_diameters(np.random.default_rng(2), 20000)
     assert stats.ks_2samp(placed, reference).statistic < 0.13
@@ -178,13 +196,14 @@ def test_diameters_of_placed_nodules_keep_the_distribution():
 
 def test_diameters_against_the_real_annotations(real_data):
     real = np.loadtxt(real_data / "csv" / "annotations.csv", delimiter=",", skiprows=1, usecols=4)
-    np.testing.assert_allclose(phantom_contents.DIAMETER_QUANTILES_MM, np.quantile(real, np.linspace(0, 1, 41)),
-                               atol=0.006)
+    quantiles = np.quantile(real, np.linspace(0, 1, 41))
+    np.testing.assert_allclose(phantom_contents.DIAMETER_QUANTILES_MM, quantiles, atol=0.006)
 
 
 def test_every_kind_and_site_of_nodule_occurs():
     settings = phantom.create_settings(_config(num_slices=60))
-    nodules = [nodule for number in range(40) for nodule in phantom.create_scan(settings, number).scene.nodules]
+    scenes = [phantom.create_scan(settings, number).scene for number in range(40)]
+    nodules = [nodule for scene in scenes for nodule in scene.nodules]
     assert {nodule.kind for nodule in nodules} == {"solid", "part_solid", "ground_glass"}
     assert {nodule.site for nodule in nodules} == {"isolated", "vessel", "pleura"}
 
@@ -274,8 +293,11 @@ def test_refuses_a_damaged_state_and_another_version(tmp_path):
         phantom.ensure(tmp_path, _config())
 
 
-@pytest.mark.parametrize("change", [{"num_scans": 0}, {"matrix": 8}, {"prone_fraction": 1.5}, {"noise_hu": -1.0},
-                                    {"blur_mm": float("nan")}, {"seed": 1.5}, {"num_slices": None}])
+_OUT_OF_RANGE = [{"num_scans": 0}, {"matrix": 8}, {"prone_fraction": 1.5}, {"noise_hu": -1.0},
+                 {"blur_mm": float("nan")}, {"seed": 1.5}, {"num_slices": None}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", _OUT_OF_RANGE)
 def test_refuses_settings_out_of_range(change, tmp_path):
     with pytest.raises(InputError, match=f"data.phantom.{next(iter(change))}"):
         phantom.ensure(tmp_path / "new", _config(**change))
@@ -289,8 +311,10 @@ def test_noise_has_the_given_strength():
         scan = phantom.create_scan(settings, number)
         canvas = phantom_render.create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
         z = float(scan.z_mm[30])
-        first, second = (phantom_render.render_slice(scan.scene, canvas, z, np.random.default_rng(seed))[0]
-                         for seed in (1, 2))
+        first, second = (
+            phantom_render.render_slice(scan.scene, canvas, z, np.random.default_rng(seed))[0]
+            for seed in (1, 2)
+        )
         tissue = (first > -500) & (second > -500)
         ratios.append((first - second)[tissue].std() / np.sqrt(2) / scan.canvas["noise_hu"])
     np.testing.assert_allclose(ratios, 1.0, rtol=0.05)
