@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -39,7 +40,8 @@ RECORDS_FILE, CASES_FILE = "records.json", "cases.npz"
 
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error)
 
-_BUFFER_BYTES, _NUM_BUCKETS = 64 << 20, 64
+SHARD_BYTES = 256 << 20
+"""Images and masks in one file of records, at most."""
 
 
 @dataclasses.dataclass
@@ -87,6 +89,28 @@ class Luna16(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for scan in (scan for scan in config.scans if scan.subset == subset):
             for example in config.examples_of(scan):
                 yield _case_id(scan.uid, example["slice_index"]), example
+
+    def write(self):
+        """Writes the records as they come, one scan in memory at a time; returns the subsets that have any.
+
+        To be called in place of TFDS's `download_and_prepare`, which gathers a split in memory to shuffle it
+        and from 1 GB on needs TensorFlow. Here the order does not matter: training draws its own. A subset
+        without a slice gets no split, since TFDS cannot hold an empty one.
+        """
+        pathlib.Path(self.data_dir).mkdir(parents=True)
+        rows, columns = self.builder_config.settings.size_yx
+        writer = tfds.core.SequentialWriter(
+            self.info, max(1, SHARD_BYTES // (3 * rows * columns)), file_format="array_record"
+        )
+        try:
+            for name, pairs in self._split_generators(None).items():
+                first = next(pairs, None)
+                if first is not None:
+                    writer.initialize_splits([name])
+                    writer.add_examples({name: (example for _, example in itertools.chain([first], pairs))})
+        finally:
+            writer.close_all()
+        return sorted(int(name.removeprefix("subset")) for name in self.info.splits)
 
 
 def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16"):
@@ -212,9 +236,9 @@ def _prepare(folder, target, settings, skip_bad_scans):
     partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
         source = _Source(folder, settings, skip_bad_scans)
-        _write_records(partial, source)
-        _write_cases(partial, settings, source.subsets)
-        _write_durably(partial / RECORDS_FILE, json.dumps(source.manifest(), indent=1).encode())
+        subsets = _write_records(partial, source)
+        _write_cases(partial, settings, subsets)
+        _write_durably(partial / RECORDS_FILE, json.dumps(source.manifest(subsets), indent=1).encode())
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -229,18 +253,17 @@ class _Source:
         self.scans, self.problems, notes = luna16_folder.check_scans(folder, settings, self.nodules_of)
         self.num_scans = len(folder.scans) + len(folder.problems)
         self.notes, self.progress = list(notes), iter(())
-        self.check(f"none of {self.num_scans} scans has a slice to read")
+        self.check_problems()
+        if not self.scans:
+            self.refuse(f"none of {self.num_scans} scans has a slice to read")
 
-    @property
-    def subsets(self):
-        return sorted({scan.subset for scan in self.scans})
-
-    def check(self, matter):
+    def check_problems(self):
         if self.problems and not self.skip_bad_scans:
             raise luna16_folder.BadScansError(self.problems, self.num_scans)
-        if not self.scans:
-            reasons = "; ".join([*self.problems[:3], *self.notes])
-            raise InputError(f"data.dir: {matter}" + (f": {reasons}" if reasons else ""))
+
+    def refuse(self, matter):
+        reasons = "; ".join([*self.problems[:3], *self.notes])
+        raise InputError(f"data.dir: {matter}" + (f": {reasons}" if reasons else ""))
 
     def examples_of(self, scan):
         """Returns all examples of a scan at once, so that a scan is written whole or not at all."""
@@ -251,7 +274,7 @@ class _Source:
             self.notes += notes
         except InputError as error:
             self.problems.append(f"{scan.uid}: {error}")
-            self.check("no scan is left")
+            self.check_problems()
         next(self.progress, None)
         return examples
 
@@ -261,26 +284,17 @@ class _Source:
         self.progress = progress.track(range(total + 1), total=total, label="Preparing records", unit="scan")
         next(self.progress)
 
-    def drop_empty_subsets(self):
-        """Forgets the subsets of which no scan could be read; returns whether there were any."""
-        failed = {problem.split(":")[0] for problem in self.problems}
-        left = {scan.subset for scan in self.scans if scan.uid not in failed}
-        empty = set(self.subsets) - left
-        self.scans = [scan for scan in self.scans if scan.subset in left and scan.uid not in failed]
-        self.check("no scan is left")
-        return bool(empty)
-
-    def manifest(self):
+    def manifest(self, subsets):
         return _identity(self.settings) | {
             "num_scans": self.num_scans,
-            "subsets": self.subsets,
+            "subsets": subsets,
             "problems": self.problems,
             "notes": self.notes,
         }
 
 
 def _write_records(partial, source):
-    """Writes the records; TFDS has no empty split, so starts over without subsets that prove to be empty."""
+    """Writes the records; returns the subsets that have any."""
     config = Luna16Config(
         name=source.settings.name,
         settings=source.settings,
@@ -288,22 +302,11 @@ def _write_records(partial, source):
         examples_of=source.examples_of,
     )
     source.start_progress()
-    try:
-        with _quiet(), _small_buffer():
-            builder = Luna16(data_dir=str(partial), config=config)
-            builder.download_and_prepare(download_config=_download_config(partial))
-    except InputError:
-        raise
-    except Exception:
-        if not source.drop_empty_subsets():
-            raise
-        shutil.rmtree(partial)
-        partial.mkdir()
-        _write_records(partial, source)
-
-
-def _download_config(folder):
-    return tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=str(folder))
+    with _quiet():
+        subsets = Luna16(data_dir=str(partial), config=config).write()
+    if not subsets:
+        source.refuse("no scan is left")
+    return subsets
 
 
 def _write_cases(partial, settings, subsets):
@@ -431,22 +434,3 @@ def _quiet():
             yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _small_buffer():
-    """Has TFDS hold 64 MB of records in memory, not 1 GB, before it sorts them on disk.
-
-    So memory does not grow with the number of scans. TFDS has these two numbers as module constants only.
-    """
-    from tensorflow_datasets.core import shuffle as module
-
-    names = {"MAX_MEM_BUFFER_SIZE": _BUFFER_BYTES, "BUCKETS_NUMBER": _NUM_BUCKETS}
-    before = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    try:
-        for name in before:
-            setattr(module, name, names[name])
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
