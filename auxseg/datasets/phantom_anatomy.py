@@ -167,7 +167,7 @@ def create_patient(rng, *, prone_fraction):
         back_mm=back_mm,
         exponents=(rng.uniform(1.75, 2.15), rng.uniform(2.2, 2.75)),
         ripple=rng.normal(0.0, 1.0, (4, 2)) * np.array([0.012, 0.014, 0.008, 0.005])[:, None],
-        wall_mm=(rng.uniform(17, 26), rng.uniform(15, 20), rng.uniform(24, 38)),
+        wall_mm=(rng.uniform(17, 26), rng.uniform(15, 20), rng.uniform(20, 30)),
         fat_mm=fat_mm,
         breast_mm=rng.uniform(8.0, 32.0) if rng.random() < 0.42 else 0.0,
         organs=organs,
@@ -270,7 +270,7 @@ def cavity_radius(patient, z_mm):
     )
     turns = np.arange(2, 6)[:, None] * ANGLES
     ripple = patient.ripple[:, :1] * np.cos(turns) + patient.ripple[:, 1:] * np.sin(turns + 2.0 * u)
-    dents = 0.16 * _bump(ANGLES - np.pi, 0.27) + 0.05 * _bump(ANGLES, 0.32)
+    dents = 0.17 * _bump(ANGLES - np.pi, 0.22) + 0.05 * _bump(ANGLES, 0.32)
     return radius * (1.0 + ripple.sum(0) - dents)
 
 
@@ -340,7 +340,7 @@ def mediastinum_edges(patient, z_mm):
     They are the outlines of what lies inside, padded with fat and smoothed: the lungs lean on it.
     """
     ellipses, _ = organs_at(patient, z_mm)
-    spine = np.array([(0.0, patient.spine_y_mm, 20.0, 18.0), (0.0, patient.spine_y_mm + 28.0, 25.0, 20.0)])
+    spine = np.array([(0.0, patient.spine_y_mm, 20.0, 18.0), (0.0, patient.spine_y_mm + 28.0, 23.0, 20.0)])
     ellipses = np.concatenate([ellipses, spine])
     x, y, width, depth = ellipses.T[:, :, None]
     height = 1.0 - ((ROWS_MM - y) / (depth + 4.0)) ** 2

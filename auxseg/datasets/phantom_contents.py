@@ -19,7 +19,7 @@ DIAMETER_QUANTILES_MM = (
 """Diameters at 0, 2.5, 5, ... 100 % of the 1,186 rows of LUNA16's `annotations.csv`."""
 
 _VESSEL_POWER = 2.3  # of the radii at a branching; Murray's law has 3, larger trees stay thinner with it
-_TWIG_MM = 0.6  # radius of the last branches
+_TWIG_MM = 0.62  # radius of the last branches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +100,12 @@ def create_vessels(rng, patient, points, depths):
     arteries, trees = [], []
     for side in (-1, 1):
         own = np.flatnonzero((np.sign(points[:, 0]) == side) & (depths > 2.5))
-        chosen = rng.permutation(own)[:680]
+        chosen = rng.permutation(own)[:840]
         level = 0.55 if side < 0 else 0.565
         hilum = np.array([side * rng.uniform(33, 38), 10.0, level * patient.height_mm])
-        arteries.append(_grow_tree(rng, hilum, points[chosen[:390]]))
+        arteries.append(_grow_tree(rng, hilum, points[chosen[:500]]))
         drains = hilum + np.array([-side * 8.0, -8.0, -0.06 * patient.height_mm])
-        trees.append(_grow_tree(rng, drains, points[chosen[390:]]))
+        trees.append(_grow_tree(rng, drains, points[chosen[500:]]))
     vessels = _concatenate(arteries + trees)
     return vessels, _accompany(_concatenate(arteries))
 
