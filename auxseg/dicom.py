@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import re
 import warnings
@@ -316,7 +317,10 @@ def _errors_named(path):
 
     pydicom raises about everything from EOFError to AttributeError there, so all of it is caught.
     """
+    log = logging.getLogger("pydicom")
+    level = log.level
     try:
+        log.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -325,6 +329,8 @@ def _errors_named(path):
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"DICOM: {path} is damaged or truncated: {reason}; copy or export it again") from error
+    finally:
+        log.setLevel(level)
 
 
 def _describe(dataset):
