@@ -329,7 +329,7 @@ def judge(row, p_holm, family):
 def _sentences(arms, differences):
     if not differences:
         return [
-            f"All {len(arms[0].runs)} runs have the same settings but for seeds: there is nothing to compare, "
+            f"All {len(arms[0].runs)} runs have the same settings but for seeds: nothing to compare, "
             "only a spread."
         ]
     return [describe(row) for row in differences]

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 
 from auxseg import scores
 from auxseg.report import inputs, viewer
@@ -14,12 +13,17 @@ WINDOW_HU = (-1000.0, 400.0)
 
 
 def make_reference(seed, size=SIZE):
-    """Returns uint8 [H, W]: two lungs (the patient's right one on the left), a nodule in two of three cases."""
+    """Returns uint8 [H, W]: two lungs (the right one at the image's left), a nodule in two of three."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices(size) / np.reshape(size, (2, 1, 1))
     mask = np.zeros(size, np.uint8)
     for name, center in (("right_lung", 0.29), ("left_lung", 0.71)):
-        y, x, tall, wide = 0.5 + rng.normal(0, 0.02), center + rng.normal(0, 0.01), rng.uniform(0.26, 0.34), 0.15
+        y, x, tall, wide = (
+            0.5 + rng.normal(0, 0.02),
+            center + rng.normal(0, 0.01),
+            rng.uniform(0.26, 0.34),
+            0.15,
+        )
         mask[((rows - y) / tall) ** 2 + ((columns - x) / wide) ** 2 < 1] = CLASS_NAMES.index(name)
     if seed % 3:
         y, x, radius = rng.uniform(0.4, 0.6), rng.choice([0.29, 0.71]), rng.uniform(0.025, 0.05)
@@ -48,8 +52,10 @@ def make_probabilities(prediction):
     return (np.eye(len(CLASS_NAMES), dtype=np.float32)[prediction] * 0.88 + 0.03).astype(np.float32)
 
 
-def make_evaluation(change=lambda prediction, seed: prediction, *, num_cases=18, spacing=(0.9, 1.1), probabilities=True):
-    """Returns scores.Evaluation and {case_id: (image, reference, prediction)} of cases whose prediction was changed."""
+def make_evaluation(
+    change=lambda prediction, seed: prediction, *, num_cases=18, spacing=(0.9, 1.1), probabilities=True
+):
+    """Returns scores.Evaluation and {case_id: (image, reference, prediction)}, the predictions changed."""
     cases, pixels = [], {}
     for seed in range(num_cases):
         reference = make_reference(seed)
@@ -82,24 +88,54 @@ def make_epochs(count=7):
     rows = []
     for epoch in range(1, count + 1):
         part = {"loss": 1.5 / epoch, "accuracy": 1 - 0.1 / epoch, "pooled_dsc": 1 - 0.1 / epoch}
-        dice = {"background": 0.99, "left_lung": 1 - 0.3 / epoch, "right_lung": 1 - 0.28 / epoch, "nodule": None}
-        rows.append({
-            "epoch": epoch, "learning_rate": 1e-3 if epoch < 5 else 5e-4, "train": part | {"dice": dice},
-            "val": part | {"dice": dice | {"nodule": 0.8 - 0.7 / epoch}}, "seconds": 3.0, "peak_memory_mb": 900.0 + epoch,
-            "memory_of": "process",
-        })
+        dice = {
+            "background": 0.99,
+            "left_lung": 1 - 0.3 / epoch,
+            "right_lung": 1 - 0.28 / epoch,
+            "nodule": None,
+        }
+        rows.append(
+            {
+                "epoch": epoch,
+                "learning_rate": 1e-3 if epoch < 5 else 5e-4,
+                "train": part | {"dice": dice},
+                "val": part | {"dice": dice | {"nodule": 0.8 - 0.7 / epoch}},
+                "seconds": 3.0,
+                "peak_memory_mb": 900.0 + epoch,
+                "memory_of": "process",
+            }
+        )
     return rows
 
 
 def write_workdir(folder, *, name="phantom", seed=1, **settings):
     """Writes the records of a made-up run into a folder; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"seed": seed, "data": {"name": name, "size": [96, 96], "window_hu": list(WINDOW_HU), "split_seed": 1},
-              "model": {"base_width": 8, "se": True}, "train": {"order_seed": seed}} | settings
-    splits = {"train": [f"train_{i}" for i in range(40)], "val": ["val_0"], "test": [f"case_{i:03d}" for i in range(18)]}
+    config = {
+        "seed": seed,
+        "data": {"name": name, "size": [96, 96], "window_hu": list(WINDOW_HU), "split_seed": 1},
+        "model": {"base_width": 8, "se": True},
+        "train": {"order_seed": seed},
+    } | settings
+    splits = {
+        "train": [f"train_{i}" for i in range(40)],
+        "val": ["val_0"],
+        "test": [f"case_{i:03d}" for i in range(18)],
+    }
     versions = {"python": "3.11", "packages": {"auxseg": "0.1", "jax": "0.10.2"}, "devices": ["cpu"]}
-    summary = {"epochs": 7, "best_epoch": 7, "seconds": 21.0, "dataset": f"{name}/test", "notes": ["a note with <b>"]}
-    for file, value in (("config", config), ("splits", splits), ("versions", versions), ("summary", summary)):
+    summary = {
+        "epochs": 7,
+        "best_epoch": 7,
+        "seconds": 21.0,
+        "dataset": f"{name}/test",
+        "notes": ["a note with <b>"],
+    }
+    for file, value in (
+        ("config", config),
+        ("splits", splits),
+        ("versions", versions),
+        ("summary", summary),
+    ):
         (folder / f"{file}.json").write_text(json.dumps(value))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_epochs()))
     return folder
@@ -109,8 +145,12 @@ def make_report(folder, change=lambda prediction, seed: prediction, **settings):
     """Returns an inputs.Report of a made-up run in `folder` with changed predictions."""
     evaluation, pixels = make_evaluation(change, **settings)
     return inputs.Report(
-        run=inputs.read_run(write_workdir(folder)), split="test", resolution="96 x 96 pixels, as the network sees",
-        evaluation=evaluation, cases=make_cases(evaluation, pixels), facts={"parameters": "1,234", "time": "21 s"},
+        run=inputs.read_run(write_workdir(folder)),
+        split="test",
+        resolution="96 x 96 pixels, as the network sees",
+        evaluation=evaluation,
+        cases=make_cases(evaluation, pixels),
+        facts={"parameters": "1,234", "time": "21 s"},
     )
 
 
@@ -130,9 +170,3 @@ def lose_a_lung(prediction, seed):
 
 
 FAULTS = {"shift": shift_by_three, "swap": swap_sides, "lost": lose_a_lung}
-
-
-@pytest.fixture
-def report(tmp_path):
-    """A report of a run without faults."""
-    return make_report(tmp_path / "run")

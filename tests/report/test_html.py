@@ -1,0 +1,286 @@
+"""The page: whole, escaped, without the network, right in a real browser where there is one."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import made_up_run
+import numpy as np
+import pytest
+
+from auxseg import report as report_package
+from auxseg.report import html as page
+from auxseg.report import inputs, markup, pictures
+from auxseg.report.tables import read_csv
+
+VOID = {"meta", "img", "input", "br", "hr"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Returns the folder of a whole report, written once."""
+    folder = tmp_path_factory.mktemp("whole")
+    report = made_up_run.make_report(folder / "run")
+    report_package.write_report(folder / "report", report)
+    return folder / "report"
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects ids and addresses, and fails where tags do not balance."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.labels = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        self.addresses += [values[key] for key in ("href", "src", "action") if key in values]
+        self.labels += [values["for"]] if "for" in values else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag
+
+
+def check(text):
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    return checker
+
+
+def quick_page(folder, change=lambda prediction, seed: prediction, **settings):
+    """Returns the HTML of a made-up run without its figures."""
+    return page.create_page(made_up_run.make_report(folder, change, **settings), {})
+
+
+def test_page_is_whole_and_stands_alone(written):
+    text = (written / "index.html").read_text(encoding="utf-8")
+    checker = check(text)
+    assert len(checker.ids) == len(set(checker.ids))
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in checker.addresses)
+    anchors = [address[1:] for address in checker.addresses if address.startswith("#")]
+    assert set(anchors) | set(checker.labels) <= set(checker.ids)
+    outside = re.sub(r"http://www\.w3\.org/2000/svg", "", text)
+    assert (
+        "http:" not in outside
+        and "https:" not in outside
+        and "@import" not in outside
+        and "url(" not in outside
+    )
+    assert "Not for clinical use" in text and "default-src &#x27;none&#x27;" in text
+
+
+def test_files_stand_beside_the_page(written):
+    text = (written / "index.html").read_text(encoding="utf-8")
+    for name in re.findall(r"<code>((?:figures|tables)/[\w./]+)</code>", text):
+        assert (written / name).stat().st_size > 0
+    expected = {
+        "curves",
+        "schedule",
+        "dice",
+        "confusion",
+        "shift",
+        "lung_nodule",
+        "bland_altman_nodule",
+        "panels",
+        "bland_altman_left_lung",
+        "bland_altman_right_lung",
+        "reliability",
+        "objects",
+    }
+    assert {path.stem for path in (written / "figures").iterdir()} == expected
+    assert len(read_csv(written / "tables" / "cases.csv")) == 18
+    assert json.loads((written / "scores.json").read_text())["pooled"][0]["score"] == "pooled DSC (paper)"
+
+
+def test_page_shows_what_was_asked_for(written):
+    text = (written / "index.html").read_text(encoding="utf-8")
+    sections = ("Automatic checks", "Model card", "Rules of the scores", "train split")
+    paper = ("Table 2", "Table 3", "98.42", "Fig 11", "Fig 12", "Fig 13", "Fig 14", "pooled DSC (paper)")
+    for words in (*sections, *paper, "model.base_width", "n = 18", "synthetic slices"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("fault", "title"),
+    [
+        ("shift", "Predictions are shifted"),
+        ("swap", "Left and right are swapped"),
+        ("lost", "Right lung is never found"),
+    ],
+)
+def test_a_planted_fault_stands_first(tmp_path, fault, title):
+    text = quick_page(tmp_path, made_up_run.FAULTS[fault])
+    first = re.search(r'<li class="finding (\w+)">.*?<strong>(.*?)</strong>', text)
+    assert first.groups() == ("fault", title)
+
+
+def test_names_from_outside_are_escaped(tmp_path):
+    evil = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'
+    report = made_up_run.make_report(tmp_path)
+    case = report.cases[0]
+    rows = [
+        row | {"case_id": evil} if row["case_id"] == case.case_id else row for row in report.evaluation.rows
+    ]
+    evaluation = type(report.evaluation)(tuple(rows), report.evaluation.objects, None)
+    named = type(case)(
+        evil,
+        (evil,),
+        case.image,
+        case.reference,
+        case.prediction,
+        case.window_hu,
+        case.row | {"case_id": evil},
+    )
+    run = inputs.Run(
+        evil, {"data": {"name": evil}}, {evil: evil}, {evil: [evil]}, (), {"dataset": evil, "notes": [evil]}
+    )
+    text = page.create_page(
+        inputs.Report(run, evil, evil, evaluation, cases=(named,), facts={evil: evil}), {}
+    )
+    check(text)
+    assert "alert(" in text and "<script>alert" not in text and "<img src=x" not in text
+    assert text.count("<script") == 2
+
+
+def test_a_run_without_nodules_epochs_cases_or_probabilities(tmp_path):
+    def erase(prediction, seed):
+        return np.zeros_like(prediction)
+
+    evaluation, _ = made_up_run.make_evaluation(
+        erase, num_cases=1, probabilities=False, spacing=(np.nan, np.nan)
+    )
+    run = inputs.Run("bare", {}, {}, {}, (), {})
+    report = inputs.Report(run, "test", "96 x 96 pixels", evaluation)
+    drawn = pictures.draw_all(report)
+    assert "curves" not in drawn and "reliability" not in drawn and "dice" in drawn
+    text = page.create_page(report, drawn)
+    check(text)
+    assert "The run has not ended" in text and "There is no nodule" in text and "HD95 px" in text
+
+
+def test_both_resolutions_are_shown_and_named(tmp_path):
+    report = made_up_run.make_report(tmp_path)
+    both = inputs.Report(report.run, report.split, "96 x 96", report.evaluation, native=report.evaluation)
+    text = page.create_page(both, {})
+    assert "own resolution" in text and "96 x 96" in text
+    assert {"cases_native", "scores_native"} <= page.name_tables(both).keys()
+
+
+def test_rates_are_grouped_as_in_table_3():
+    rows = page.group_rates(made_up_run.make_epochs())
+    assert [(row["epochs"], row["learning_rate"]) for row in rows] == [("1-4", 1e-3), ("5-7", 5e-4)]
+    assert rows[0]["memory_gb"] == pytest.approx(0.904)
+
+
+def test_markup_escapes_all_that_is_not_markup():
+    made = markup.element(
+        "p", "<b>", markup.element("i", "&"), 3, None, class_="a", data_x='"<', hidden=True, title=None
+    )
+    assert made == '<p class="a" data-x="&quot;&lt;" hidden>&lt;b&gt;<i>&amp;</i>3</p>'
+    assert "</script" not in markup.script_data("x", {"a": "</script><!--"})[:-9]
+
+
+def test_numbers():
+    assert [markup.number(v) for v in (float("nan"), None, 3, 0.12345, 12345.6)] == [
+        "n/a",
+        "n/a",
+        "3",
+        "0.123",
+        "12,346",
+    ]
+
+
+def browse(path, *, script="", width=1280):
+    """Returns (the page's final HTML, what the browser logged) after `script` ran; skips without chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
+    copy = path.with_name("with_script.html")
+    text = path.read_text(encoding="utf-8")
+    copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--enable-logging=stderr",
+        f"--user-data-dir={path.with_name('browser')}",
+        f"--window-size={width},900",
+        "--virtual-time-budget=5000",
+    ]
+    result = subprocess.run(
+        [chromium, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    logged = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+    return result.stdout, logged
+
+
+def results(dom):
+    return json.loads(
+        re.search(r'<pre id="results">(.*?)</pre>', dom)[1].replace("&gt;", ">").replace("&lt;", "<")
+    )
+
+
+SCRIPT = """
+const out = {};
+const send = (target, event) => target.dispatchEvent(event);
+const press = (key) => send(document.body, new KeyboardEvent("keydown", {key, bubbles: true}));
+const paths = () => document.querySelectorAll("#picture path").length;
+const byId = (id) => document.getElementById(id);
+out.ready = byId("viewer").dataset.ready;
+out.thumbs = document.querySelectorAll("#strip button svg image").length;
+out.first = byId("case-title").textContent;
+out.all = paths();
+press("t"); out.without_truth = paths();
+press("p"); out.without_outlines = paths();
+press("d"); out.without_fill = paths();
+byId("fill-prediction").click(); out.filled = paths();
+byId("opacity").value = 25; send(byId("opacity"), new Event("input", {bubbles: true}));
+out.opacity = document.querySelector("#picture path").getAttribute("fill-opacity");
+byId("class-left_lung").click(); out.one_less = paths();
+press("n"); out.second = byId("case-title").textContent;
+press("b"); out.again = byId("case-title").textContent;
+document.querySelectorAll("#strip button")[2].click(); out.third = byId("case-title").textContent;
+out.pressed = document.querySelectorAll("#strip button[aria-pressed=true]").length;
+out.rows = byId("case-scores").rows.length;
+out.overflow = document.documentElement.scrollWidth - window.innerWidth;
+out.width = window.innerWidth;
+setTimeout(() => {
+  const svg = document.querySelector("#picture svg");
+  const box = svg.getBoundingClientRect();
+  const at = {clientX: box.left + box.width * 0.29, clientY: box.top + box.height * 0.5};
+  send(svg, new PointerEvent("pointermove", at));
+  out.readout = byId("readout").textContent;
+  const pre = document.createElement("pre");
+  pre.id = "results"; pre.textContent = JSON.stringify(out); document.body.appendChild(pre);
+}, 1500);
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_the_viewer_works_in_a_real_browser(written, width):
+    dom, logged = browse(written / "index.html", script=SCRIPT, width=width)
+    assert logged == []
+    out = results(dom)
+    assert out["ready"] == "yes" and out["thumbs"] >= 6 and out["pressed"] == 1 and out["rows"] == 9
+    assert out["all"] > out["without_truth"] > out["without_outlines"] == 1 > out["without_fill"] == 0
+    assert out["filled"] - out["one_less"] == 1 and out["opacity"] == "0.25"
+    assert out["first"] == out["again"] != out["second"] and out["third"] not in (
+        out["first"],
+        out["second"],
+    )
+    assert re.search(
+        r"row \d+, column \d+: (about|at most) -?\d+ HU; truth (right lung|nodule), prediction",
+        out["readout"],
+    )
+    assert out["overflow"] <= 0 and out["width"] == width
