@@ -100,12 +100,12 @@ def check_values(images, native_dtype="int16"):
     expected = "expected HU (air near -1000, water 0, bone above 300)"
     if low == high:
         return [Finding(ERROR, "constant", f"every pixel is {low}: {expected}; check the export of the scan")]
-    if np.dtype(native_dtype).itemsize == 1 or (low >= 0 and high <= 255):
-        text = f"8-bit image, {has}, {expected}; export the original CT, not a picture of it"
-        return [Finding(ERROR, "8-bit", text)]
     if low >= -1 and high <= 1:
         text = f"{has}: scaled to [0, 1] or [-1, 1], {expected}; give the scan before it was normalised"
         return [Finding(ERROR, "normalised", text)]
+    if np.dtype(native_dtype).itemsize == 1 or (low >= 0 and high <= 255):
+        text = f"8-bit image, {has}, {expected}; export the original CT, not a picture of it"
+        return [Finding(ERROR, "8-bit", text)]
     if low >= -10 and _median_tissue(images) > 700:
         text = f"{has}, {expected}; the rescale intercept (mostly -1024) was not applied: apply it"
         return [Finding(ERROR, "no-intercept", text)]

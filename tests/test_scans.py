@@ -1,0 +1,217 @@
+"""Tests of opening any scan: every format, compressed or not, turned or not, gives the same slices."""
+
+import shutil
+import zipfile
+
+import chest
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from auxseg import ct, scans
+from auxseg.errors import InputError
+
+FORMATS = ("mhd", "mha", "nrrd", "nhdr", "nii", "nii.gz")
+TURNS = {"plain": ((0, 1, 2), ()), "flipped": ((0, 1, 2), (0, 2)), "turned": ((2, 0, 1), (1,)), "side": ((1, 2, 0), (0,))}
+
+
+def _image(volume, spacing_xyz=(0.7, 0.8, 2.5), origin=(-120.5, -80.25, 33.0)):
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing(spacing_xyz)
+    image.SetOrigin(origin)
+    return image
+
+
+def _turn(image, name):
+    """Returns the same voxels at the same places, stored in another order."""
+    order, flips = TURNS[name]
+    return sitk.Flip(sitk.PermuteAxes(image, order), [axis in flips for axis in range(3)])
+
+
+def _open(path, scratch):
+    scratch.mkdir(exist_ok=True)
+    return scans.open_scan(scans.find_scans(path)[0], scratch)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
+@pytest.mark.parametrize("turn", TURNS)
+def test_every_format_and_turn_gives_the_same_slices(tmp_path, suffix, compress, turn):
+    volume = chest.draw((7, 20, 24), (20, 14, 14))
+    path = tmp_path / f"scan.{suffix}"
+    sitk.WriteImage(_turn(_image(volume), turn), str(path), useCompression=compress)
+    scan = _open(path, tmp_path / "scratch")
+    np.testing.assert_array_equal(scan.read(0, 7), volume)
+    np.testing.assert_array_equal(scan.read(2, 5), volume[2:5])
+    np.testing.assert_allclose(scan.geometry.spacing_xyz_mm, (0.7, 0.8, 2.5), rtol=1e-6)
+    np.testing.assert_allclose(scan.geometry.origin_xyz_mm, (-120.5, -80.25, 33.0), rtol=1e-5)
+    assert scan.stored == ct.read_header(path).stored
+
+
+def test_only_the_slices_asked_for_are_read(tmp_path, monkeypatch):
+    """Compressed or not: the array that SimpleITK hands out is never the whole scan."""
+    volume = chest.draw((16, 20, 24), (10, 14, 14))
+    sizes = []
+    get = sitk.GetArrayFromImage
+    monkeypatch.setattr(sitk, "GetArrayFromImage", lambda image: sizes.append(image.GetSize()[2]) or get(image))
+    for name in ("a.mhd", "a.nii.gz", "a.nrrd"):
+        sitk.WriteImage(_image(volume), str(tmp_path / name), useCompression=True)
+        (tmp_path / f"{name}.d").mkdir()
+        _open(tmp_path / name, tmp_path / f"{name}.d").read(3, 5)
+    assert max(sizes) == 2
+
+
+@pytest.mark.parametrize("suffix", ["mha", "nrrd", "nii"])
+def test_floating_point_values_are_rounded_to_hu(tmp_path, suffix):
+    volume = chest.draw((3, 20, 24), (20, 14, 14))
+    sitk.WriteImage(_image(volume.astype(np.float32) + 0.3), str(tmp_path / f"a.{suffix}"))
+    np.testing.assert_array_equal(_open(tmp_path / f"a.{suffix}", tmp_path / "s").read(0, 3), volume)
+
+
+@pytest.mark.parametrize(("value", "match"), [(np.nan, "expected HU"), (1e6, "expected HU")])
+def test_values_that_are_no_hu(tmp_path, value, match):
+    volume = chest.draw((3, 20, 24), (20, 14, 14)).astype(np.float32)
+    volume[1, 2, 3] = value
+    sitk.WriteImage(_image(volume), str(tmp_path / "a.nrrd"))
+    with pytest.raises(InputError, match=match):
+        _open(tmp_path / "a.nrrd", tmp_path / "s").read(0, 3)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
+def test_a_truncated_file_is_refused(tmp_path, suffix, compress):
+    volume = chest.draw((5, 20, 24), (20, 14, 14))
+    path = tmp_path / f"scan.{suffix}"
+    sitk.WriteImage(_image(volume), str(path), useCompression=compress)
+    data = next((file for file in tmp_path.iterdir() if file.suffix in (".raw", ".zraw", ".gz") and file != path), path)
+    whole = data.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, len(whole) // 10, 0):
+        data.write_bytes(whole[:size])
+        with pytest.raises(InputError) as caught:
+            scratch = tmp_path / f"temporary{size}"
+            _open(path, scratch).read(0, 5)
+        assert "\n" not in str(caught.value) and "temporary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["nrrd", "nii", "nii.gz", "mha"])
+def test_a_header_of_a_smaller_scan_is_refused(tmp_path, suffix):
+    """Half of the voxels would make a wrong picture without any error in reading."""
+    volume = chest.draw((8, 20, 24), (20, 14, 14))
+    sitk.WriteImage(_image(np.tile(volume, (30, 1, 1))), str(tmp_path / "a.nii"))
+    sitk.WriteImage(_image(volume), str(tmp_path / f"a.{suffix}"), useCompression=suffix == "nii.gz")
+    if suffix in ("nrrd", "mha"):
+        data = (tmp_path / f"a.{suffix}").read_bytes()
+        (tmp_path / f"a.{suffix}").write_bytes(data.replace(b"24 20 8", b"24 20 4"))
+    else:
+        import gzip
+        import struct
+
+        sitk.WriteImage(_image(np.tile(volume, (30, 1, 1))), str(tmp_path / "b.nii"))
+        data = bytearray((tmp_path / "b.nii").read_bytes())
+        struct.pack_into("<h", data, 46, 8)
+        (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(data) if suffix == "nii.gz" else data)
+    with pytest.raises(InputError, match="header"):
+        _open(tmp_path / f"a.{suffix}", tmp_path / "s").read(0, 4)
+
+
+def test_npz_with_and_without_a_spacing(tmp_path):
+    volume = chest.draw((3, 20, 24), (20, 14, 14))
+    np.savez(tmp_path / "one.npz", image=volume[0], mask=volume[0])
+    np.savez(tmp_path / "all.npz", image=volume, spacing_zyx_mm=[2.0, 0.5, 0.6])
+    one, many = _open(tmp_path / "one.npz", tmp_path / "s"), _open(tmp_path / "all.npz", tmp_path / "t")
+    np.testing.assert_array_equal(one.read(0, 1), volume[:1])
+    np.testing.assert_array_equal(many.read(1, 3), volume[1:])
+    assert not one.has_geometry and any(finding.code == "no-spacing" for finding in one.findings)
+    assert many.has_geometry and many.stored.spacing_xyz_mm == (0.6, 0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"first": np.zeros((4, 4)), "second": np.zeros((4, 4))}, "expected 'image'"),
+        ({"image": np.zeros((4,))}, "expected numbers"),
+        ({"image": np.array([["a"]])}, "expected numbers"),
+        ({"image": np.array([[None]], dtype=object)}, "no NPZ of plain arrays"),
+        ({"image": np.random.default_rng(0).random((8, 8))}, "scaled to 1"),
+        ({"image": np.zeros((4, 4)), "spacing_zyx_mm": np.array([1.0, 0.0, 1.0])}, "three numbers above 0"),
+    ],
+)
+def test_an_npz_that_is_no_scan(tmp_path, arrays, match):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match=match):
+        _open(tmp_path / "a.npz", tmp_path / "s")
+
+
+def test_a_folder_of_many_scans(tmp_path):
+    volume = chest.draw((3, 20, 24), (20, 14, 14))
+    for name in ("b/scan.mhd", "a/scan.nii.gz", "c.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.endswith("npz"):
+            np.savez(tmp_path / name, image=volume)
+        else:
+            sitk.WriteImage(_image(volume), str(tmp_path / name))
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / ".hidden.nii").write_text("")
+    found = scans.find_scans(tmp_path)
+    assert [(source.name, source.kind) for source in found] == [("c", "npz"), ("scan", "file"), ("scan_2", "file")]
+
+
+def test_nothing_to_find(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        scans.find_scans(tmp_path / "no")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match="none of its 1 files"):
+        scans.find_scans(tmp_path)
+    with pytest.raises(InputError, match="it is none"):
+        scans.find_scans(tmp_path / "notes.txt")
+
+
+def test_a_zip_with_one_scan(tmp_path):
+    volume = chest.draw((3, 20, 24), (20, 14, 14))
+    sitk.WriteImage(_image(volume), str(tmp_path / "a.mhd"))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("a.mhd", "a.raw"):
+            archive.write(tmp_path / name, f"deep/{name}")
+    np.testing.assert_array_equal(_open(tmp_path / "x.zip", tmp_path / "s").read(0, 3), volume)
+    with zipfile.ZipFile(tmp_path / "x.zip", "a") as archive:
+        archive.write(tmp_path / "a.mhd", "other/b.mhd")
+    with pytest.raises(InputError, match="holds 2 scans"):
+        _open(tmp_path / "x.zip", tmp_path / "t")
+
+
+@pytest.mark.parametrize("name", ["../evil.nii", "/abs/evil.nii", "a/../../evil.nii", "..\\evil.nii", "C:\\evil.nii"])
+def test_a_zip_that_leads_out_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(name, b"x")
+    with pytest.raises(InputError, match="leads out"):
+        _open(tmp_path / "x.zip", tmp_path / "s")
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_zip_with_a_link_is_refused(tmp_path):
+    entry = zipfile.ZipInfo("link.nii")
+    entry.create_system, entry.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(entry, "/etc/passwd")
+    with pytest.raises(InputError, match="a link"):
+        _open(tmp_path / "x.zip", tmp_path / "s")
+
+
+def test_a_zip_bomb_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.nii", bytes(5_000_000))
+    (tmp_path / "s").mkdir()
+    with pytest.raises(InputError, match="holds more than"):
+        scans.unpack_zip(tmp_path / "x.zip", tmp_path / "s", max_bytes=1_000_000)
+    assert sum(file.stat().st_size for file in (tmp_path / "s").iterdir()) <= 1_000_000
+
+
+def test_a_damaged_zip_is_refused(tmp_path):
+    volume = chest.draw((3, 20, 24), (20, 14, 14))
+    np.savez_compressed(tmp_path / "a.npz", image=volume)
+    shutil.copy(tmp_path / "a.npz", tmp_path / "x.zip")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[len(data) // 2] ^= 255
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        _open(tmp_path / "x.zip", tmp_path / "s")
