@@ -7,6 +7,7 @@ scipy; random numbers come from an explicit seed, so a report repeats itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -63,10 +64,19 @@ def bootstrap_ratio(numerators, denominators, patients, *, num_resamples=NUM_RES
     estimate = float(sums[0].sum() / sums[1].sum())
     if num < 2:
         return Interval(estimate, float("nan"), float("nan"), len(numerators), num)
-    weights = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), num_resamples)
-    above, below = (weights @ sums.T).T
+    above, below = (_resample(num, num_resamples, seed) @ sums.T).T
     low, high = np.quantile(above[below > 0] / below[below > 0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(estimate, float(low), float(high), len(numerators), num)
+
+
+@functools.lru_cache(maxsize=4)
+def _resample(num, num_resamples, seed):
+    """Returns float64 [num_resamples, num]: how often each of `num` patients is drawn. Kept: tables ask often."""
+    return (
+        np.random.default_rng(seed)
+        .multinomial(num, np.full(num, 1 / num), num_resamples)
+        .astype(np.float64)
+    )
 
 
 def bootstrap_mean(values, patients, **settings):

@@ -433,7 +433,8 @@ def create_page(result, picture):
         Markup(f"<style>{styles}</style>"),
     )
     page = join(element("header", element("h1", title), class_="top"), element("main", body))
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{page}</body></html>\n'
+    whole = element("html", element("head", head), element("body", page), lang="en")
+    return f"<!doctype html>\n{whole}\n"
 
 
 RULES = (

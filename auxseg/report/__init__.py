@@ -31,5 +31,5 @@ def write_report(folder, report):
     tables.write_json(
         folder / "scores.json", {name: rows for name, rows in named.items() if name not in left_out}
     )
-    tables.write_text(folder / "index.html", html.create_page(report, drawn))
+    tables.write_text(folder / "index.html", html.create_page(report, drawn, named))
     return folder / "index.html"

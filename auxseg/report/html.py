@@ -15,14 +15,16 @@ from auxseg.report.markup import Markup, element, interval, join, number, script
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def create_page(report, pictures):
+def create_page(report, pictures, named=None):
     """Returns the HTML of a report.
 
     Args:
         report: `inputs.Report`.
         pictures: of `pictures.draw_all`.
+        named: of `name_tables`, where it is at hand: its intervals take a second.
     """
-    sections = _sections(report, pictures)
+    named = name_tables(report) if named is None else named
+    sections = _sections(report, pictures, named)
     title = f"{report.run.name}: {report.split} split"
     links = [element("li", element("a", heading, href=f"#{anchor}")) for anchor, heading, _ in sections]
     head = element(
@@ -57,7 +59,13 @@ def _document(title, body):
         element("title", title),
         Markup(f"<style>{styles}</style>"),
     )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}<script>{script}</script></body></html>\n'
+    page = element(
+        "html",
+        element("head", head),
+        element("body", body, Markup(f"<script>{script}</script>")),
+        lang="en",
+    )
+    return f"<!doctype html>\n{page}\n"
 
 
 def _asset(name):
@@ -81,24 +89,24 @@ def _lead(report):
     return f"{cases} cases of {owners} patients, {report.resolution}. Data: {data}."
 
 
-def _sections(report, pictures):
+def _sections(report, pictures, named):
     """Returns (anchor, heading, content) of each section that has something to show, in the page's order."""
     every = [
         ("checks", "Automatic checks", _checks(report)),
-        ("scores", "Scores", _scores(report, pictures)),
+        ("scores", "Scores", _scores(report, pictures, named)),
         ("cases", "Cases", _viewer(report)),
         ("confusion", "Where pixels went", _figures(pictures, "confusion", "shift")),
-        ("nodules", "Nodules as objects", _nodules(report, pictures)),
-        ("agreement", "Agreement of areas", _agreement(report, pictures)),
-        ("calibration", "Calibration", _calibration(report, pictures)),
+        ("nodules", "Nodules as objects", _nodules(report, pictures, named)),
+        ("agreement", "Agreement of areas", _agreement(pictures, named)),
+        ("calibration", "Calibration", _calibration(pictures, named)),
         ("panels", "Panels", _figures(pictures, "panels")),
         ("explanations", "What drives the network", _explanations(report, pictures)),
         ("training", "Training", _training(report, pictures)),
-        ("paper", "Beside the paper", _paper(report)),
+        ("paper", "Beside the paper", _paper(report, named)),
         ("run", "What was run", _run(report)),
-        ("card", "Model card", _card(report)),
+        ("card", "Model card", _card(report, named)),
         ("rules", "Rules of the scores", _rules()),
-        ("files", "Files", _files(report, pictures)),
+        ("files", "Files", _files(pictures, named)),
     ]
     return [each for each in every if each[2]]
 
@@ -137,16 +145,16 @@ def _finding(finding):
     )
 
 
-def _scores(report, pictures):
-    main = tables.score_table(report.evaluation)
+def _scores(report, pictures, named):
+    main = named["scores"]
     parts = [
         element("ul", [_tile(main, name) for name in scores.FOREGROUND], class_="tiles"),
         _score_matrix(main, f"Means with 95 % intervals (bootstrap by patient), {report.resolution}"),
-        _pooled(report.evaluation),
+        _pooled(named["pooled"]),
         _figures(pictures, "dice"),
     ]
     if report.native is not None:
-        again = tables.score_table(report.native)
+        again = named["scores_native"]
         parts.insert(
             2,
             _score_matrix(again, "The same at the scan's own resolution: the prediction is resized to it"),
@@ -212,7 +220,7 @@ def _score_cell(row):
     )
 
 
-def _pooled(evaluation):
+def _pooled(pooled):
     rows = [
         [
             row["score"],
@@ -221,7 +229,7 @@ def _pooled(evaluation):
             interval(row["low"], row["high"], 4).strip() or "n/a",
             row["cases"],
         ]
-        for row in tables.pooled_table(evaluation)
+        for row in pooled
     ]
     caption = "Pooled over the pixels of all cases: large structures decide, never to be read alone"
     return table(["Score", "Over", "Value", "95 % interval", "n"], rows, caption=caption)
@@ -351,8 +359,8 @@ def _figure(picture):
     return element("figure", image, element("figcaption", picture.caption))
 
 
-def _nodules(report, pictures):
-    rows = tables.object_table(report.evaluation)
+def _nodules(report, pictures, named):
+    rows = named["nodules"]
     if not rows[-1]["nodules"] and not rows[-1]["false"]:
         return element("p", "There is no nodule in the references, and none was predicted.")
     headings = [
@@ -390,8 +398,8 @@ def _nodules(report, pictures):
     return join(table(headings, body, caption=caption), _figures(pictures, "objects"))
 
 
-def _agreement(report, pictures):
-    rows = tables.agreement_table(report.evaluation)
+def _agreement(pictures, named):
+    rows = named.get("agreement")
     if not rows:
         return None
     headings = ["Class", "Unit", "Bias", "Lower limit", "Upper limit", "R of the areas", "n"]
@@ -417,8 +425,8 @@ def _agreement(report, pictures):
     )
 
 
-def _calibration(report, pictures):
-    rows = tables.calibration_table(report.evaluation)
+def _calibration(pictures, named):
+    rows = named.get("calibration")
     if not rows:
         return None
     headings = ["Class", "Calibration error", "Without the lowest bin", "Pixels there"]
@@ -507,10 +515,9 @@ def _largest(rows, key):
     return float(max(values)) if values else math.nan
 
 
-def _paper(report):
-    pooled = tables.pooled_table(report.evaluation)
-    rows = tables.score_table(report.evaluation)
-    dice = [tables.find_score(rows, name, "Dice") for name in scores.FOREGROUND]
+def _paper(report, named):
+    pooled = named["pooled"]
+    dice = [tables.find_score(named["scores"], name, "Dice") for name in scores.FOREGROUND]
     headings = [
         "Study",
         "Data",
@@ -597,11 +604,11 @@ def _text(value):
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _card(report):
+def _card(report, named):
     card = modelcard.create_card(
         report.run,
-        score_table=tables.score_table(report.evaluation),
-        objects=tables.object_table(report.evaluation),
+        score_table=named["scores"],
+        objects=named["nodules"],
         split=report.split,
     )
     return join(
@@ -642,10 +649,10 @@ def name_tables(report):
     return {name: rows for name, rows in named.items() if rows}
 
 
-def _files(report, pictures):
+def _files(pictures, named):
     csvs = [
         element("li", element("code", f"tables/{name}.csv"), f" ({len(rows)} rows)")
-        for name, rows in name_tables(report).items()
+        for name, rows in named.items()
     ]
     pngs = [element("li", element("code", f"figures/{name}.png")) for name in pictures]
     return join(
