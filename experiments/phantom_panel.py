@@ -129,7 +129,9 @@ def score(workdir, settings):
 
 
 def _by_lung(values):
-    return {name: round(float(value), 4) for name, value in zip(("left_lung", "right_lung"), values, strict=True)}
+    return {
+        name: round(float(value), 4) for name, value in zip(("left_lung", "right_lung"), values, strict=True)
+    }
 
 
 def _dice(predicted, reference):

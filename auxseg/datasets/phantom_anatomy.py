@@ -317,6 +317,11 @@ def _lie_down(patient, radius, inset_mm=0.0):
     return (radius**-14.0 + limit**-14.0) ** (-1 / 14.0)
 
 
+def look_up(table, places):
+    """Returns the values, float32 [...], of a table [K] over `ANGLES` in the directions of the places."""
+    return np.take(table.astype(np.float32), places.angle_bin, mode="clip")
+
+
 def slant(radius):
     """Returns the factor [K] that turns a radial distance to a contour into a perpendicular one."""
     slope = np.gradient(radius, ANGLES[1] - ANGLES[0]) / radius
@@ -374,19 +379,17 @@ class Surfaces:
     """Signed distances in mm at one height, float32 [...]: negative inside.
 
     Attributes:
-        cavity_radius: [K] in mm, over `ANGLES`.
         cavity: to the chest wall's inner face.
         dome: to the diaphragm; negative above it, where the lung is.
         lung: to the lungs' surface, both together; a point with x < 0 belongs to the right one.
     """
 
-    cavity_radius: np.ndarray
     cavity: np.ndarray
     dome: np.ndarray
     lung: np.ndarray
 
 
-def surfaces_at(patient, places, z_mm, dome=None):
+def surfaces_at(patient, places, z_mm, dome=None, radius=None):
     """Returns the `Surfaces` of a patient at `places` and height `z_mm`.
 
     Args:
@@ -394,17 +397,17 @@ def surfaces_at(patient, places, z_mm, dome=None):
         places: the points.
         z_mm: their height.
         dome: what `dome_height` gives for them, where it is known already.
+        radius: what `cavity_radius` gives at this height, where it is known already.
     """
     dome_mm, slope = dome_height(patient, places) if dome is None else dome
-    radius = cavity_radius(patient, z_mm)
-    tilt = slant(radius).astype(np.float32)
-    cavity = (places.radius_mm - radius.astype(np.float32)[places.angle_bin]) * tilt[places.angle_bin]
+    radius = cavity_radius(patient, z_mm) if radius is None else radius
+    cavity = (places.radius_mm - look_up(radius, places)) * look_up(slant(radius), places)
     under = (dome_mm - np.float32(z_mm)) * slope
     lung = _smooth_maximum(cavity, _middle_distance(patient, places, z_mm), 7.0)
     np.maximum(lung, under, out=lung)
     if z_mm > 0.66 * patient.height_mm:
         lung = np.maximum(lung, _cap_distance(patient, places, z_mm))
-    return Surfaces(radius, cavity, under, lung)
+    return Surfaces(cavity, under, lung)
 
 
 def _smooth_maximum(first, second, width_mm):

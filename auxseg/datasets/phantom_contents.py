@@ -133,18 +133,19 @@ def _grow_tree(rng, root_mm, targets_mm):
         ahead = np.einsum("ij,ij->i", offset, heading[:count])
         parent = int(np.argmin(1.6 * stretch - 0.6 * ahead + 0.28 * way[:count]))
         for place in _bend(rng, nodes[parent], target):
-            step = place - nodes[parent]
-            length = math.sqrt(step @ step)
-            nodes[count], parents[count], heading[count] = place, parent, step / max(length, 1e-6)
-            way[count] = way[parent] + length
+            length = math.dist(place, nodes[parent])
+            nodes[count], parents[count], way[count] = place, parent, way[parent] + length
+            heading[count] = (place - nodes[parent]) / max(length, 1e-6)
             parent, count = count, count + 1
     return _with_radii(rng, nodes[:count], parents[:count])
 
 
 def _bend(rng, start, end):
     """Returns points about every 9 mm from `start` (left out) to `end`, on a gentle arc."""
-    length = np.linalg.norm(end - start)
+    length = math.dist(start, end)
     num_pieces = max(1, min(36, round(length / 9.0)))
+    if num_pieces == 1:
+        return (end,)
     share = np.arange(1, num_pieces + 1)[:, None] / num_pieces
     sway = rng.normal(0.0, 0.10 * length, 3) * (share * (1.0 - share))
     return start + share * (end - start) + sway

@@ -22,7 +22,7 @@ class Canvas:
     Attributes:
         places: `Places` of the pixel centres, [1, W] and [H, 1].
         pixel_mm: distance between them.
-        dome: `dome_height` over them.
+        dome: `phantom_anatomy.dome_height` over them, two float32 [H, W].
         background: float32 [H, W] in HU: air and the table.
         field: bool [H, W], inside the scanner's round field of view; None where all of it is shown.
         padding_hu: written outside the field.
@@ -46,7 +46,7 @@ def bounds(inside):
 
 
 def cropped(canvas, box):
-    """Returns the part of the canvas in a box, for painting within the lungs."""
+    """Returns the part of the canvas in a box, as views, for painting where there is something to paint."""
     rows, columns = box
     places = phantom_anatomy.Places(
         canvas.places.x_mm[:, columns],
@@ -54,7 +54,13 @@ def cropped(canvas, box):
         canvas.places.radius_mm[box],
         canvas.places.angle_bin[box],
     )
-    return dataclasses.replace(canvas, places=places, background=canvas.background[box])
+    return dataclasses.replace(
+        canvas,
+        places=places,
+        dome=tuple(field[box] for field in canvas.dome),
+        background=canvas.background[box],
+        field=None if canvas.field is None else canvas.field[box],
+    )
 
 
 def coverage(distance, pixel_mm):

@@ -88,18 +88,37 @@ def render_slice(scene, canvas, z_mm, rng):
         rng: generator of its noise.
     """
     patient = scene.patient
-    image = canvas.background.copy()
-    surfaces = phantom_anatomy.surfaces_at(patient, canvas.places, z_mm, canvas.dome)
-    _draw_wall(image, canvas, patient, surfaces, z_mm)
-    _draw_inside(image, canvas, scene, surfaces, z_mm)
-    _draw_spine(image, canvas, patient, z_mm)
+    cavity = phantom_anatomy.cavity_radius(patient, z_mm)
+    skin, muscle = phantom_anatomy.body_radii(patient, z_mm, cavity)
+    image, mask = canvas.background.copy(), np.zeros(canvas.background.shape, np.uint8)
+    body = _body_box(canvas, skin)
+    if body is not None:
+        part = phantom_paint.cropped(canvas, body)
+        surfaces = phantom_anatomy.surfaces_at(patient, part.places, z_mm, part.dome, cavity)
+        inner = image[body].copy()
+        _draw_wall(inner, part, surfaces, (cavity, skin, muscle), z_mm, patient)
+        _draw_inside(inner, part, scene, surfaces, z_mm)
+        _draw_spine(inner, part, patient, z_mm)
+        mask[body] = _draw_air_ways(inner, part, scene, surfaces, z_mm)
+        image[body] = inner
+    return phantom_paint.acquire(image, canvas, rng), mask
+
+
+def _body_box(canvas, skin):
+    """Returns the index of the box around the body, given its skin [K] in mm; None outside the image."""
+    x, y = skin * np.sin(phantom_anatomy.ANGLES), -skin * np.cos(phantom_anatomy.ANGLES)
+    found = phantom_paint.window(canvas, x.min() - 2, x.max() + 2, y.min() - 2, y.max() + 2)
+    return None if found is None else found[0]
+
+
+def _draw_air_ways(image, canvas, scene, surfaces, z_mm):
+    """Paints the lungs and the airway; returns LUNA16's mask values uint8 [H, W]."""
     lungs = surfaces.lung < 0
     if lungs.any():
         box = phantom_paint.bounds(lungs)
         tissue = _draw_lungs(phantom_paint.cropped(canvas, box), scene, z_mm)
         phantom_paint.paint_field(image[box], coverage(surfaces.lung[box], canvas.pixel_mm), tissue)
-    airway = _draw_airway(image, canvas, scene.airway, z_mm)
-    return phantom_paint.acquire(image, canvas, rng), _mask_values(canvas, lungs, airway)
+    return _mask_values(canvas, lungs, _draw_airway(image, canvas, scene.airway, z_mm))
 
 
 def _mask_values(canvas, lungs, airway):
@@ -112,14 +131,19 @@ def _mask_values(canvas, lungs, airway):
     return mask
 
 
-def _draw_wall(image, canvas, patient, surfaces, z_mm):
-    """Paints skin, fat, muscle, ribs, shoulder blades and breastbone."""
-    places, pixel = canvas.places, canvas.pixel_mm
-    cavity = surfaces.cavity_radius
-    skin, muscle = (
-        radius.astype(np.float32)[places.angle_bin] - places.radius_mm
-        for radius in phantom_anatomy.body_radii(patient, z_mm, cavity)
-    )
+def _draw_wall(image, canvas, surfaces, radii, z_mm, patient):
+    """Paints skin, fat, muscle, ribs, shoulder blades and breastbone.
+
+    Args:
+        image: float32 [H, W], contiguous, painted in place.
+        canvas: its pixels.
+        surfaces: `Surfaces` at this height.
+        radii: [K] of the cavity, the skin and the muscle, over `ANGLES`.
+        z_mm: height.
+        patient: whose.
+    """
+    places, pixel, cavity = canvas.places, canvas.pixel_mm, radii[0]
+    skin, muscle = (phantom_anatomy.look_up(radius, places) - places.radius_mm for radius in radii[1:])
     paint(image, coverage(-skin, pixel), _SKIN_HU)
     paint(image, coverage(2.0 - skin, pixel), _FAT_HU)
     paint(image, coverage(-muscle, pixel), _MUSCLE_HU)
@@ -136,7 +160,7 @@ def _draw_wall(image, canvas, patient, surfaces, z_mm):
         off = np.abs(outside - offset)
         values += coverage(off - half[angle], pixel) * (outer[angle] - values)
         values += coverage(off - half[angle] + 1.7, pixel) * (inner[angle] - values)
-    image.ravel()[ring] = values
+    image.reshape(-1)[ring] = values
     _draw_breastbone(image, canvas, cavity[phantom_anatomy.NUM_ANGLES // 2], u)
 
 
