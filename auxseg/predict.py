@@ -592,12 +592,19 @@ def _claimed(output):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"--output: another process is writing to {output}; wait for it") from error
-        for left in [*output.glob(".scratch-*"), *output.glob("*/.scratch-*")]:
-            shutil.rmtree(left, ignore_errors=True)
-        for left in [*output.glob(".*.part"), *output.glob("*/.*.part")]:
-            left.unlink(missing_ok=True)
-        yield output
-    (output / ".lock").unlink(missing_ok=True)
+        try:
+            _clear(output)
+            yield output
+        finally:
+            (output / ".lock").unlink(missing_ok=True)
+
+
+def _clear(output):
+    """Removes what a killed process left in an output folder."""
+    for left in [*output.glob(".scratch-*"), *output.glob("*/.scratch-*")]:
+        shutil.rmtree(left, ignore_errors=True)
+    for left in [*output.glob(".*.part"), *output.glob("*/.*.part")]:
+        left.unlink(missing_ok=True)
 
 
 def _predict_guarded(source, folder, *args):

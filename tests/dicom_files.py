@@ -34,7 +34,7 @@ def _base(sop_class, sop_uid, *, study, series, number, description, modality):
     one.StudyID, one.AccessionNumber, one.ReferringPhysicianName = "1", "", ""
     one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = "Test^Chest", "T1", "19500101", "O"
     one.Manufacturer, one.ManufacturerModelName, one.DeviceSerialNumber = "auxseg", "tests", "1"
-    one.SoftwareVersions, one.PatientPosition, one.KVP = "1", "HFS", "120"
+    one.SoftwareVersions, one.PatientPosition, one.KVP, one.BodyPartExamined = "1", "HFS", "120", "CHEST"
     return one
 
 

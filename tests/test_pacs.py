@@ -1,0 +1,192 @@
+"""A round trip through a real DICOM server: series in, segmentation out, stored back, read again.
+
+Needs Debian's orthanc and dicom3tools; skipped, saying so, where they are not installed.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
+highdicom = pytest.importorskip("highdicom", reason="the dicom extra is not installed")
+
+import chest  # noqa: E402
+import dicom_files  # noqa: E402
+import fake_network  # noqa: E402
+
+from auxseg import ct, outputs, predict  # noqa: E402
+
+ORTHANC, DCIODVFY = shutil.which("Orthanc"), shutil.which("dciodvfy")
+
+
+def _free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Returns the address of an Orthanc that runs for the test, on the loopback alone."""
+    if ORTHANC is None:
+        pytest.skip("Orthanc is not installed (apt-get install orthanc)")
+    ports = _free_port(), _free_port()
+    settings = {
+        "StorageDirectory": str(tmp_path / "pacs"), "IndexDirectory": str(tmp_path / "pacs"),
+        "HttpPort": ports[0], "DicomPort": ports[1], "HttpBindAddresses": ["127.0.0.1"],
+        "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "Plugins": [], "StorageCompression": False,
+    }  # fmt: skip
+    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
+    process = subprocess.Popen([ORTHANC, tmp_path / "orthanc.json"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        yield _wait(f"http://127.0.0.1:{ports[0]}", process)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait(address, process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "Orthanc ended"
+        try:
+            _ask(f"{address}/system")
+            return address
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise AssertionError("Orthanc did not start")
+
+
+def _ask(url, data=None):
+    with urllib.request.urlopen(urllib.request.Request(url, data=data), timeout=30) as answer:
+        return answer.read()
+
+
+def _send(address, path):
+    return json.loads(_ask(f"{address}/instances", path.read_bytes()))
+
+
+def _verify(path):
+    """Fails where dciodvfy finds an error."""
+    if DCIODVFY is None:
+        pytest.skip("dciodvfy is not installed (apt-get install dicom3tools)")
+    done = subprocess.run([DCIODVFY, path], capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert not errors, errors[:5]
+
+
+def _check_segmentation(path, volume, expected):
+    """Compares a DICOM-SEG with the mask that was predicted, read by pydicom and by highdicom."""
+    _verify(path)
+    plain = pydicom.dcmread(path)
+    assert plain.Modality == "SEG" and [one.SegmentLabel for one in plain.SegmentSequence] == [
+        "Left lung", "Right lung", "Nodule"
+    ]  # fmt: skip
+    codes = [one.SegmentedPropertyTypeCodeSequence[0] for one in plain.SegmentSequence]
+    assert [(one.CodeValue, one.CodingSchemeDesignator) for one in codes] == [
+        ("39607008", "SCT"), ("39607008", "SCT"), ("27925004", "SCT")
+    ]  # fmt: skip
+    sides = [one.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue for one in codes[:2]]
+    assert sides == ["7771000", "24028007"]
+    regions = [one.AnatomicRegionSequence[0].CodeValue for one in plain.SegmentSequence]
+    assert regions == ["44029006", "3341006", "39607008"]
+    segmentation = highdicom.seg.segread(path)
+    frames = [frame for frame in volume.frames]
+    if len({frame.sop_uid for frame in frames}) == len(frames):
+        uids = [frame.sop_uid for frame in frames]
+        arrays = segmentation.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    else:
+        numbers = [frame.index + 1 for frame in frames]
+        arrays = segmentation.get_pixels_by_source_frame(
+            frames[0].sop_uid, numbers, assert_missing_frames_are_empty=True
+        )
+    orientation = ct.find_orientation(volume.stored)
+    for value in (1, 2, 3):
+        got = ct.to_canonical(arrays[..., value - 1], orientation)
+        np.testing.assert_array_equal(got == 1, expected == value)
+
+
+def _volume_of(path):
+    from auxseg import dicom, scans
+
+    found = scans.find_scans(path)[0]
+    return dicom.create_volume(dicom.choose_series(found.series)[0])
+
+
+def test_round_trip_through_a_server(server, tmp_path):
+    volume = chest.draw()
+    paths = dicom_files.write_series(tmp_path / "in", volume, spacing_zyx=(6, 6, 6))
+    for path in paths:
+        _verify(path)
+        assert _send(server, path)["Status"] == "Success"
+    series = json.loads(_ask(f"{server}/series"))
+    assert len(series) == 1
+    (tmp_path / "fetched.zip").write_bytes(_ask(f"{server}/series/{series[0]}/archive"))
+    rows = predict.predict(tmp_path / "fetched.zip", tmp_path / "out", [fake_network.create((56, 56))],
+                           formats=("dicom-seg", "nrrd"))  # fmt: skip
+    assert rows[0]["status"] == "done"
+    stored = _send(server, tmp_path / "out" / "mask.dcm")
+    assert stored["Status"] == "Success"
+    assert stored["ParentStudy"] == json.loads(_ask(f"{server}/series/{series[0]}"))["ParentStudy"]
+    back = tmp_path / "back.dcm"
+    back.write_bytes(_ask(f"{server}/instances/{stored['ID']}/file"))
+    import SimpleITK as sitk
+
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "mask.nrrd")))
+    assert all((expected == value).sum() > 20 for value in (1, 2, 3))
+    _check_segmentation(back, _volume_of(tmp_path / "in"), expected)
+
+
+@pytest.mark.parametrize(
+    "case", ["axial", "feet first", "coronal", "enhanced", "tilted", "one slice", "coronal slice", "real"]
+)
+def test_dicom_seg_lies_on_its_source(tmp_path, case, request):
+    volume = chest.draw()
+    orientations = {"feet first": (-1, 0, 0, 0, 1, 0), "coronal": (1, 0, 0, 0, 0, -1), "coronal slice": (1, 0, 0, 0, 0, -1)}
+    orientation = orientations.get(case, dicom_files.AXIAL)
+    row, column = np.reshape(orientation, (2, 3))
+    matrix = np.stack([row, column, np.cross(row, column)], 1).astype(float)
+    geometry = ct.Geometry((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(matrix.ravel()))
+    spacing = (6, 6, 6)
+    if case == "real":
+        folder = request.getfixturevalue("real_data")
+        volume, spacing = ct.read_volume(folder / "cip" / "ct-64.nrrd"), (3.987, 4.172, 4.172)
+    array = ct.from_canonical(volume, ct.find_orientation(geometry))
+    if case == "enhanced":
+        order = np.random.default_rng(2).permutation(len(volume))
+        dicom_files.write_enhanced(tmp_path / "in" / "one.dcm", volume, spacing_zyx=spacing, shuffle=order)
+    else:
+        step = (0, 1.2, 6.0) if case == "tilted" else None
+        dicom_files.write_series(tmp_path / "in", array, spacing_zyx=spacing, orientation=orientation, step=step)
+    options = predict.Options(slices="middle" if case.endswith("slice") else "all")
+    network = [fake_network.create((56, 56))]
+    predict.predict(tmp_path / "in", tmp_path / "out", network, options=options, formats=("dicom-seg",))
+    result = predict.segment(tmp_path / "in", network, options=options)
+    expected = np.zeros(result.scan.geometry.shape_zyx, np.uint8)
+    expected[result.start : result.stop] = result.masks
+    _check_segmentation(tmp_path / "out" / "mask.dcm", result.scan.volume, expected)
+
+
+def test_a_tilted_stack_goes_to_nrrd_and_not_to_nifti(tmp_path):
+    import SimpleITK as sitk
+
+    from auxseg.errors import InputError
+
+    dicom_files.write_series(tmp_path / "in", chest.draw(), spacing_zyx=(6, 6, 6), step=(0, 1.2, 6.0))
+    network = [fake_network.create((56, 56))]
+    with pytest.raises(InputError, match="gantry tilt.*nrrd, mha or dicom-seg"):
+        predict.predict(tmp_path / "in", tmp_path / "out", network, formats=("nii.gz",))
+    predict.predict(tmp_path / "in", tmp_path / "out", network, formats=("nrrd", "mha"))
+    for form in ("nrrd", "mha"):
+        mask = sitk.ReadImage(str(tmp_path / "out" / f"mask.{form}"))
+        place = mask.TransformContinuousIndexToPhysicalPoint((2.0, 3.0, 7.0))
+        np.testing.assert_allclose(place, (-60 + 12, -50 + 18 + 8.4, 10 + 42), atol=1e-6)
+    assert not outputs.is_orthogonal(_volume_of(tmp_path / "in").stored)
