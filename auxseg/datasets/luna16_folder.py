@@ -267,31 +267,40 @@ def read_slices(scan, settings, nodules_of):
     crossing = nodules_of(scan, header)
     if settings.slices == "nodule" and not crossing:
         return [], ()
+    indices, classes = _read_masks(scan, settings, crossing, header)
+    classes, notes = _with_sides(classes, scan.uid)
+    images = ct.read_slices(scan.path, indices, header=header)
+    parts = zip(indices, images, classes, strict=True)
+    return [_slice(*part, header, settings, crossing) for part in parts], notes
+
+
+def _read_masks(scan, settings, crossing, header):
+    """Returns (indices of the slices to read, their masks as classes without nodules: uint8 [n, H, W])."""
     if settings.slices == "middle":
         indices = [header.geometry.size_xyz[2] // 2]
-        masks = ct.read_slices(scan.mask_path, indices)
+        chosen = ct.read_slices(scan.mask_path, indices)
     else:
         volume = ct.read_volume(scan.mask_path)
         indices = _choose(volume, settings.slices, crossing, scan.uid)
-        masks = volume[indices]
-    masks, notes = _with_sides(masks, scan.uid)
-    images = ct.read_slices(scan.path, indices, header=header)
-    pairs = zip(indices, images, masks, strict=True)
-    return [_slice(*pair, scan, header, settings, crossing) for pair in pairs], notes
+        chosen = (volume[index] for index in indices)
+    pairs = zip(indices, chosen, strict=True)
+    where = f"slice {{}} of {scan.mask_path}"
+    return indices, np.stack([
+        labels_lib.from_luna16(mask, settings.labels, where=where.format(index)) for index, mask in pairs
+    ])  # fmt: skip
 
 
-def _slice(index_z, image, mask, scan, header, settings, crossing):
-    classes = labels_lib.from_luna16(mask, settings.labels, where=f"slice {index_z} of {scan.mask_path}")
+def _slice(index_z, image, classes, header, settings, crossing):
     patches = [] if crossing is None else crossing.get(index_z, [])
-    if settings.labels == "anatomy":
-        classes = nodules.paint(classes, patches)
+    mask = nodules.paint(classes, patches) if settings.labels == "anatomy" else classes
     num_nodules = -1 if crossing is None else len(patches)
-    return Slice(index_z, image, classes, header.geometry.spacing_zyx_mm, num_nodules)
+    return Slice(index_z, image, mask, header.geometry.spacing_zyx_mm, num_nodules)
 
 
 def _choose(volume, slices, crossing, uid):
     """Returns the rising indices of the slices to read; `volume` has LUNA16's values."""
-    lung = ((volume == labels_lib.LUNA16_LEFT) | (volume == labels_lib.LUNA16_RIGHT)).any(axis=(1, 2))
+    values = (labels_lib.LUNA16_LEFT, labels_lib.LUNA16_RIGHT)
+    lung = np.array([any((part == value).any() for value in values) for part in volume])
     if not lung.any():
         raise InputError("the mask has no lung (values 3 and 4)")
     if slices == "lung":
@@ -303,12 +312,12 @@ def _choose(volume, slices, crossing, uid):
     return sorted([*with_nodule, *drawn.tolist()])
 
 
-def _with_sides(masks, uid):
-    """Returns masks with LUNA16's left value on the patient's left, and a note where they were swapped."""
-    left, right = labels_lib.LUNA16_LEFT, labels_lib.LUNA16_RIGHT
-    if not labels_lib.side_columns(masks, left, right) < 0:
-        return masks, ()
-    swapped = np.where(masks == left, right, np.where(masks == right, left, masks))
+def _with_sides(classes, uid):
+    """Returns classes [n, H, W] with the left lung on the patient's left; a note says where they were not."""
+    left, right = labels_lib.LEFT, labels_lib.RIGHT
+    if not labels_lib.side_columns(classes, left, right) < 0:
+        return classes, ()
+    swapped = np.where(classes == left, right, np.where(classes == right, left, classes)).astype(np.uint8)
     return swapped, (f"{uid}: the mask had the lungs on the wrong sides of the patient; swapped",)
 
 

@@ -16,12 +16,11 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 
-from auxseg.structs import CLASS_NAMES
+from auxseg.datasets import labels
+from auxseg.datasets.labels import NODULE
 
 AIR_HU = -1024
 """The least HU that means anything: scanners write lower numbers outside the field of view."""
-
-NODULE = CLASS_NAMES.index("nodule")
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
@@ -63,7 +62,7 @@ def resize_mask(mask, size_yx):
     rows, columns = (_area_weights(*pair) for pair in zip(mask.shape, size_yx, strict=True))
     best = np.zeros(size_yx, np.uint8)
     best_area = _apply(rows, columns, (mask == 0).astype(np.float32))
-    for value in (int(value) for value in np.unique(mask) if value):
+    for value in (value for value in labels.distinct(mask).tolist() if value):
         area = _apply(rows, columns, (mask == value).astype(np.float32))
         wins = (area >= best_area - 1e-5) & (area > 1e-5)
         best[wins], best_area[wins] = value, area[wins]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from auxseg.datasets import resize
+from auxseg.datasets.labels import NODULE
 from auxseg.structs import CLASS_NAMES
 
 
@@ -57,15 +58,15 @@ def test_a_nodule_of_3_mm_survives_at_every_place(spacing_mm, offset):
     for centre in range(100, 110):
         mask = np.full((512, 512), CLASS_NAMES.index("right_lung"), np.uint8)
         inside = np.hypot(rows - centre - offset, columns - centre) * spacing_mm <= 1.5
-        mask[inside] = resize.NODULE
-        resized = resize.resize_mask(mask, (320, 320)) == resize.NODULE
+        mask[inside] = NODULE
+        resized = resize.resize_mask(mask, (320, 320)) == NODULE
         assert resized.sum() == pytest.approx(inside.sum() * (320 / 512) ** 2, abs=3.0)
         assert resized.any()
 
 
 def test_every_nodule_keeps_a_pixel_even_of_one_native_pixel():
     mask = np.zeros((96, 96), np.uint8)
-    mask[10, 10] = mask[50, 70] = mask[80, 20] = resize.NODULE
+    mask[10, 10] = mask[50, 70] = mask[80, 20] = NODULE
     resized = resize.resize_mask(mask, (32, 32))
     assert list(zip(*np.nonzero(resized), strict=True)) == [(3, 3), (16, 23), (26, 6)]
 
