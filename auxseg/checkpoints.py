@@ -23,7 +23,7 @@ from auxseg.errors import InputError
 from auxseg.state import TrainState
 
 LATEST, BEST = "latest", "best"
-_KEPT = {LATEST: 2, BEST: 2}
+_KEPT = 2
 
 
 def save_latest(workdir, *, state, sums, progress):
@@ -125,19 +125,17 @@ def _save(workdir, kind, step, variables, progress, training=None):
 
 
 def _restore(workdir, kind, step, names):
-    restore = {"progress": ocp.args.JsonRestore()}
-    args = {name: restore.get(name) or ocp.args.StandardRestore() for name in names}
-    with _manager(workdir / "checkpoints", kind, read_only=True) as manager:
-        return manager.restore(step, args=ocp.args.Composite(**args))
+    args = {name: _RESTORE.get(name, ocp.args.StandardRestore)() for name in names}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        folder = (workdir / "checkpoints" / kind / str(step)).absolute()
+        return checkpointer.restore(folder, args=ocp.args.Composite(**args))
 
 
-def _manager(folder, kind, read_only=False):
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else _KEPT[kind],
-        create=not read_only,
-        read_only=read_only,
-        enable_async_checkpointing=False,
-    )
+_RESTORE = {"progress": ocp.args.JsonRestore}
+
+
+def _manager(folder, kind):
+    options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True, enable_async_checkpointing=False)
     return ocp.CheckpointManager((folder / kind).absolute(), options=options)
 
 

@@ -1,6 +1,6 @@
 """One evaluation, used after every epoch, at the end of a run, and as a command.
 
-    python -m auxseg.evaluate --workdir=runs/phantom [--split=test]
+python -m auxseg.evaluate --workdir=runs/phantom [--split=test]
 """
 
 import csv
@@ -13,7 +13,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from auxseg import checkpoints, cli, input_pipeline, losses, metrics, models, parallel, progress, runs, state, steps
+from auxseg import (
+    checkpoints,
+    cli,
+    input_pipeline,
+    losses,
+    metrics,
+    models,
+    parallel,
+    progress,
+    runs,
+    state,
+    steps,
+)
 from auxseg.datasets import load
 from auxseg.errors import InputError, check_choice
 from auxseg.structs import CLASS_NAMES
@@ -146,7 +158,12 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     scores, rows = {}, []
     for split in [s for s in ("val", "test") if s in members]:
         results = evaluate_cases(
-            eval_fn, replicated, feed, members[split], batch_size=config.eval.batch_size, label=f"scoring {split}"
+            eval_fn,
+            replicated,
+            feed,
+            members[split],
+            batch_size=config.eval.batch_size,
+            label=f"scoring {split}",
         )
         scores[split] = summarise(results)
         rows += case_rows(results, dataset.table, members[split], split)

@@ -1,6 +1,6 @@
 """Trains and evaluates a network as a config file says.
 
-    python -m auxseg.main --config=configs/phantom.py [--workdir=DIR] [--config.train.num_epochs=5]
+python -m auxseg.main --config=configs/phantom.py [--workdir=DIR] [--config.train.num_epochs=5]
 """
 
 import pathlib

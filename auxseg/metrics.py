@@ -74,4 +74,6 @@ def pooled_dsc(counts):
 
 def pooled_accuracy(counts):
     """Returns the fraction of the pixels of all cases that have the right class."""
-    return float(np.asarray(counts.overlap, np.float64).sum() / np.asarray(counts.reference, np.float64).sum())
+    return float(
+        np.asarray(counts.overlap, np.float64).sum() / np.asarray(counts.reference, np.float64).sum()
+    )

@@ -29,8 +29,9 @@ def scale_by_keras_adam(beta1=0.9, beta2=0.999, epsilon=1e-7):
     """
 
     def init_fn(params):
-        zeros = jnp.zeros_like(_join(params))
-        return KerasAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+        flat = _join(params)
+        # Two arrays: a step donates both.
+        return KerasAdamState(jnp.zeros((), jnp.int32), jnp.zeros_like(flat), jnp.zeros_like(flat))
 
     def update_fn(updates, state, params=None):
         del params
@@ -60,7 +61,9 @@ def create_optimizer(*, beta1, beta2, epsilon):
     """Returns Adam whose learning rate is a leaf of its state: set it with `set_learning_rate`."""
 
     def adam(learning_rate):
-        return optax.chain(scale_by_keras_adam(beta1, beta2, epsilon), optax.scale_by_learning_rate(learning_rate))
+        return optax.chain(
+            scale_by_keras_adam(beta1, beta2, epsilon), optax.scale_by_learning_rate(learning_rate)
+        )
 
     return optax.inject_hyperparams(adam)(learning_rate=0.0)
 
@@ -109,7 +112,7 @@ def update_schedule(schedule, *, epoch, value, config):
 
 
 def _update_plateau(schedule, value, config):
-    if value < schedule.plateau_best - config.plateau_min_delta:
+    if value + config.plateau_min_delta < schedule.plateau_best:
         return dataclasses.replace(schedule, plateau_best=value, plateau_wait=0)
     wait, rate = schedule.plateau_wait + 1, schedule.learning_rate
     if wait >= config.plateau_patience_epochs and rate > config.min_learning_rate:

@@ -32,4 +32,5 @@ def _track_in_lines(items, total, label, unit):
             last = now
             left = (now - start) / done * (total - done)
             rate = done / (now - start)
-            print(f"{label}: {done}/{total} {unit}s, {rate:.2f} {unit}s/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            line = f"{label}: {done}/{total}, {rate:.2f} {unit}/s, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)

@@ -74,7 +74,9 @@ def read_json(path):
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; is {path.parent} the workdir of a run?") from error
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); restore it, or start a new run") from error
+        raise InputError(
+            f"{path}: cannot be read as JSON ({error}); restore it, or start a new run"
+        ) from error
 
 
 def config_to_dict(config):

@@ -6,10 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 class TrainState(NamedTuple):
     """Parameters and all that training adds to them; a tree of arrays.
 
@@ -41,9 +37,7 @@ def create_state(*, model, optimizer, seed, size_yx):
         size_yx: rows and columns of the images.
     """
     images = jnp.zeros((1, *size_yx, 1), jnp.float32)
-    # It runs once: compiling the many draws with care would take longer than drawing.
-    compiled = jax.jit(model.init).lower(jax.random.key(seed), images).compile(compiler_options=_QUICK)
-    variables = compiled(jax.random.key(seed), images)
+    variables = jax.jit(model.init)(jax.random.key(seed), images)
     params, batch_stats = variables["params"], variables["batch_stats"]
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
 

@@ -18,7 +18,20 @@ import jax
 import numpy as np
 from absl import logging
 
-from auxseg import augment, checkpoints, cli, evaluate, input_pipeline, losses, models, optim, parallel, progress, runs, state, steps
+from auxseg import (
+    augment,
+    checkpoints,
+    evaluate,
+    input_pipeline,
+    losses,
+    models,
+    optim,
+    parallel,
+    progress,
+    runs,
+    state,
+    steps,
+)
 from auxseg.datasets import cache_dir, load, splits
 from auxseg.errors import InputError
 
@@ -110,7 +123,9 @@ def create_setup(config, workdir):
     used = np.concatenate(list(members.values()))
     feed = input_pipeline.create_feed(dataset, used, placement=config.data.placement, devices=devices)
     train_fn = create_train_fn(config, devices)
-    return Setup(config, workdir, devices, dataset, members, feed, train_fn, evaluate.create_eval_fn(config, devices))
+    return Setup(
+        config, workdir, devices, dataset, members, feed, train_fn, evaluate.create_eval_fn(config, devices)
+    )
 
 
 def check_settings(config):
@@ -136,15 +151,23 @@ def claim_splits(workdir, dataset, data_config):
     path = workdir / "splits.json"
     if not path.exists():
         made = splits.make_splits(
-            dataset.table, split=data_config.split, fold=data_config.fold, seed=data_config.split_seed
+            dataset.table,
+            split=data_config.split,
+            fold=data_config.fold,
+            num_folds=data_config.num_folds,
+            seed=data_config.split_seed,
         )
-        runs.write_json(path, {name: [str(dataset.table.case_id[i]) for i in rows] for name, rows in made.items()})
+        runs.write_json(
+            path, {name: [str(dataset.table.case_id[i]) for i in rows] for name, rows in made.items()}
+        )
     return evaluate.read_splits(workdir, dataset)
 
 
 def create_train_fn(config, devices):
     """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState, EpochSums)."""
-    return parallel.parallelize(bind_train_step(config, axis_name=parallel.AXIS), devices, donate_argnums=(0,))
+    return parallel.parallelize(
+        bind_train_step(config, axis_name=parallel.AXIS), devices, donate_argnums=(0,)
+    )
 
 
 def bind_train_step(config, *, axis_name=None):
@@ -202,7 +225,9 @@ def _start(setup):
         initial, sums, stored = restored
         position = Position.from_json(stored)
         done = int(initial.step) - position.epoch * setup.steps_per_epoch
-        print(f"resuming {setup.workdir} after epoch {position.epoch}" + (f" and {done} steps" if done else ""))
+        print(
+            f"resuming {setup.workdir} after epoch {position.epoch}" + (f" and {done} steps" if done else "")
+        )
         _keep_best(setup, initial, position)
     runs.keep_rows(setup.workdir / "metrics.jsonl", position.epoch)
     return parallel.replicate(initial, setup.devices), parallel.replicate(sums, setup.devices), position
@@ -215,14 +240,16 @@ def _run_epochs(setup, current, sums, position, interruption):
     with _open_events(setup.workdir, position.epoch) as events:
         while (ended := _why_ended(setup, position, start)) is None:
             began = time.perf_counter()
-            current = _set_learning_rate(setup, current, position.schedule.learning_rate)
+            current = set_learning_rate(current, position.schedule.learning_rate, setup.devices)
             current, sums, timing = _train_epoch(setup, current, sums, position, interruption)
             results = _validate(setup, current)
             position, row = _close_epoch(setup, position, sums, results, timing, time.perf_counter() - began)
             _save_epoch(setup, current, position, row)
             _write_events(events, row)
             _print_row(setup, row, position)
-            sums = parallel.replicate(jax.device_get(steps.empty_sums(setup.config.model.num_classes)), setup.devices)
+            sums = parallel.replicate(
+                jax.device_get(steps.empty_sums(setup.config.model.num_classes)), setup.devices
+            )
     return ended
 
 
@@ -236,7 +263,7 @@ def _why_ended(setup, position, start):
     if position.epoch and stop_file.exists():
         stop_file.unlink()
         return "stop file"
-    if limit is not None and time.monotonic() - start > 60.0 * limit:
+    if position.epoch and limit is not None and time.monotonic() - start > 60.0 * limit:
         return "max_minutes"
     return None
 
@@ -312,7 +339,9 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
             f"epoch {epoch}: the validation loss is not finite; the weights of the last good epoch are in "
             f"{setup.workdir}; lower optim.learning_rate (it was {position.schedule.learning_rate:g})"
         )
-    schedule = optim.update_schedule(position.schedule, epoch=epoch, value=val["loss"], config=setup.config.optim)
+    schedule = optim.update_schedule(
+        position.schedule, epoch=epoch, value=val["loss"], config=setup.config.optim
+    )
     row = {
         "epoch": epoch,
         "step": epoch * setup.steps_per_epoch,
@@ -370,7 +399,9 @@ def _save_epoch(setup, current, position, row):
 def _keep_best(setup, host_state, position):
     """Saves the weights as the best where they are and are not saved yet."""
     step = int(host_state.step)
-    is_best = position.schedule.best_epoch == position.epoch > 0 and step == position.epoch * setup.steps_per_epoch
+    is_best = (
+        position.schedule.best_epoch == position.epoch > 0 and step == position.epoch * setup.steps_per_epoch
+    )
     if is_best and checkpoints.best_step(setup.workdir) != step:
         checkpoints.save_best(
             setup.workdir,
@@ -413,8 +444,9 @@ class _Interruption:
         self.signal = signal.Signals(number)
 
 
-def _set_learning_rate(setup, current, learning_rate):
-    rate = parallel.replicate(np.float32(learning_rate), setup.devices)
+def set_learning_rate(current, learning_rate, devices):
+    """Returns a replicated TrainState with another learning rate."""
+    rate = parallel.replicate(np.float32(learning_rate), devices)
     return current._replace(opt_state=optim.set_learning_rate(current.opt_state, rate))
 
 
@@ -422,7 +454,10 @@ def _peak_memory(device):
     _, peak = parallel.device_memory_bytes(device)
     if peak is not None and device.platform != "cpu":
         return {"peak_memory_mb": peak / 1e6, "memory_of": "device"}
-    return {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "memory_of": "process"}
+    return {
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "memory_of": "process",
+    }
 
 
 def _open_events(workdir, epoch):
@@ -446,8 +481,8 @@ def _print_header(setup, position):
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in setup.members.items())
     device = setup.devices[0]
     print(
-        f"{setup.dataset.name}: {sizes} cases; {len(setup.devices)} x {device.device_kind} ({device.platform}), data on the "
-        f"{'device' if setup.feed.placement == 'device' else 'disk'}; workdir {setup.workdir}",
+        f"{setup.dataset.name}: {sizes} cases; {len(setup.devices)} x {device.device_kind} ({device.platform}), "
+        f"data on the {'device' if setup.feed.placement == 'device' else 'disk'}; workdir {setup.workdir}",
         flush=True,
     )
     if position.epoch == 0:
@@ -463,7 +498,8 @@ def _print_row(setup, row, position):
     )
     best = "  best" if position.schedule.best_epoch == row["epoch"] else ""
     print(
-        f"epoch {row['epoch']}/{setup.config.train.num_epochs}  loss {row['train']['loss']:.4f}  val {val['loss']:.4f}  "
-        f"Dice {dice}  lr {row['learning_rate']:g}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s{best}",
+        f"epoch {row['epoch']}/{setup.config.train.num_epochs}  loss {row['train']['loss']:.4f}  "
+        f"val {val['loss']:.4f}  Dice {dice}  lr {row['learning_rate']:g}  {row['seconds']:.1f} s  "
+        f"{row['images_per_second']:.1f} images/s{best}",
         flush=True,
     )

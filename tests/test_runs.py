@@ -1,0 +1,115 @@
+"""The workdir: one writer, settings that must not change, rows that survive a kill."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from auxseg import parallel, runs
+from auxseg.errors import InputError
+from configs import base
+
+
+def hold(path, ready, release):
+    with runs.locked(path):
+        ready.set()
+        release.wait(30)
+
+
+def test_second_process_is_refused_and_the_lock_goes_with_the_first(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready, release))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(InputError, match="another process is working in it"):
+        with runs.locked(tmp_path):
+            pass
+    other.kill()
+    other.join()
+    with runs.locked(tmp_path) as path:
+        assert path == tmp_path
+
+
+def test_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/run: Not a directory; choose another"):
+        with runs.locked(tmp_path / "file" / "run"):
+            pass
+
+
+def test_config_comes_back_as_it_was(tmp_path):
+    config = base.get_config()
+    runs.claim_config(tmp_path, config)
+    found = runs.read_config(tmp_path)
+    assert found.to_dict() == config.to_dict() and found.is_locked
+    assert found.data.size == (320, 320)
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    config = base.get_config()
+    runs.claim_config(tmp_path, config)
+    with config.unlocked():
+        config.model.se = False
+        config.data.size = (64, 64)
+        config.train.max_minutes = 3.0
+    with pytest.raises(InputError) as error:
+        runs.claim_config(tmp_path, config)
+    assert "data.size: [320, 320] -> [64, 64]; model.se: true -> false" in str(error.value)
+    assert "max_minutes" not in str(error.value)
+    assert runs.read_config(tmp_path).model.se  # and the stored settings are as they were
+
+
+def test_settings_that_do_not_change_the_result_may_change(tmp_path):
+    config = base.get_config()
+    runs.claim_config(tmp_path, config)
+    with config.unlocked():
+        config.train.max_minutes = 3.0
+        config.data.dir = "/elsewhere"
+    runs.claim_config(tmp_path, config)
+    assert runs.read_config(tmp_path).train.max_minutes == 3.0
+
+
+def test_rows_survive_a_half_written_line_and_later_epochs_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for epoch in (1, 2, 3):
+        runs.append_row(path, {"epoch": epoch})
+    with open(path, "a") as handle:
+        handle.write('{"epoch": 4, "lo')
+    assert [row["epoch"] for row in runs.read_rows(path)] == [1, 2, 3]
+    runs.keep_rows(path, 2)
+    assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+def test_rows_are_strict_json(tmp_path):
+    with pytest.raises(ValueError):
+        runs.append_row(tmp_path / "metrics.jsonl", {"epoch": 1, "loss": float("nan")})
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    runs.write_json(path, {"a": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        runs.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [None, "{", ""])
+def test_unreadable_json_is_named(tmp_path, content):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match="config.json"):
+        runs.read_json(path)
+
+
+def test_machine_is_described():
+    found = runs.describe_machine(parallel.choose_devices(2))
+    assert found["backend"] == "cpu" and len(found["devices"]) == 2
+    assert found["packages"]["jax"] and found["packages"]["orbax-checkpoint"]

@@ -1,0 +1,150 @@
+"""The step: untransformed and on devices, uneven batches, statistics, the ramp of their momentum."""
+
+import functools
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auxseg import input_pipeline, losses, models, optim, parallel, state, steps, train
+from configs import base
+
+SIZE = (16, 16)
+
+
+def small_config(**changes):
+    config = base.get_config()
+    with config.unlocked():
+        config.data.size = SIZE
+        config.model.base_width = 4
+        config.model.depth = 1
+        config.model.lowering = "plain"
+        for name, value in changes.items():
+            group, field = name.split("__")
+            config[group][field] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def data():
+    return fakes.two_discs(22)
+
+
+@functools.cache
+def start(seed=1):
+    return jax.device_get(train.create_initial_state(small_config()))
+
+
+def run_on(num_devices, data, config, num_steps=4, batch_size=6):
+    """Returns (state, sums) after some steps; the last batch has 22 - 3 * 6 = 4 examples."""
+    devices = parallel.choose_devices(num_devices)
+    feed = input_pipeline.create_feed(data, np.arange(len(data)), placement="device", devices=devices)
+    order = input_pipeline.epoch_order(np.arange(len(data)), seed=1, epoch=1)
+    rows = input_pipeline.padded_rows(order, batch_size, parallel.round_up(batch_size, devices))
+    train_fn = train.create_train_fn(config, devices)
+    current = train.set_learning_rate(parallel.replicate(start(), devices), 1e-3, devices)
+    sums = parallel.replicate(jax.device_get(steps.empty_sums(4)), devices)
+    for _, (batch, _) in zip(range(num_steps), input_pipeline.read_batches(feed, rows), strict=False):
+        current, sums = train_fn(current, sums, batch)
+    return jax.device_get(current), parallel.fetch_first(current), parallel.fetch_first(sums)
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_devices_do_not_change_what_is_computed(data, num_devices):
+    """22 cases in batches of 6: on 8 devices some have no example at all, and the last batch is uneven."""
+    config = small_config()
+    _, one, one_sums = run_on(1, data, config)
+    copies, many, many_sums = run_on(num_devices, data, config)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    for a, b in zip(one_sums, many_sums, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    for leaf in jax.tree.leaves(copies):
+        assert (leaf == leaf[:1]).all()  # every device holds the same
+    assert one_sums.weight == 22
+
+
+@pytest.fixture(scope="module")
+def step():
+    return jax.jit(train.bind_train_step(small_config()))
+
+
+def start_with_rate():
+    current = start()
+    return current._replace(opt_state=optim.set_learning_rate(current.opt_state, jnp.float32(1e-3)))
+
+
+def batch_of(data, weights, padding=None):
+    images, masks = data.read(np.arange(len(weights)))
+    if padding is not None:
+        images = np.where(np.asarray(weights)[:, None, None] > 0, images, padding).astype(np.int16)
+    return input_pipeline.RawBatch(images, masks, np.arange(len(weights), dtype=np.int32), np.float32(weights))
+
+
+def test_step_changes_all_that_it_should(data, step):
+    before = start_with_rate()
+    after, sums = step(before, steps.empty_sums(4), batch_of(data, [1, 1, 1, 1]))
+    assert after.step == 1 and sums.weight == 4 and np.isfinite(sums.loss)
+    for name in ("params", "batch_stats"):
+        for path, old in jax.tree_util.tree_leaves_with_path(getattr(before, name)):
+            new = functools.reduce(lambda t, k: t[k.key], path, getattr(after, name))
+            # The biases before batch norm have no gradient but rounding.
+            if "'bias'" not in jax.tree_util.keystr(path):
+                assert not np.array_equal(old, new), jax.tree_util.keystr(path)
+
+
+def test_padding_changes_nothing(data, step):
+    weights = [1, 1, 1, 0]
+    results = [
+        step(start_with_rate(), steps.empty_sums(4), batch_of(data, weights, padding)) for padding in (-900, 3000)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_not_finite_loss_is_remembered_by_its_first_step(data, step):
+    batch = batch_of(data, [1, 1, 1, 1])
+    current, sums = step(start_with_rate(), steps.empty_sums(4), batch)
+    assert sums.bad_step == np.iinfo(np.int32).max
+    broken = jax.tree.map(lambda x: x * np.nan, current.params)
+    current, sums = step(current._replace(params=broken), sums, batch)
+    current, sums = step(current, sums, batch)
+    assert sums.bad_step == 1
+
+
+def test_untransformed_loss_is_the_sum_of_its_parts(data):
+    config = small_config(loss__aux_weight=0.5)
+    model = models.create_model(config.model)
+    images, masks = data.read(np.arange(4))
+    raw = input_pipeline.RawBatch(images, masks, np.arange(4), np.ones(4, np.float32))
+    got = steps.eval_step(
+        start().variables,
+        raw,
+        model=model,
+        segmentation_loss=losses.create_segmentation_loss(config.loss),
+        aux_weight=0.5,
+        num_classes=4,
+        window_hu=config.data.window_hu,
+    )
+    np.testing.assert_allclose(got.loss, got.segmentation + 0.5 * got.auxiliary, rtol=1e-6)
+    assert got.counts.reference.sum() == 4 * 16 * 16
+    assert got.label_probabilities.shape == (4, 4)
+
+
+def test_momentum_ramp():
+    ramp = [float(steps.statistics_momentum(jnp.int32(t), bn_momentum=0.99, warmup=True)) for t in (0, 8, 90, 10**4)]
+    np.testing.assert_allclose(ramp, [0.1, 0.5, 0.91, 0.99], rtol=1e-6)
+    assert float(steps.statistics_momentum(jnp.int32(0), bn_momentum=0.99, warmup=False)) == pytest.approx(0.99)
+
+
+def test_augmentation_is_part_of_the_step(data, step):
+    batch = batch_of(data, [1, 1, 1, 1])
+    augmented = jax.jit(train.bind_train_step(small_config(augment__enabled=True)))
+    values = [float(s(start_with_rate(), steps.empty_sums(4), batch)[1].loss) for s in (step, augmented)]
+    assert np.isfinite(values).all() and values[0] != values[1]
+
+
+def test_state_counts():
+    assert state.count_values({"a": np.zeros((2, 3)), "b": np.zeros(())}) == 7

@@ -1,0 +1,278 @@
+"""End to end: train, stop, be killed, go on; the end is that of a run that was never stopped."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import fakes
+import jax
+import numpy as np
+import pytest
+
+from auxseg import checkpoints, evaluate, runs, train
+from auxseg.errors import InputError
+from configs import base
+
+ROOT = pathlib.Path(__file__).parent.parent
+NUM_EPOCHS = 4
+
+
+def small_config(folder, **changes):
+    config = base.get_config()
+    with config.unlocked():
+        config.data.name = "npz"
+        config.data.dir = str(folder)
+        config.data.cache_dir = str(folder.parent / "cache")
+        config.data.size = (16, 16)
+        config.data.split = "train_val_test"
+        config.model.base_width = 4
+        config.model.depth = 1
+        config.model.lowering = "plain"
+        config.train.num_epochs = NUM_EPOCHS
+        config.train.batch_size = 4
+        config.train.num_devices = 1
+        config.eval.num_panels = 2
+        for name, value in changes.items():
+            group, field = name.split("__")
+            config[group][field] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    return fakes.write_npz(tmp_path_factory.mktemp("data") / "npz", fakes.two_discs(24))
+
+
+@pytest.fixture(scope="module")
+def unbroken(npz, tmp_path_factory):
+    """A run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    train.train(small_config(npz), workdir)
+    return workdir
+
+
+@pytest.fixture
+def half(unbroken, npz, tmp_path):
+    """The run as it was when half of its epochs were over."""
+    workdir = tmp_path / "half"
+    train.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir)
+    stored = runs.read_json(workdir / "config.json")
+    stored["train"]["num_epochs"] = NUM_EPOCHS
+    runs.write_json(workdir / "config.json", stored)
+    return workdir
+
+
+def assert_same_run(one, other):
+    for kind in ("best", "latest"):
+        steps = [max(int(p.name) for p in (w / "checkpoints" / kind).iterdir() if p.name.isdigit()) for w in (one, other)]
+        assert steps[0] == steps[1]
+    weights = [checkpoints.restore_best(w)[0] for w in (one, other)]
+    for a, b in zip(*map(jax.tree.leaves, weights), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = [[{**r["train"], **r["val"], "lr": r["learning_rate"]} for r in runs.read_rows(w / "metrics.jsonl")] for w in (one, other)]
+    assert rows[0] == rows[1] and len(rows[0]) == NUM_EPOCHS
+    assert (one / "cases.csv").read_bytes() == (other / "cases.csv").read_bytes()
+
+
+def command(npz, workdir, *flags):
+    config = workdir.parent / "configs"
+    config.mkdir(exist_ok=True)
+    text = f"""
+import pathlib
+import sys
+sys.path.insert(0, {str(ROOT / 'tests')!r})
+import test_train
+def get_config():
+    return test_train.small_config(pathlib.Path({str(npz)!r})).lock()
+"""
+    (config / "small.py").write_text(text)
+    arguments = [sys.executable, "-m", "auxseg.main", f"--config={config / 'small.py'}", f"--workdir={workdir}", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_run_leaves_what_it_should(unbroken):
+    names = {p.name for p in unbroken.iterdir()}
+    expected = {"config.json", "versions.json", "splits.json", "metrics.jsonl", "summary.json", "cases.csv", "checkpoints"}
+    assert expected <= names and any(n.startswith("events.") for n in names)
+    rows = runs.read_rows(unbroken / "metrics.jsonl")
+    assert [r["epoch"] for r in rows] == list(range(1, NUM_EPOCHS + 1))
+    assert rows[-1]["train"]["loss"] < rows[0]["train"]["loss"]
+    for row in rows:
+        assert {"learning_rate", "seconds", "images_per_second", "peak_memory_mb", "waited_for_data"} <= row.keys()
+        assert {"loss", "accuracy", "pooled_dsc", "dice", "dice_cases"} <= row["val"].keys()
+    splits = runs.read_json(unbroken / "splits.json")
+    cases = [case for members in splits.values() for case in members]
+    assert len(cases) == len(set(cases)) == 24 and set(splits) == {"train", "val", "test"}
+    lines = (unbroken / "cases.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(splits["val"]) + len(splits["test"])
+
+
+def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(unbroken, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(unbroken, copy)
+    for name in ("summary.json", "cases.csv", "metrics.jsonl", "checkpoints/latest"):
+        path = copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    stored = runs.read_json(unbroken / "summary.json")["scores"]
+    for split in ("val", "test"):
+        found = evaluate.evaluate(copy, split=split)
+        for name, value in stored[split].items():
+            assert found[name] == value
+    assert evaluate.evaluate(copy)["split"] == "test"
+    with pytest.raises(InputError, match="split: got 'tset', expected one of 'train', 'val', 'test'"):
+        evaluate.evaluate(copy, split="tset")
+
+
+def test_resumed_run_equals_an_unbroken_one(half, unbroken, npz):
+    train.train(small_config(npz), half)
+    assert_same_run(half, unbroken)
+
+
+def test_run_on_streamed_data_equals_one_on_the_device(unbroken, npz, tmp_path):
+    train.train(small_config(npz, data__placement="stream"), tmp_path / "stream")
+    assert_same_run(tmp_path / "stream", unbroken)
+
+
+def test_other_settings_are_refused(half, npz):
+    with pytest.raises(InputError, match="model.se: true -> false"):
+        train.train(small_config(npz, model__se=False), half)
+
+
+def test_damaged_checkpoint_costs_an_epoch_and_not_the_run(half, unbroken, npz, caplog):
+    latest = max((half / "checkpoints/latest").iterdir(), key=lambda p: int(p.name))
+    largest = max((p for p in latest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 3] ^= 4
+    largest.write_bytes(content)
+    train.train(small_config(npz), half)
+    assert "trying the one before" in caplog.text
+    assert_same_run(half, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_rows", [1, 3])
+def test_killed_run_goes_on_and_ends_the_same(unbroken, npz, tmp_path, after_rows):
+    workdir = tmp_path / "killed"
+    process = command(npz, workdir)
+    wait_for(lambda: len(runs.read_rows(workdir / "metrics.jsonl")) >= after_rows, process)
+    process.send_signal(signal.SIGKILL)  # while the checkpoint of that epoch is being written
+    assert finish(process)[0] == -signal.SIGKILL
+    code, out, err = finish(command(npz, workdir))
+    assert code == 0, err
+    assert_same_run(workdir, unbroken)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_says_so_and_goes_on_in_the_middle_of_an_epoch(unbroken, npz, tmp_path):
+    workdir = tmp_path / "told"
+    process = command(npz, workdir)
+    wait_for(lambda: runs.read_rows(workdir / "metrics.jsonl"), process)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 75 and "stopped by SIGTERM in epoch" in err and "to go on" in err
+    code, out, err = finish(command(npz, workdir))
+    assert code == 0 and "resuming" in out, err
+    assert_same_run(workdir, unbroken)
+
+
+@pytest.mark.slow
+def test_command_line_mistakes_get_one_line(npz, tmp_path):
+    cases = {
+        ("--config.model.see=False",): "see",
+        ("--config.model.se=maybe",): "maybe",
+        ("--wrokdir=x",): "wrokdir",
+        ("stray",): "got the argument 'stray'",
+        ("--config.train.batch_size=0",): "train.batch_size: got 0",
+        ("--config.data.dir=/nowhere/at/all",): "/nowhere/at/all",
+        ("--config.model.depth=5",): "16",
+    }
+    processes = {flags: command(npz, tmp_path / f"run{i}", *flags) for i, flags in enumerate(cases)}
+    for flags, process in processes.items():
+        code, out, err = finish(process)
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert code == 2 and "Traceback" not in err, (flags, err)
+        assert cases[flags] in lines[-1] and len(lines) <= 2, (flags, err)
+
+
+def test_loss_that_is_not_finite_names_step_batch_and_cases_and_keeps_the_weights(half, npz, monkeypatch):
+    before, _ = checkpoints.restore_best(half)
+    original = train.create_train_fn
+
+    def poisoned(config, devices):
+        step = original(config, devices)
+        calls = []
+
+        def run(state, sums, batch):
+            calls.append(None)
+            state, sums = step(state, sums, batch)
+            if len(calls) == 2:
+                state = state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+            return state, sums
+
+        return run
+
+    monkeypatch.setattr(train, "create_train_fn", poisoned)
+    with pytest.raises(InputError, match=r"step 11 \(epoch 3, batch 3\): the loss is not finite, on the cases ID|case"):
+        train.train(small_config(npz), half)
+    after, _ = checkpoints.restore_best(half)
+    for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert checkpoints.best_step(half) is not None
+
+
+def test_init_from_starts_with_the_other_runs_best_weights(unbroken, npz):
+    config = small_config(npz)
+    with config.unlocked():
+        config.train.init_from = str(unbroken)
+    state = train.create_initial_state(config)
+    best, _ = checkpoints.restore_best(unbroken)
+    for a, b in zip(*map(jax.tree.leaves, (state.variables, best)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert state.step == 0
+    with config.unlocked():
+        config.model.base_width = 8
+    with pytest.raises(InputError, match="expected"):
+        train.create_initial_state(config)
+
+
+def test_stop_file_and_max_minutes_end_a_run_cleanly(half, npz, tmp_path):
+    (half / train.STOP_FILE).touch()
+    assert train.train(small_config(npz), half)["ended"] == "stop file"
+    assert not (half / train.STOP_FILE).exists() and (half / "summary.json").exists()
+    summary = train.train(small_config(npz, train__max_minutes=0.0001), tmp_path / "short")
+    assert summary["ended"] == "max_minutes" and summary["epochs"] == 1
+
+
+def test_seeds_are_separate(npz):
+    one = train.create_initial_state(small_config(npz))
+    config = small_config(npz, train__order_seed=9, data__split_seed=9, augment__seed=9)
+    same = train.create_initial_state(config)
+    with config.unlocked():
+        config.seed = 9
+    other = train.create_initial_state(config)
+    leaves = [jax.tree.leaves(s.params) for s in (one, same, other)]
+    assert all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[1], strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
+
+
+def test_summary_is_strict_json(unbroken):
+    json.loads((unbroken / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
