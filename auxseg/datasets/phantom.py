@@ -16,11 +16,13 @@ apart lie on its middle. LUNA16 itself keeps to 2.5 mm: `num_slices` of 120 or m
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import time
 import uuid
 import zlib
 
@@ -35,6 +37,7 @@ VERSION = 1
 MASK_FOLDER = "seg-lungs-LUNA16"
 NUM_SUBSETS = 10
 _NAMESPACE = uuid.UUID("5f0c7c1e-6d0b-5d0a-9a0e-2c6a3f6f7b11")
+_LEFTOVER_SECONDS = 3600
 _WIDEST_SPACING_MM, _NARROWEST_SPACING_MM = 5.0, 0.4
 
 
@@ -219,9 +222,15 @@ def ensure(folder, config, progress=None):
     """
     settings, folder = create_settings(config), pathlib.Path(folder)
     found = _read_settings(folder)
-    if found is None or not found[1] or found[0] != settings:
+    if found is None or found != (settings, True) or not _is_all_there(folder, settings):
         write_luna16_folder(folder, config, progress)
     return folder
+
+
+def _is_all_there(folder, settings):
+    """Returns whether every file of a folder that was whole once is still there."""
+    scans = all(_is_there(folder, settings, number) for number in range(settings.num_scans))
+    return scans and (folder / "annotations.csv").is_file()
 
 
 def write_luna16_folder(folder, config, progress=None):
@@ -240,6 +249,7 @@ def write_luna16_folder(folder, config, progress=None):
     _check_folder(folder, settings)
     try:
         _write_state(folder, settings, whole=False)
+        _remove_leftovers(folder)
         rows = _write_scans(folder, settings, progress)
         _write_annotations(folder, rows)
         _write_state(folder, settings, whole=True)
@@ -329,10 +339,9 @@ def _write_scan(folder, settings, number):
     Slices go to the disk as they are drawn. The image's header is written last: a scan that has one is whole.
     """
     scan = create_scan(settings, number)
-    image = folder / f"subset{number % NUM_SUBSETS}" / f"{scan.uid}.mhd"
-    mask = folder / MASK_FOLDER / f"{scan.uid}.mhd"
-    if image.is_file():
+    if _is_there(folder, settings, number):
         return annotations(scan)
+    image, mask = _headers(folder, settings, number)
     flip = -1 if scan.scene.patient.prone else 1
     with _Output(image.with_suffix(".raw")) as raw, _Output(mask.with_suffix(".zraw")) as zraw:
         packer = zlib.compressobj(1)
@@ -344,6 +353,21 @@ def _write_scan(folder, settings, number):
     _write_file(mask, _header(scan, mask.with_suffix(".zraw").name, packed).encode())
     _write_file(image, _header(scan, image.with_suffix(".raw").name).encode())
     return annotations(scan)
+
+
+def _headers(folder, settings, number):
+    """Returns the paths of the headers of a scan and of its mask."""
+    name = f"{series_uid(settings, number)}.mhd"
+    return folder / f"subset{number % NUM_SUBSETS}" / name, folder / MASK_FOLDER / name
+
+
+def _is_there(folder, settings, number):
+    """Returns whether a scan and its mask are there, whole."""
+    image, mask = _headers(folder, settings, number)
+    if not (image.is_file() and mask.is_file() and mask.with_suffix(".zraw").is_file()):
+        return False
+    raw = image.with_suffix(".raw")
+    return raw.is_file() and raw.stat().st_size == settings.num_slices * settings.matrix**2 * 2
 
 
 def _header(scan, data_file, packed_bytes=None):
@@ -393,6 +417,14 @@ def _write_file(path, content):
         file.write(content)
 
 
+def _remove_leftovers(folder):
+    """Removes what a killed generation was writing; a young file may be another process's, at work."""
+    for path in folder.rglob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
+
+
 class _Output:
     """A file that appears under its name only when it is whole and on the disk."""
 
@@ -405,11 +437,12 @@ class _Output:
         return self._file
 
     def __exit__(self, kind, error, trace):
-        if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            os.unlink(self._temporary)
+        try:
+            with self._file:
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None:
+                os.replace(self._temporary, self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
