@@ -150,8 +150,10 @@ def prepare(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", o
     """
     folder = luna16_folder.list_folder(path)
     place = pathlib.Path(cache_dir).expanduser() / name
-    place.mkdir(parents=True, exist_ok=True)
     target = place / f"{settings.name}-{luna16_folder.fingerprint(folder, settings)}"
+    if (target / RECORDS_FILE).is_file() and not overwrite:
+        return target  # without the lock: the cache may be another's, for reading alone
+    place.mkdir(parents=True, exist_ok=True)
     with _lock(place):
         if overwrite or not (target / RECORDS_FILE).is_file():
             _prepare(folder, target, settings, skip_bad_scans)

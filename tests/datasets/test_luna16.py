@@ -259,9 +259,10 @@ def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     assert events == [(what, uid) for uid in UIDS for what in ("read", "written")]
 
 
-def test_cache_folder_may_be_shared_by_readers(folder, cache):
-    """The lock file is the only thing that reading complete records touches."""
-    records = luna16.prepare(folder, cache_dir=cache, settings=SMALL)
-    before = {path: os.stat(path).st_mtime_ns for path in records.rglob("*") if path.is_file()}
-    luna16.load(folder, cache_dir=cache, settings=SMALL).read(np.arange(3))
-    assert {path: os.stat(path).st_mtime_ns for path in records.rglob("*") if path.is_file()} == before
+def test_cache_folder_may_be_shared_by_readers(folder, tmp_path):
+    """Reading complete records touches nothing, not even the lock."""
+    luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
+    (tmp_path / "luna16" / ".lock").unlink()
+    before = {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*")}
+    luna16.load(folder, cache_dir=tmp_path, settings=SMALL).read(np.arange(3))
+    assert {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*")} == before

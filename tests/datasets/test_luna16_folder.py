@@ -1,5 +1,7 @@
 """Slices of a LUNA16 folder before resizing: which, with which mask, and what is refused."""
 
+import shutil
+
 import fixtures_luna16
 import numpy as np
 import pytest
@@ -204,6 +206,29 @@ def test_fingerprint_follows_files_and_settings(tmp_path):
     assert changed != first
     fixtures_luna16.write_scan(root, "1.2.9", 7)
     assert luna16_folder.fingerprint(luna16_folder.list_folder(root), Settings()) != changed
+
+
+@pytest.mark.parametrize("slices", ["middle", "lung"])
+def test_real_masks_go_all_the_way(real_data, tmp_path, slices):
+    """LUNA16's own masks, untouched, with scans of the same grid: air, and lung at -850 HU."""
+    shutil.copytree(real_data / "seg-lungs-LUNA16", tmp_path / "seg-lungs-LUNA16")
+    shutil.copy(real_data / "csv" / "annotations.csv", tmp_path)
+    (tmp_path / "subset4").mkdir()
+    for path in (tmp_path / "seg-lungs-LUNA16").glob("*.mhd"):
+        lung = np.isin(ct.read_volume(path), (3, 4))
+        image = np.where(lung, np.int16(-850), np.int16(40))
+        ct.write_volume(tmp_path / "subset4" / path.name, image, ct.read_geometry(path), compress=False)
+    listed = luna16_folder.list_folder(tmp_path)
+    assert problems_of(tmp_path, slices=slices) == []
+    for scan in listed.scans:
+        parts, notes = read(listed, scan.uid, slices=slices)
+        assert notes == ()
+        masks, images = (np.stack([getattr(part, name) for part in parts]) for name in ("mask", "image"))
+        assert labels.side_columns(masks, labels.LEFT, labels.RIGHT) > 100
+        assert (images[(masks == labels.LEFT) | (masks == labels.RIGHT)] == -850).all()
+        assert len(parts) == 1 if slices == "middle" else 80 < len(parts) < 121
+        if slices == "lung" and (masks == labels.NODULE).any():
+            assert (images[masks == labels.NODULE] == -850).mean() > 0.5  # nodules lie in the lungs
 
 
 def test_luna16s_two_series_of_one_patient(tmp_path):

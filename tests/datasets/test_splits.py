@@ -1,5 +1,6 @@
 """Splits of LUNA16's size and of small sets."""
 
+import csv
 import json
 
 import numpy as np
@@ -155,8 +156,30 @@ def test_check_splits_names_what_is_shared():
         splits.check_splits(table, {"train": np.array([0, 1]), "val": np.array([2, 3])})
 
 
-def test_series_of_one_patient_are_in_luna16(real_data):
+def real_table(real_data):
+    """Returns the table of LUNA16's 888 middle slices, with the nodules that cross them."""
     subsets = json.loads((real_data / "csv" / "subset_of_uid.json").read_text())
-    assert [subsets[uid] for uid in splits.SAME_PATIENT] == [2, 6]
-    patients = [splits.patient_of(uid) for uid in subsets]
-    assert (len(patients), len(set(patients))) == (888, 887)
+    with open(real_data / "csv" / "middle_slice_nodules.csv", newline="") as file:
+        with_nodule = {row["uid"] for row in csv.DictReader(file)}
+    nodules = [int(uid in with_nodule) for uid in subsets]
+    return make_table([splits.patient_of(uid) for uid in subsets], nodules, list(subsets.values()))
+
+
+def test_series_of_one_patient_are_in_luna16(real_data):
+    table = real_table(real_data)
+    assert (len(table), len(set(table.patient.tolist()))) == (888, 887)
+    assert table.subset[table.patient == splits.SAME_PATIENT_ID].tolist() == [2, 6]
+
+
+def test_real_middle_slices_are_799_and_89_with_nodules_in_both(real_data):
+    table = real_table(real_data)
+    for seed in range(5):
+        parts = splits.make_splits(table, split="paper", seed=seed)
+        found = {name: (len(rows), int(table.labels[rows, 3].sum())) for name, rows in parts.items()}
+        assert found == {"train": (799, 46), "val": (89, 5)}
+
+
+def test_real_folds_leave_out_one_case_in_four_of_ten(real_data):
+    table = real_table(real_data)
+    used = [sum(map(len, splits.make_splits(table, split="folds", fold=fold).values())) for fold in range(10)]
+    assert used == [888, 887, 887, 888, 888, 887, 887, 888, 888, 888]
