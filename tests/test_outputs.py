@@ -1,0 +1,102 @@
+"""Tests of the writers, against SimpleITK as the reader."""
+
+import itertools
+import struct
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from auxseg import ct, outputs
+from auxseg.errors import InputError
+
+
+def _geometry(matrix, size_xyz=(5, 4, 3)):
+    return ct.Geometry(size_xyz, (0.71, 0.83, 2.5), (-12.34, 56.78, -910.1), tuple(np.ravel(matrix)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("form", ["nii", "nii.gz", "nrrd", "mha"])
+def test_a_volume_in_any_direction_is_read_back(tmp_path, form, dtype):
+    """The 48 ways to store axes, left-handed ones too, and ten oblique ones."""
+    random = np.random.default_rng(0)
+    matrices = [np.eye(3)[list(order)] * signs for order in itertools.permutations(range(3))
+                for signs in itertools.product((1.0, -1.0), repeat=3)]  # fmt: skip
+    matrices += list(Rotation.random(10, rng=random).as_matrix())
+    for matrix in matrices:
+        array = (random.random((3, 4, 5)) * 200).astype(dtype)
+        geometry = _geometry(matrix)
+        outputs.write_volume(tmp_path / f"a.{form}", iter(array), geometry, dtype)
+        image = sitk.ReadImage(str(tmp_path / f"a.{form}"))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
+        np.testing.assert_allclose(image.GetDirection(), geometry.direction, atol=2e-6)
+        np.testing.assert_allclose(image.GetSpacing(), geometry.spacing_xyz_mm, rtol=1e-6)
+        np.testing.assert_allclose(image.GetOrigin(), geometry.origin_xyz_mm, rtol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a.{form}"]
+
+
+def test_both_forms_of_a_nifti_say_the_same():
+    """Readers take either the q-form or the s-form."""
+    for matrix in Rotation.random(20, rng=np.random.default_rng(1)).as_matrix():
+        for sign in (1.0, -1.0):
+            head = outputs.nifti_header(_geometry(matrix * [1, 1, sign]), "uint8")
+            qfac, *spacing = struct.unpack_from("<4f", head, 76)
+            b, c, d = struct.unpack_from("<3f", head, 256)
+            rotation = Rotation.from_quat([b, c, d, np.sqrt(max(0.0, 1 - b * b - c * c - d * d))]).as_matrix()
+            affine = np.reshape(struct.unpack_from("<12f", head, 280), (3, 4))
+            np.testing.assert_allclose(rotation * [1, 1, qfac] * spacing, affine[:, :3], atol=2e-6)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.nrrd").write_text("old")
+
+    def slices():
+        yield np.zeros((4, 5))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        outputs.write_volume(tmp_path / "a.nrrd", slices(), _geometry(np.eye(3)), "uint8")
+    assert (tmp_path / "a.nrrd").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_tables_leave_out_what_is_not_known(tmp_path):
+    rows = [{"a": "x, y", "b": float("nan"), "c": None}, {"a": 1, "b": 0.123456789, "c": np.inf}]
+    outputs.write_table(tmp_path / "t.csv", rows)
+    assert (tmp_path / "t.csv").read_text() == 'a,b,c\n"x, y",,\n1,0.123457,\n'
+
+
+def test_damaged_json_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(InputError, match="a.json: cannot be read as JSON"):
+        outputs.read_json(tmp_path / "a.json")
+
+
+def test_overlay_colours(tmp_path):
+    import io
+
+    mask = np.zeros((8, 12), np.uint8)
+    mask[2, 3], mask[4, 5], mask[6, 7] = 1, 2, 3
+    image = np.asarray(Image.open(io.BytesIO(outputs.encode_overlay(mask))).convert("RGBA"))
+    assert (image[..., 3] == np.where(mask, 255, 0)).all()
+    for value, colour in enumerate(outputs.COLOURS.values(), start=1):
+        assert tuple(image[mask == value][0][:3]) == colour
+
+
+def test_pictures_are_no_larger_than_needed():
+    import io
+
+    picture = Image.open(io.BytesIO(outputs.encode_picture(np.zeros((1024, 700), np.int16))))
+    assert picture.size == (350, 512)
+    assert Image.open(io.BytesIO(outputs.encode_overlay(np.zeros((1024, 700), np.uint8)))).size == (350, 512)
+
+
+def test_the_overview_keeps_proportions():
+    pictures = [outputs.encode_picture(np.full((40, 20), -1000, np.int16))] * 5
+    masks = [np.ones((40, 20), np.uint8)] * 5
+    canvas = outputs.draw_overview(pictures, masks, ["one"] * 5, (1.0, 4.0))
+    assert canvas.size == (4 * (360 + 6) + 6, 2 * (180 + 26) + 28)
+    red = np.asarray(canvas)[30, 30].astype(int)
+    assert red[0] > red[1] + 30 and red[0] > red[2] + 30
