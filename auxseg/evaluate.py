@@ -1,11 +1,9 @@
-"""One evaluation, used after every epoch, at the end of a run, and as a command.
+"""One evaluation, used after every epoch, at the end of a run, and as a command that writes the report.
 
-python -m auxseg.evaluate --workdir=runs/phantom [--split=test]
+python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:CLASS,...]
 """
 
-import csv
 import functools
-import io
 import json
 import pathlib
 
@@ -91,25 +89,52 @@ def by_class(values):
     return dict(zip(CLASS_NAMES, values, strict=True))
 
 
-def case_rows(results, table, indices, split):
-    """Returns one dict a case: who it is, pixels and Dice per class, losses."""
-    dice = metrics.dice_per_case(results.counts)
-    return [_case_row(results, dice[i], table, index, split, i) for i, index in enumerate(indices)]
-
-
-def write_cases(path, rows):
-    """Writes `cases.csv` from the rows of `case_rows`; empty where there is no value."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    runs.write_text(path, text.getvalue())
-
-
 def main(argv):
+    """Runs the command: prints the summary as JSON and the report's page on the last line."""
     del argv
-    summary = evaluate(pathlib.Path(flags.FLAGS.workdir), split=flags.FLAGS.split)
+    workdir = pathlib.Path(flags.FLAGS.workdir)
+    explained = parse_explain(flags.FLAGS.explain)
+    summary, page = report(workdir, split=flags.FLAGS.split, explained=explained)
     print(json.dumps(summary, indent=2))
+    print(f"report: {page}")
+
+
+def parse_explain(text):
+    """Returns (case id, class) pairs of 'CASE:CLASS,...'; () for '': the report chooses; None for 'none'.
+
+    Raises:
+        InputError: a part that is no pair.
+    """
+    if text == "none":
+        return None
+    pairs = [tuple(part.rsplit(":", 1)) for part in text.split(",") if part]
+    for pair in pairs:
+        if len(pair) != 2 or pair[1] not in CLASS_NAMES:
+            raise InputError(
+                f"--explain: got {':'.join(pair)!r}, expected CASE:CLASS, the class one of "
+                f"{', '.join(CLASS_NAMES)}"
+            )
+    return tuple(pairs)
+
+
+def report(workdir, *, split=None, explained=()):
+    """Returns (summary, page) of a run's best weights on a split, after writing `workdir/report`.
+
+    Args:
+        workdir: pathlib.Path of a run.
+        split: as `evaluate`.
+        explained: (case id, class) pairs for Grad-CAM, () for a choice, None for none.
+
+    Raises:
+        InputError: as `evaluate`; a case to explain that is not there.
+    """
+    from auxseg import judge
+
+    subject, split, found = _open(workdir, split)
+    results = _evaluate(subject, split)
+    judgement = judge.judge_split(subject, split)
+    page = judge.write(workdir, subject, judgement, explained=explained)
+    return {"split": split, "epoch": found["epoch"], **summarise(results)}, page
 
 
 def evaluate(workdir, *, split=None):
@@ -122,6 +147,14 @@ def evaluate(workdir, *, split=None):
     Raises:
         InputError: no run there, no such split, or other data than it was trained on.
     """
+    subject, split, found = _open(workdir, split)
+    return {"split": split, "epoch": found["epoch"], **summarise(_evaluate(subject, split))}
+
+
+def _open(workdir, split):
+    """Returns (judge.Subject, split, what is stored with the weights) of a run."""
+    from auxseg import judge
+
     config = runs.read_config(workdir)
     dataset = load(config.data)
     members = read_splits(workdir, dataset)
@@ -131,19 +164,28 @@ def evaluate(workdir, *, split=None):
     feed = input_pipeline.create_feed(
         dataset, members[split], placement=config.data.placement, devices=devices
     )
-    results = evaluate_cases(
-        create_eval_fn(config, devices),
-        parallel.replicate(variables, devices),
-        feed,
-        members[split],
-        batch_size=config.eval.batch_size,
+    subject = judge.Subject(
+        config, dataset, members, feed, variables, judge.create_predict_fn(config, devices)
+    )
+    return subject, split, found
+
+
+def _evaluate(subject, split):
+    """Returns the CaseResults of a split of a judge.Subject."""
+    return evaluate_cases(
+        create_eval_fn(subject.config, subject.feed.devices),
+        parallel.replicate(subject.variables, subject.feed.devices),
+        subject.feed,
+        subject.members[split],
+        batch_size=subject.config.eval.batch_size,
         label=f"evaluating {split}",
     )
-    return {"split": split, "epoch": found["epoch"], **summarise(results)}
 
 
 def finish(workdir, *, config, dataset, members, feed, ended):
-    """Returns the summary of a run that has ended, after writing `summary.json` and `cases.csv`.
+    """Returns the summary of a run that has ended, after writing `summary.json`, `cases.csv` and the report.
+
+    The report is on the test split, else val; with eval.num_panels = 0 there is none.
 
     Args:
         workdir: pathlib.Path of the run.
@@ -153,21 +195,17 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         feed: input_pipeline.Feed with the cases of all splits.
         ended: why training ended.
     """
+    from auxseg import judge
+    from auxseg.report import tables
+
     variables, found = checkpoints.restore_best(workdir)
-    eval_fn, replicated = create_eval_fn(config, feed.devices), parallel.replicate(variables, feed.devices)
-    scores, rows = {}, []
-    for split in [s for s in ("val", "test") if s in members]:
-        results = evaluate_cases(
-            eval_fn,
-            replicated,
-            feed,
-            members[split],
-            batch_size=config.eval.batch_size,
-            label=f"scoring {split}",
-        )
-        scores[split] = summarise(results)
-        rows += case_rows(results, dataset.table, members[split], split)
-    write_cases(workdir / "cases.csv", rows)
+    predict_fn = judge.create_predict_fn(config, feed.devices)
+    subject = judge.Subject(config, dataset, members, feed, variables, predict_fn)
+    names = [split for split in ("val", "test") if split in members]
+    results = {split: _evaluate(subject, split) for split in names}
+    judgements = {split: judge.judge_split(subject, split) for split in names}
+    rows = [row for split in names for row in _case_rows(judgements[split], results[split])]
+    tables.write_csv(workdir / "cases.csv", rows)
     epochs = runs.read_rows(workdir / "metrics.jsonl")
     summary = {
         "ended": ended,
@@ -177,10 +215,18 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         "dataset": dataset.name,
         "notes": list(dataset.notes),
         "parameters": state.count_values(variables),
-        "scores": scores,
+        "scores": {split: summarise(results[split]) for split in names},
     }
     runs.write_json(workdir / "summary.json", summary)
-    return summary
+    if not config.eval.num_panels:
+        return summary
+    return summary | {"report": str(judge.write(workdir, subject, judgements[default_split(members)]))}
+
+
+def _case_rows(judgement, results):
+    """Returns the rows of `cases.csv` of a split: scores at the network's size, and the losses."""
+    pairs = zip(judgement.evaluation.rows, results.loss, strict=True)
+    return [row | {"loss": float(loss)} for row, loss in pairs]
 
 
 def describe(summary):
@@ -195,6 +241,8 @@ def describe(summary):
             f"{split}, {scores['cases']} cases, weights of epoch {summary['best_epoch']}: mean Dice {dice}; "
             f"pooled DSC (the paper's measure) {_three(scores['pooled_dsc'])}"
         )
+    if "report" in summary:
+        lines.append(f"to look at: {summary['report']}")
     return "\n".join(lines)
 
 
@@ -224,22 +272,6 @@ def _concatenate(results, keep):
     return jax.tree.map(lambda *parts: np.concatenate(parts)[keep], *results)
 
 
-def _case_row(results, dice, table, index, split, i):
-    row = {
-        "case_id": table.case_id[index],
-        "series_uid": table.series_uid[index],
-        "split": split,
-        "slice_index": int(table.slice_index[index]),
-        "loss": float(results.loss[i]),
-    }
-    for c, name in enumerate(CLASS_NAMES):
-        row[f"{name}_dice"] = None if np.isnan(dice[c]) else float(dice[c])
-        row[f"{name}_reference_px"] = int(results.counts.reference[i, c])
-        row[f"{name}_predicted_px"] = int(results.counts.predicted[i, c])
-        row[f"{name}_overlap_px"] = int(results.counts.overlap[i, c])
-    return row
-
-
 def _three(value):
     return "-" if value is None else f"{value:.3f}"
 
@@ -251,4 +283,7 @@ def _number(value):
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run", required=True)
     flags.DEFINE_string("split", None, "train, val or test; default: test, else val")
+    flags.DEFINE_string(
+        "explain", "", "Grad-CAM of these: CASE:CLASS,...; 'none'; default: the worst and the best nodule"
+    )
     cli.run(main)

@@ -20,8 +20,8 @@ numpy and scipy alone; nothing here grows with the number of cases but one row a
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 from concurrent import futures
 
@@ -181,18 +181,19 @@ def score_cases(cases: Iterable[Mapping], *, num_threads=2) -> Evaluation:
         cases: read as the threads need them: at most 2 * num_threads are in memory.
         num_threads: scipy and numpy let go of the interpreter's lock for most of the work.
     """
-    return collect(_stream(cases, num_threads))
+    return collect(stream(lambda case: score_case(**case), cases, num_threads=num_threads))
 
 
-def _stream(cases, num_threads):
-    pending = []
+def stream(function, items, *, num_threads):
+    """Yields function(item) for each item, in order, by threads that read no further ahead than they need."""
+    pending = collections.deque()
     with futures.ThreadPoolExecutor(num_threads) as pool:
-        for case in cases:
-            pending.append(pool.submit(functools.partial(score_case, **case)))
+        for item in items:
+            pending.append(pool.submit(function, item))
             if len(pending) >= 2 * num_threads:
-                yield pending.pop(0).result()
-        for each in pending:
-            yield each.result()
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def resized_spacing(spacing_yx_mm, *, native_size_yx, size_yx):

@@ -23,6 +23,7 @@ ROOMS = (
     ("runs",),
     ("checkpoints",),
     ("explain", "report"),
+    ("judge",),
     ("evaluate",),
     ("train",),
     ("bundle", "postprocess", "outputs"),

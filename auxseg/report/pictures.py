@@ -7,8 +7,6 @@ import dataclasses
 from auxseg import scores
 from auxseg.report import figures, paper, tables, viewer
 
-NUM_PANELS = 6
-
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -38,13 +36,13 @@ def draw_all(report):
 
 def _draw(report):
     evaluation, epochs = report.evaluation, report.run.epochs
+    count = report.run.config.get("eval", {}).get("num_panels", 6)
     yield (
         "curves",
         figures.draw_curves(epochs),
         "Loss, accuracy and Dice by epoch",
         "Training and validation by epoch (the paper's Figs 5, 7, 9). Yellow: the epoch whose weights "
-        "were kept. Pixel "
-        "accuracy is mostly background; look at Dice.",
+        "were kept. Pixel accuracy is mostly background; look at Dice.",
     )
     yield (
         "schedule",
@@ -84,8 +82,7 @@ def _draw(report):
             figures.draw_bland_altman(evaluation, name),
             f"Bland-Altman plot of the area of the {tables.TITLES[name].lower()}",
             f"{_FIGS[name]}. The paper, at 320 x 320 pixels: bias {bias}, limits [{low}, {high}]. Grey: "
-            "95 % intervals of "
-            "the bias and the limits; crosses: missed.",
+            "95 % intervals of the bias and the limits; crosses: missed.",
         )
     yield (
         "reliability",
@@ -101,7 +98,7 @@ def _draw(report):
     )
     yield (
         "panels",
-        figures.draw_panels(viewer.choose_panels(report.cases, NUM_PANELS)),
+        figures.draw_panels(viewer.choose_panels(report.cases, count)),
         "CT, truth, prediction and overlay of chosen cases",
         "The paper's Figs 6, 8, 10: nodule blue, left lung red, right lung green, yellow where the masks "
         "differ.",

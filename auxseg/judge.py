@@ -1,0 +1,257 @@
+"""Judges a run: scores a split at both resolutions, looks again at chosen cases, writes the report.
+
+One pass over the split keeps one row a case; a second pass reads the few cases that the page shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from auxseg import explain, input_pipeline, models, parallel, progress, scores, steps
+from auxseg.errors import InputError
+from auxseg.report import inputs, macs, viewer, write_report
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A trained network and the cases that it is judged by.
+
+    Attributes:
+        config: the run's settings.
+        dataset: structs.Dataset.
+        members: {split: indices}.
+        feed: input_pipeline.Feed that has the cases.
+        variables: the best weights, on the host.
+        predict_fn: from `create_predict_fn`.
+    """
+
+    config: Any
+    dataset: Any
+    members: dict
+    feed: input_pipeline.Feed
+    variables: Any
+    predict_fn: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """The scores of a split.
+
+    Attributes:
+        split: its name.
+        evaluation: scores.Evaluation at the size that the network sees.
+        native: scores.Evaluation at the size of the scan, or None where that is the same in all cases.
+        seconds: of prediction and scoring.
+    """
+
+    split: str
+    evaluation: scores.Evaluation
+    native: scores.Evaluation | None
+    seconds: float
+
+
+def create_predict_fn(config, devices):
+    """Returns (variables, RawBatch) -> probabilities [devices, n, H, W, C], compiled for `devices`."""
+    step = functools.partial(
+        steps.predict_step, model=models.create_model(config.model), window_hu=tuple(config.data.window_hu)
+    )
+    return parallel.parallelize(step, devices)
+
+
+def judge_split(subject, split):
+    """Returns the Judgement of a split; memory grows by a row a case."""
+    start = time.monotonic()
+    table, indices = subject.dataset.table, subject.members[split]
+    native = bool((table.native_size_yx[indices] != subject.dataset.size_yx).any())
+    score = functools.partial(_score_both, subject.dataset, split, native)
+    both = list(scores.stream(score, predict(subject, indices, label=f"scoring {split}"), num_threads=2))
+    if not both:
+        raise InputError(
+            f"split {split!r}: got no case, expected at least one; choose another with --split"
+        )
+    evaluations = [scores.collect(each) for each in zip(*both, strict=True) if each[0] is not None]
+    return Judgement(split, evaluations[0], evaluations[1] if native else None, time.monotonic() - start)
+
+
+def predict(subject, indices, *, label=None):
+    """Yields (index, probabilities float32 [H, W, C]) for each of `indices`, in order.
+
+    Args:
+        subject: Subject.
+        indices: rows of its data set.
+        label: of the progress bar; None shows none.
+    """
+    devices = subject.feed.devices
+    size = parallel.round_up(subject.config.eval.batch_size, devices)
+    rows = list(input_pipeline.padded_rows(indices, size, size))
+    replicated = parallel.replicate(subject.variables, devices)
+    batches = (batch for batch, _ in input_pipeline.read_batches(subject.feed, rows))
+    if label:
+        batches = progress.track(batches, total=len(rows), label=label, unit="batch")
+    for (members, weights), batch in zip(rows, batches, strict=True):
+        found = parallel.fetch_rows(subject.predict_fn(replicated, batch))
+        yield from (
+            (int(i), each) for i, each, weight in zip(members, found, weights, strict=True) if weight > 0
+        )
+
+
+def _score_both(dataset, split, native, predicted):
+    """Returns the CaseScores at the network's size and at the scan's, or None for the latter."""
+    index, probabilities = predicted
+    table = dataset.table
+    spacing = table.spacing_zyx_mm[index, 1:]
+    identity = {
+        "case_id": str(table.case_id[index]),
+        "patient": str(table.patient[index]),
+        "series_uid": str(table.series_uid[index]),
+        "split": split,
+        "slice_index": int(table.slice_index[index]),
+    }
+    _, masks = dataset.read(np.array([index]))
+    resized = scores.resized_spacing(
+        spacing, native_size_yx=table.native_size_yx[index], size_yx=dataset.size_yx
+    )
+    first = scores.score_case(
+        prediction=probabilities.argmax(-1).astype(np.uint8),
+        reference=masks[0],
+        spacing_yx_mm=resized,
+        probabilities=probabilities,
+        identity=identity,
+    )
+    if not native:
+        return first, None
+    reference = dataset.read_native_mask(index)
+    prediction = resize_probabilities(probabilities, reference.shape).argmax(-1).astype(np.uint8)
+    return first, scores.score_case(
+        prediction=prediction, reference=reference, spacing_yx_mm=spacing, identity=identity
+    )
+
+
+def resize_probabilities(probabilities, size_yx):
+    """Returns float32 [*size_yx, C]: [H, W, C] in another size of the same field of view (bilinear)."""
+    from PIL import Image
+
+    size_xy = (size_yx[1], size_yx[0])
+    channels = np.moveaxis(probabilities, -1, 0)
+    resized = [
+        Image.fromarray(np.ascontiguousarray(c)).resize(size_xy, Image.Resampling.BILINEAR)
+        for c in channels
+    ]
+    return np.stack(resized, axis=-1)
+
+
+def read_cases(subject, judgement):
+    """Returns the viewer.CaseImage of the cases that the page shows, predicted a second time."""
+    chosen = viewer.choose_cases(judgement.evaluation)
+    rows = {row["case_id"]: row for row in judgement.evaluation.rows}
+    places = {str(name): i for i, name in enumerate(subject.dataset.table.case_id)}
+    indices = np.array([places[case_id] for case_id in chosen])
+    window = tuple(subject.config.data.window_hu)
+    cases = []
+    for (case_id, reasons), (index, probabilities) in zip(
+        chosen.items(), predict(subject, indices), strict=True
+    ):
+        images, masks = subject.dataset.read(np.array([index]))
+        prediction = probabilities.argmax(-1).astype(np.uint8)
+        cases.append(
+            viewer.CaseImage(case_id, reasons, images[0], masks[0], prediction, window, rows[case_id])
+        )
+    return tuple(cases)
+
+
+def explain_cases(subject, cases, wanted=()):
+    """Returns the explain.Explanation of (case id, class) pairs; () for a network that cannot be explained.
+
+    Args:
+        subject: Subject.
+        cases: viewer.CaseImage of the page.
+        wanted: pairs, or () for the worst and the best nodule of `cases`.
+
+    Raises:
+        InputError: the data set has no such case, or there is no such class.
+    """
+    if subject.config.model.name != "aux_unet":
+        return ()
+    pairs = wanted or _default_explanations(cases)
+    places = {str(name): i for i, name in enumerate(subject.dataset.table.case_id)}
+    explain_fn = explain.create_explain_fn(models.create_model(subject.config.model))
+    found = []
+    for case_id, class_name in pairs:
+        if case_id not in places:
+            raise InputError(f"--explain: got the case {case_id!r}, expected one of {subject.dataset.name}")
+        images, masks = subject.dataset.read(np.array([places[case_id]]))
+        window = tuple(subject.config.data.window_hu)
+        found.append(
+            explain.explain(
+                explain_fn,
+                subject.variables,
+                image=images[0],
+                reference=masks[0],
+                window_hu=window,
+                class_name=class_name,
+                case_id=case_id,
+            )
+        )
+    return tuple(found)
+
+
+def _default_explanations(cases):
+    wanted = ("nodule: worst", "nodule: best")
+    pairs = [(case.case_id, "nodule") for reason in wanted for case in cases if reason in case.reasons]
+    return list(dict.fromkeys(pairs)) or [(case.case_id, "left_lung") for case in cases[:1]]
+
+
+def write(workdir, subject, judgement, *, explained=None):
+    """Writes the report of a judged split into `workdir/report`; returns the page's path.
+
+    Args:
+        workdir: pathlib.Path of the run.
+        subject: Subject.
+        judgement: Judgement of one of its splits.
+        explained: as `wanted` of `explain_cases`, or None for no explanation.
+    """
+    workdir = pathlib.Path(workdir)
+    cases = read_cases(subject, judgement)
+    rows, columns = subject.dataset.size_yx
+    report = inputs.Report(
+        run=inputs.read_run(workdir),
+        split=judgement.split,
+        resolution=f"{rows} x {columns} pixels, as the network sees",
+        evaluation=judgement.evaluation,
+        native=judgement.native,
+        cases=cases,
+        explanations=() if explained is None else explain_cases(subject, cases, explained),
+        facts=list_facts(subject, judgement, inputs.read_run(workdir)),
+    )
+    return write_report(workdir / "report", report)
+
+
+def list_facts(subject, judgement, run):
+    """Returns name -> text: size of the network, time, hardware."""
+    leaves = jax.tree_util.tree_leaves_with_path(subject.variables["params"])
+    shapes = {"/".join(str(key.key) for key in path): np.shape(leaf) for path, leaf in leaves}
+    trainable = sum(math.prod(shape) for shape in shapes.values())
+    fixed = sum(np.size(leaf) for leaf in jax.tree.leaves(subject.variables.get("batch_stats", {})))
+    count = macs.count_macs(shapes, size_yx=subject.dataset.size_yx, depth=subject.config.model.depth)
+    cases = len(judgement.evaluation.rows)
+    facts = {
+        "Network": f"{subject.config.model.name}: {trainable:,} trainable parameters, {fixed:,} statistics",
+        "Multiply-accumulates an image": "n/a" if count is None else f"{count / 1e9:.3f} G",
+        "Hardware": f"{len(subject.feed.devices)} x {subject.feed.devices[0].device_kind}",
+        "Prediction and scoring": f"{judgement.seconds:.1f} s for {cases} cases, compilation included",
+    }
+    if run.summary:
+        facts |= {
+            "Training": f"{run.summary['seconds']:.0f} s, {run.summary['epochs']} epochs, ended by "
+            f"{run.summary.get('ended', 'n/a')}",
+            "Weights": f"of epoch {run.summary['best_epoch']}, the lowest validation loss",
+        }
+    return facts

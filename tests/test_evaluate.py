@@ -1,0 +1,69 @@
+"""The command: from a tiny trained run to its report, the same numbers twice, clear errors."""
+
+import json
+import re
+
+import fakes
+import pytest
+
+from auxseg import evaluate, train
+from auxseg.errors import InputError
+from auxseg.report import tables
+from configs import base
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Returns the workdir of a run of one epoch on 24 small slices."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    config = base.get_config()
+    with config.unlocked():
+        config.data.name, config.data.size, config.data.split = "npz", (16, 16), "train_val_test"
+        config.data.dir = str(fakes.write_npz(folder / "npz", fakes.two_discs(24, size=24)))
+        config.model.base_width, config.model.depth, config.model.lowering = 4, 1, "plain"
+        config.train.num_epochs, config.train.num_devices, config.eval.num_panels = 1, 1, 2
+    train.train(config, folder / "run")
+    return folder / "run"
+
+
+def test_a_run_ends_with_its_report(workdir):
+    assert (workdir / "report" / "index.html").is_file()
+    assert (workdir / "report" / "figures" / "curves.png").is_file()
+    rows = tables.read_csv(workdir / "cases.csv")
+    assert {row["split"] for row in rows} == {"val", "test"}
+    summary = json.loads((workdir / "summary.json").read_text())
+    for split, stored in summary["scores"].items():
+        for name in ("left_lung", "right_lung", "nodule"):
+            dice = [
+                row[f"{name}_dice"] for row in rows if row["split"] == split and row[f"{name}_reference_px"]
+            ]
+            assert stored["dice_cases"][name] == len(dice)
+            assert (
+                stored["dice"][name] == pytest.approx(sum(dice) / len(dice))
+                if dice
+                else stored["dice"][name] is None
+            )
+        accuracy = [row["accuracy"] for row in rows if row["split"] == split]
+        assert stored["pooled_dsc"] == pytest.approx(sum(accuracy) / len(accuracy))
+
+
+def test_the_command_writes_the_report_and_explains(workdir, capsys):
+    case_id = tables.read_csv(workdir / "cases.csv")[-1]["case_id"]
+    stored = json.loads((workdir / "summary.json").read_text())["scores"]["val"]
+    summary, page = evaluate.report(workdir, split="val", explained=[(case_id, "left_lung")])
+    assert {key: summary[key] for key in stored} == stored and summary["split"] == "val"
+    text = page.read_text()
+    assert (
+        "Scored on the val split" in text and "What drives the network" in text and "own resolution" in text
+    )
+    assert (page.parent / "figures" / "explanation_1.png").is_file()
+    assert re.search(r"aux_unet: [\d,]+ trainable parameters", text)
+
+
+def test_which_cases_to_explain():
+    assert evaluate.parse_explain("") == ()
+    assert evaluate.parse_explain("none") is None
+    assert evaluate.parse_explain("a:nodule,1.2:3:left_lung") == (("a", "nodule"), ("1.2:3", "left_lung"))
+    for text in ("a", "a:heart"):
+        with pytest.raises(InputError, match="expected CASE:CLASS, the class one of background, left_lung"):
+            evaluate.parse_explain(text)
