@@ -12,7 +12,6 @@ import csv
 import os
 import pathlib
 import shutil
-import tempfile
 
 import numpy as np
 from absl import flags
@@ -109,11 +108,11 @@ def write_npz(data_dir, settings):
     output = pathlib.Path(OUTPUT.value).expanduser()
     _check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".partial-{output.name}-", dir=output.parent))
+    partial = output.with_name(f".partial-{output.name}-{os.getpid()}")
+    partial.mkdir()
     try:
         rows, problems, notes = _write_cases(partial, data_dir, settings)
         _write_index(partial / "index.csv", rows)
-        partial.chmod(0o755)
         _replace_folder(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 import zipfile
 import zlib
 
@@ -39,6 +38,8 @@ VERSION = "1.0.0"
 RECORDS_FILE, CASES_FILE = "records.json", "cases.npz"
 
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error)
+
+_READ_TOGETHER = 64  # records; a whole data set at once would be in memory twice
 
 SHARD_BYTES = 256 << 20
 """Images and masks in one file of records, at most."""
@@ -178,10 +179,11 @@ def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
         return _read_in_order(sources, splits[indices], positions[indices], table.case_id[indices], path)
 
     def read(indices):
-        examples = records(np.asarray(indices, np.int64).reshape(-1))
-        images, masks = (np.empty((len(examples), *settings.size_yx), kind) for kind in (np.int16, np.uint8))
-        for row, example in enumerate(examples):
-            images[row], masks[row] = example["image"], example["mask"]
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        images, masks = (np.empty((len(indices), *settings.size_yx), kind) for kind in (np.int16, np.uint8))
+        for start in range(0, len(indices), _READ_TOGETHER):
+            for row, example in enumerate(records(indices[start : start + _READ_TOGETHER]), start):
+                images[row], masks[row] = example["image"], example["mask"]
         return images, masks
 
     def read_native_mask(index):
@@ -233,14 +235,18 @@ def _case_id(uid, slice_index):
 
 
 def _prepare(folder, target, settings, skip_bad_scans):
-    for leftover in (*target.parent.glob(".partial-*"), target):
+    for leftover in target.parent.glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    partial = target.with_name(f".partial-{target.name}")
+    partial.mkdir()
     try:
         source = _Source(folder, settings, skip_bad_scans)
         subsets = _write_records(partial, source)
         _write_cases(partial, settings, subsets)
-        _write_durably(partial / RECORDS_FILE, json.dumps(source.manifest(subsets), indent=1).encode())
+        (partial / RECORDS_FILE).write_text(json.dumps(source.manifest(subsets), indent=1) + "\n")
+        for file in partial.rglob("*"):
+            _flush(file)
+        shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -323,10 +329,7 @@ def _write_cases(partial, settings, subsets):
             rows.append(facts | {"split": subset, "position": position})
     rows.sort(key=lambda row: (int(row["subset"]), row["series_uid"], int(row["slice_index"])))
     columns = {name: np.array([_text(row[name]) for row in rows]) for name in rows[0]}
-    with open(partial / CASES_FILE, "wb") as file:
-        np.savez_compressed(file, **columns)
-        file.flush()
-        os.fsync(file.fileno())
+    np.savez_compressed(partial / CASES_FILE, **columns)
 
 
 def _text(value):
@@ -393,7 +396,8 @@ def _identity(settings):
 def _read_manifest(path, settings):
     try:
         manifest = json.loads((path / RECORDS_FILE).read_text())
-        found = {"version": manifest["version"], "settings": manifest["settings"]}
+        found = {"version": manifest["version"], "settings": dict(manifest["settings"])}
+        manifest = {name: manifest[name] for name in ("problems", "num_scans", "notes")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"records: {path / RECORDS_FILE} cannot be read: {error}; prepare them again"
@@ -406,11 +410,13 @@ def _read_manifest(path, settings):
     return manifest
 
 
-def _write_durably(path, content):
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _flush(path):
+    """Has the disk hold a file or folder before what depends on it is written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _line(error):

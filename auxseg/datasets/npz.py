@@ -146,10 +146,13 @@ def _dataset(source, path, size_yx, labels):
         return resize.resize_image(image, size_yx), resize.resize_mask(mask, size_yx)
 
     def read(chosen):
-        pairs = _in_threads(read_one, [int(index) for index in np.asarray(chosen)])
-        images, masks = np.empty((len(pairs), *size_yx), np.int16), np.empty((len(pairs), *size_yx), np.uint8)
-        for place, pair in enumerate(pairs):
-            images[place], masks[place] = pair
+        chosen = np.asarray(chosen, np.int64).reshape(-1).tolist()
+        images, masks = (np.empty((len(chosen), *size_yx), kind) for kind in (np.int16, np.uint8))
+
+        def put(place):
+            images[place], masks[place] = read_one(chosen[place])
+
+        _in_threads(put, range(len(chosen)))
         return images, masks
 
     facts = _in_threads(lambda index: _mask_facts(read_native_mask(index), size_yx), indices)

@@ -66,6 +66,8 @@ def test_any_order_and_repeats_are_read(folder, cache):
     np.testing.assert_array_equal(some[0], images[order])
     np.testing.assert_array_equal(some[1], masks[order])
     assert dataset.read(np.array([], int))[0].shape == (0, 48, 48)
+    many = np.tile(order, 30)
+    np.testing.assert_array_equal(dataset.read(many)[1], masks[many])
 
 
 def test_records_are_written_once_for_each_setting(folder, tmp_path):
@@ -169,6 +171,29 @@ def test_scan_that_fails_amid_its_subset_leaves_the_others_whole(tmp_path):
     dataset = luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings, skip_bad_scans=True)
     assert np.unique(dataset.table.series_uid).tolist() == [UIDS[0], UIDS[2], "1.2.840.4"]
     assert dataset.read(np.arange(30))[0].shape == (30, 48, 48)
+
+
+def test_failed_overwrite_keeps_the_former_records(tmp_path):
+    folder = fixtures_luna16.write_folder(tmp_path / "luna")
+    settings = Settings(size_yx=(48, 48))
+    records = luna16.prepare(folder, cache_dir=tmp_path / "cache", settings=settings)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(luna16_folder, "read_slices", fail)
+        luna16.prepare(folder, cache_dir=tmp_path / "cache", settings=settings, overwrite=True)
+    assert len(luna16.load(records, cache_dir=tmp_path, settings=settings)) == 3
+    assert not list((tmp_path / "cache").rglob(".partial*"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": "1.0.0", "settings": 3}'])
+def test_damaged_manifest_is_one_line(folder, tmp_path, content):
+    records = luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
+    (records / luna16.RECORDS_FILE).write_text(content)
+    with pytest.raises(InputError, match="records.json cannot be read"):
+        luna16.load(records, cache_dir=tmp_path, settings=SMALL)
 
 
 def test_no_slice_at_all_is_said(tmp_path):
