@@ -6,10 +6,11 @@ import dataclasses
 
 from auxseg.errors import InputError, check_choice
 from auxseg.models.aux_unet import AuxUNet, Settings
+from auxseg.models.inference import create_inference
 from auxseg.models.keras_weights import from_keras_weights, to_keras_weights
 from auxseg.models.layers import resolve_lowering
 
-__all__ = ["create_model", "from_keras_weights", "to_keras_weights"]
+__all__ = ["create_inference", "create_model", "from_keras_weights", "to_keras_weights"]
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -46,7 +47,7 @@ def create_settings(model_config):
         raise InputError(f"model.bn_momentum: got {model_config.bn_momentum}, expected 0 to 1")
     if not model_config.bn_epsilon > 0.0:
         raise InputError(f"model.bn_epsilon: got {model_config.bn_epsilon}, expected more than 0")
-    names = [field.name for field in dataclasses.fields(Settings) if field.name != "lowering"]
+    names = [field.name for field in dataclasses.fields(Settings) if field.name not in ("lowering", "folded")]
     values = {name: getattr(model_config, name) for name in names}
     return Settings(**values, lowering=resolve_lowering(model_config.lowering))
 

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from auxseg.errors import InputError
-from auxseg.models import layers
+from auxseg.models import blocks, layers
+from auxseg.models.blocks import Signal
 from auxseg.models.initial import draw_variables
 from auxseg.structs import Outputs
 
@@ -42,7 +43,12 @@ _ONES = nn.initializers.ones
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `config.model` says; the fields are those of configs/base.py, checked."""
+    """What `config.model` says, checked; the fields are those of configs/base.py and one more.
+
+    Attributes:
+        folded: batch norm is part of the kernels (`inference.py`): a unit holds depthwise, pointwise (or
+            ordinary) and shift, and cannot be trained.
+    """
 
     base_width: int
     depth: int
@@ -56,31 +62,30 @@ class Settings:
     bn_momentum: float
     bn_epsilon: float
     lowering: str
+    folded: bool = False
 
     def widths(self):
         """Returns the channels of each encoder level and of the bottleneck, depth + 1 integers."""
         return [self.base_width << level for level in range(self.depth + 1)]
 
 
-def batch_statistics(images, weights, axis_name):
+def batch_statistics(moments, weights, axis_name):
     """Returns the mean and (biased) variance of each channel over the examples that count.
 
     Args:
-        images: float [N, H, W, C].
+        moments: mean and variance of each example, float32 [N, C] both.
         weights: float32 [N], 0.0 for examples that do not count, or None where all do.
         axis_name: mapped axis over whose devices to sum, or None.
 
     Returns:
         mean float32 [C], variance float32 [C], sum of weights float32 []; all 0 where nothing counts.
     """
-    images = images.astype(jnp.float32)
-    weights = jnp.ones(images.shape[0], jnp.float32) if weights is None else weights.astype(jnp.float32)
-    example_means = jnp.mean(images, (1, 2))
-    example_variances = jnp.mean(jnp.square(images - example_means[:, None, None]), (1, 2))
+    means, variances = moments
+    weights = jnp.ones(means.shape[0], jnp.float32) if weights is None else weights.astype(jnp.float32)
     total = _sum_devices(jnp.sum(weights), axis_name)
     shares = (weights / jnp.maximum(total, 1.0))[:, None]
-    mean = _sum_devices(jnp.sum(shares * example_means, 0), axis_name)
-    spread = example_variances + jnp.square(example_means - mean[None])
+    mean = _sum_devices(jnp.sum(shares * means, 0), axis_name)
+    spread = variances + jnp.square(means - mean[None])
     return mean, _sum_devices(jnp.sum(shares * spread, 0), axis_name), total
 
 
@@ -96,50 +101,56 @@ class Unit(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, parts, train, weights, momentum):
-        """Returns float [N, H, W, features].
+    def __call__(self, signals, train, weights, momentum):
+        """Returns a `Signal` of `features` channels.
+
+        The bias is left out of the values: batch norm in training takes it away again, and otherwise
+        it is part of the shift.
 
         Args:
-            parts: tuple of float [N, H, W, C_i], concatenated along the channels.
+            signals: tuple of `Signal`, concatenated along the channels.
             train: use the batch's statistics and update the moving ones.
             weights: float32 [N] or None, see `batch_statistics`.
             momentum: of the moving statistics, float or float32 [], or None for the setting.
         """
-        images = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-        images = self._ordinary(images) if not self.settings.separable else self._separable(images)
-        factor, shift = self._normalisation(images, train, weights, momentum)
-        normal = images.astype(jnp.float32) * factor[None, None, None] + shift[None, None, None]
-        return nn.relu(normal).astype(images.dtype)
+        spread, values, moments = self._convolve(signals)
+        if self.settings.folded:
+            factor, shift = 1.0, self.param("shift", _ZEROS, (self.features,))
+        else:
+            factor, shift = self._normalisation(moments, train, weights, momentum)
+        rows = (values.shape[0], self.features)
+        return Signal(values, jnp.broadcast_to((spread * factor)[None], rows), jnp.broadcast_to(shift[None], rows))
 
-    def _separable(self, images):
-        channels, dtype = images.shape[-1], images.dtype
-        depthwise = self.param("depthwise", _ZEROS, (3, 3, channels))
+    def _convolve(self, signals):
+        """Returns what the values are still to be multiplied by [F], the values, and the moments after that."""
+        channels, dtype = sum(blocks.num_channels(signal) for signal in signals), signals[0].values.dtype
+        lowering, ones = self.settings.lowering, jnp.ones(self.features)
+        if not self.settings.separable:
+            kernel = self.param("ordinary", _ZEROS, (3, 3, channels, self.features)).astype(dtype)
+            images = jnp.concatenate([blocks.activate(signal) for signal in signals], -1)
+            values = layers.ordinary_conv(images, kernel)
+            return ones, values, blocks.moments(values)
+        depthwise = self.param("depthwise", _ZEROS, (3, 3, channels)).astype(dtype)
         pointwise = self.param("pointwise", _ZEROS, (channels, self.features))
-        bias = self.param("bias", _ZEROS, (self.features,))
-        lowering = self.settings.lowering
-        images = layers.depthwise_conv(images, depthwise.astype(dtype), lowering=lowering)
-        return layers.pointwise_conv(images, pointwise.astype(dtype), bias.astype(dtype), lowering=lowering)
+        if channels == 1 and lowering != "plain":
+            values, (mean, variance) = blocks.single_channel_conv(signals[0].values, depthwise, lowering=lowering)
+            return pointwise[0], values, (mean * pointwise, variance * jnp.square(pointwise))
+        return ones, *blocks.separable_conv(signals, depthwise, pointwise.astype(dtype), lowering=lowering)
 
-    def _ordinary(self, images):
-        channels, dtype = images.shape[-1], images.dtype
-        shape = (3, 3, channels, self.features)
-        kernel = self.param("ordinary", _ZEROS, shape)
-        bias = self.param("bias", _ZEROS, (self.features,))
-        return layers.ordinary_conv(images, kernel.astype(dtype), bias.astype(dtype))
-
-    def _normalisation(self, images, train, weights, momentum):
-        """Returns the factor and shift of batch norm, float32 [features] each."""
+    def _normalisation(self, moments, train, weights, momentum):
+        """Returns the factor and shift of batch norm for values without the bias, float32 [features] each."""
         shape = (self.features,)
+        bias = self.param("bias", _ZEROS, shape)
         scale = self.param("scale", _ONES, shape)
         offset = self.param("offset", _ZEROS, shape)
         moving_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         moving_variance = self.variable("batch_stats", "variance", jnp.ones, shape)
-        mean, variance = moving_mean.value, moving_variance.value
+        mean, variance = moving_mean.value - bias, moving_variance.value
         if train and not self.is_initializing():
-            mean, variance, total = batch_statistics(images, weights, self.axis_name)
+            mean, variance, total = batch_statistics(moments, weights, self.axis_name)
             momentum = self.settings.bn_momentum if momentum is None else momentum
             keep = jnp.where(total > 0, momentum, 1.0)
-            moving_mean.value = keep * moving_mean.value + (1.0 - keep) * mean
+            moving_mean.value = keep * moving_mean.value + (1.0 - keep) * (mean + bias)
             moving_variance.value = keep * moving_variance.value + (1.0 - keep) * variance
         factor = scale * lax.rsqrt(variance + self.settings.bn_epsilon)
         return factor, offset - mean * factor
@@ -151,18 +162,21 @@ class SqueezeExcite(nn.Module):
     settings: Settings
 
     @nn.compact
-    def __call__(self, images):
-        """Returns the images [N, H, W, C], each channel times its scale in (0, 1)."""
-        channels, dtype = images.shape[-1], images.dtype
+    def __call__(self, signal):
+        """Returns the `Signal`, each channel times its scale in (0, 1).
+
+        The scale is above 0, so it may be put inside the ReLU.
+        """
+        channels = blocks.num_channels(signal)
         width = max(1, channels // self.settings.se_ratio)
         squeeze = self.param("squeeze", _ZEROS, (channels, width))
         squeeze_bias = self.param("squeeze_bias", _ZEROS, (width,))
         excite = self.param("excite", _ZEROS, (width, channels))
         excite_bias = self.param("excite_bias", _ZEROS, (channels,))
-        means = jnp.mean(images, (1, 2), dtype=jnp.float32)
+        means = blocks.global_mean(signal, lowering=self.settings.lowering)
         hidden = nn.relu(means @ squeeze + squeeze_bias[None])
         scale = nn.sigmoid(hidden @ excite + excite_bias[None])
-        return images * scale.astype(dtype)[:, None, None]
+        return Signal(signal.values, signal.factor * scale, signal.shift * scale)
 
 
 class ConvBlock(nn.Module):
@@ -173,12 +187,12 @@ class ConvBlock(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, parts, train, weights, momentum):
-        """Returns float [N, H, W, features]; the arguments are those of `Unit`."""
+    def __call__(self, signals, train, weights, momentum):
+        """Returns a `Signal` of `features` channels; the arguments are those of `Unit`."""
         for index in range(2):
             unit = Unit(self.settings, self.features, self.axis_name, name=f"unit_{index}")
-            parts = (unit(parts, train, weights, momentum),)
-        return SqueezeExcite(self.settings, name="se")(parts[0]) if self.settings.se else parts[0]
+            signals = (unit(signals, train, weights, momentum),)
+        return SqueezeExcite(self.settings, name="se")(signals[0]) if self.settings.se else signals[0]
 
 
 class AuxHead(nn.Module):
@@ -187,14 +201,15 @@ class AuxHead(nn.Module):
     settings: Settings
 
     @nn.compact
-    def __call__(self, images):
-        """Returns logits float32 [N, classes] for features [N, H, W, C]."""
-        channels, width, classes = images.shape[-1], self.settings.aux_width, self.settings.num_classes
+    def __call__(self, signal):
+        """Returns logits float32 [N, classes] for a `Signal` of features."""
+        channels, classes = blocks.num_channels(signal), self.settings.num_classes
+        width = self.settings.aux_width
         hidden = self.param("hidden", _ZEROS, (channels, width))
         hidden_bias = self.param("hidden_bias", _ZEROS, (width,))
         kernel = self.param("kernel", _ZEROS, (width, classes))
         bias = self.param("bias", _ZEROS, (classes,))
-        means = jnp.mean(images, (1, 2), dtype=jnp.float32)
+        means = blocks.global_mean(signal, lowering=self.settings.lowering)
         return nn.relu(means @ hidden + hidden_bias[None]) @ kernel + bias[None]
 
 
@@ -205,13 +220,12 @@ class Upsample(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, images):
-        """Returns float [N, 2H, 2W, features]."""
-        channels, dtype = images.shape[-1], images.dtype
-        kernel = self.param("kernel", _ZEROS, (channels, 2, 2, self.features))
-        bias = self.param("bias", _ZEROS, (self.features,))
-        lowering = self.settings.lowering
-        return layers.upsample(images, kernel.astype(dtype), bias.astype(dtype), lowering=lowering)
+    def __call__(self, signal):
+        """Returns a `Signal` of twice the rows and columns and of `features` channels."""
+        channels, dtype = blocks.num_channels(signal), signal.values.dtype
+        kernel = self.param("kernel", _ZEROS, (channels, 2, 2, self.features)).astype(dtype)
+        bias = self.param("bias", _ZEROS, (self.features,)).astype(dtype)
+        return Signal(blocks.upsample(signal, kernel, bias, lowering=self.settings.lowering))
 
 
 class MaskHead(nn.Module):
@@ -220,13 +234,12 @@ class MaskHead(nn.Module):
     settings: Settings
 
     @nn.compact
-    def __call__(self, images):
-        """Returns logits float32 [N, H, W, classes]."""
-        channels, classes = images.shape[-1], self.settings.num_classes
-        kernel = self.param("kernel", _ZEROS, (channels, classes))
-        bias = self.param("bias", _ZEROS, (classes,))
-        lowering = self.settings.lowering
-        return layers.pointwise_conv(images, kernel.astype(images.dtype), bias, lowering=lowering)
+    def __call__(self, signal):
+        """Returns logits float32 [N, H, W, classes] for a `Signal` of features."""
+        shape = (blocks.num_channels(signal), self.settings.num_classes)
+        kernel = self.param("kernel", _ZEROS, shape).astype(signal.values.dtype)
+        bias = self.param("bias", _ZEROS, shape[1:])
+        return blocks.pointwise_conv(signal, kernel, bias, lowering=self.settings.lowering)
 
 
 class AuxUNet(nn.Module):
@@ -267,23 +280,20 @@ class AuxUNet(nn.Module):
         self._check(images)
         depth, widths = self.settings.depth, self.settings.widths()
         context = (train, weights, momentum)
-        features = images.astype(self.settings.dtype)
+        signal = Signal(images.astype(self.settings.dtype))
         skips = []
         for level in range(depth):
-            skips.append(self._block(f"encoder_{level}", widths[level])((features,), *context))
-            features = layers.max_pool(skips[-1], lowering=self.settings.lowering)
-        features = self._block("bottleneck", widths[depth])((features,), *context)
-        class_logits = AuxHead(self.settings, name="aux")(features) if self.settings.aux else None
+            skips.append(self._block(f"encoder_{level}", widths[level])((signal,), *context))
+            signal = Signal(blocks.max_pool(skips[-1], lowering=self.settings.lowering))
+        signal = self._block("bottleneck", widths[depth])((signal,), *context)
+        class_logits = AuxHead(self.settings, name="aux")(signal) if self.settings.aux else None
         for level in reversed(range(depth)):
-            features = Upsample(self.settings, widths[level], name=f"up_{level}")(features)
-            parts = (features, skips[level])
-            features = self._block(f"decoder_{level}", widths[level])(parts, *context)
-        return Outputs(MaskHead(self.settings, name="mask")(features), class_logits)
+            signal = Upsample(self.settings, widths[level], name=f"up_{level}")(signal)
+            signal = self._block(f"decoder_{level}", widths[level])((signal, skips[level]), *context)
+        return Outputs(MaskHead(self.settings, name="mask")(signal), class_logits)
 
     def _block(self, name, features):
-        # Only products of matrices are kept for the backward pass; the rest is cheap to compute again.
-        block = nn.remat(ConvBlock, static_argnums=(2,), policy=jax.checkpoint_policies.save_only_these_names())
-        return block(self.settings, features, self.axis_name, name=name)
+        return ConvBlock(self.settings, features, self.axis_name, name=name)
 
     def _check(self, images):
         if images.ndim != 4 or images.shape[-1] != 1:

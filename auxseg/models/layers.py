@@ -4,7 +4,8 @@ Every function takes `lowering`: 'plain' is the textbook form in XLA's own opera
 the same numbers (to rounding) many times faster, because XLA lowers depthwise convolutions and their
 gradients badly: the depthwise convolution is nine shifted multiply-adds whose gradient is written by
 hand, the 1x1 convolution a matrix product, the 2x2 transposed convolution a product and a reshape, and
-pooling a reshape and comparisons.
+pooling a reshape and comparisons. 'blocked' is 'shifted' a few images at a time (`blocks.py`), so that
+what lies between two operators stays in a CPU's cache and needs little memory.
 
 Shapes: images [N, H, W, C], channels last. The weights are laid out as the fast form reads them:
 
@@ -16,23 +17,25 @@ Shapes: images [N, H, W, C], channels last. The weights are laid out as the fast
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from auxseg.errors import check_choice
 
-LOWERINGS = ("auto", "plain", "shifted")
+LOWERINGS = ("auto", "plain", "shifted", "blocked")
 """Valid values of config.model.lowering."""
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def resolve_lowering(name):
-    """Returns 'plain' or 'shifted' for a setting, 'auto' by the default backend.
+    """Returns 'plain', 'shifted' or 'blocked' for a setting; 'auto' goes by the default backend.
 
-    The shifted form is taken on CPU and GPU, whose grouped convolutions have slow gradients (jax
-    issues 13800 and 23713), the plain one elsewhere.
+    'blocked' on a CPU, 'shifted' on a GPU, whose grouped convolutions have slow gradients too (jax
+    issues 13800 and 23713), 'plain' elsewhere.
 
     Raises:
         InputError: `name` is none of `LOWERINGS`.
@@ -40,7 +43,7 @@ def resolve_lowering(name):
     check_choice("model.lowering", name, LOWERINGS)
     if name != "auto":
         return name
-    return "shifted" if jax.default_backend() in ("cpu", "gpu", "cuda", "rocm") else "plain"
+    return {"cpu": "blocked", "gpu": "shifted"}.get(jax.default_backend(), "plain")
 
 
 def depthwise_conv(images, kernel, *, lowering):
@@ -49,7 +52,7 @@ def depthwise_conv(images, kernel, *, lowering):
     Args:
         images: float [N, H, W, C].
         kernel: float [3, 3, C], same dtype.
-        lowering: 'plain' or 'shifted'.
+        lowering: 'plain', 'shifted' or 'blocked'.
 
     Returns:
         [N, H, W, C], same dtype; sums are in float32.
@@ -58,75 +61,97 @@ def depthwise_conv(images, kernel, *, lowering):
         channels = images.shape[-1]
         return lax.conv_general_dilated(images, kernel[:, :, None, :], (1, 1), "SAME",
                                         dimension_numbers=_NHWC, feature_group_count=channels)
-    return _shifted_conv(images, kernel)
+    return _shifted_conv(images, kernel, lowering == "blocked")
 
 
-def _windows(images):
-    """Yields (row, column, images shifted so that this tap of a 3x3 kernel lies on each pixel)."""
-    rows, columns = images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    for row in range(3):
-        for column in range(3):
-            yield row, column, padded[:, row:row + rows, column:column + columns]
+def _pad(images):
+    """Returns the images with a border of one zero pixel, held apart from what reads it.
+
+    The barrier keeps XLA from computing the padding, with its comparisons, anew for each of nine taps.
+    """
+    return lax.optimization_barrier(jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
 
-def _sum_windows(images, kernel):
+def _sum_taps(padded, kernel):
     """Returns the nine shifted images times their taps, summed in float32."""
+    rows, columns = padded.shape[1] - 2, padded.shape[2] - 2
     total = 0.0
-    for row, column, window in _windows(images):
-        tap = kernel[row, column].astype(jnp.float32)[None, None, None]
-        total = total + window.astype(jnp.float32) * tap
-    return total.astype(images.dtype)
+    for tap in range(9):
+        window = padded[:, tap // 3 : tap // 3 + rows, tap % 3 : tap % 3 + columns]
+        weight = kernel[tap // 3, tap % 3].astype(jnp.float32)[None, None, None]
+        total = total + window.astype(jnp.float32) * weight
+    return total.astype(padded.dtype)
 
 
-@jax.custom_vjp
-def _shifted_conv(images, kernel):
-    return _sum_windows(images, kernel)
+def _tap_gradients(padded, gradient, by_rows):
+    """Returns the kernel's gradient, float32 [3, 3, C]: nine sums of shifted images times gradient.
+
+    Args:
+        padded: float [N, H + 2, W + 2, C].
+        gradient: float [N, H, W, C].
+        by_rows: add row after row, which keeps the products in a CPU's cache; XLA would write all
+            nine of them to memory.
+    """
+    examples, rows, columns, channels = gradient.shape
+
+    def products(row, height):
+        part = lax.dynamic_slice_in_dim(gradient, row, height, 1).astype(jnp.float32)
+        for tap in range(9):
+            start = (0, row + tap // 3, tap % 3, 0)
+            window = lax.dynamic_slice(padded, start, (examples, height, columns, channels))
+            yield window.astype(jnp.float32) * part
+
+    def add_row(row, sums):
+        return tuple(total + product for total, product in zip(sums, products(row, 1), strict=True))
+
+    if by_rows:
+        sums = lax.fori_loop(0, rows, add_row, (jnp.zeros((examples, 1, columns, channels), jnp.float32),) * 9)
+    else:
+        sums = products(0, rows)
+    return jnp.stack([jnp.sum(total, (0, 1, 2)) for total in sums]).reshape(3, 3, channels)
 
 
-def _shifted_conv_fwd(images, kernel):
-    return _sum_windows(images, kernel), (images, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _shifted_conv(images, kernel, by_rows):
+    return _sum_taps(_pad(images), kernel)
 
 
-def _shifted_conv_bwd(residuals, gradient):
+def _shifted_conv_fwd(images, kernel, by_rows):
+    padded = _pad(images)
+    return _sum_taps(padded, kernel), (padded, kernel)
+
+
+def _shifted_conv_bwd(by_rows, residuals, gradient):
     """The input's gradient is a convolution with the kernel turned round, the kernel's nine sums."""
-    images, kernel = residuals
-    gradient32 = gradient.astype(jnp.float32)
-    taps = [jnp.sum(window.astype(jnp.float32) * gradient32, (0, 1, 2)) for _, _, window in _windows(images)]
-    kernel_gradient = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
-    return _sum_windows(gradient, kernel[::-1, ::-1]), kernel_gradient
+    padded, kernel = residuals
+    kernel_gradient = _tap_gradients(padded, gradient, by_rows).astype(kernel.dtype)
+    return _sum_taps(_pad(gradient), kernel[::-1, ::-1]), kernel_gradient
 
 
 _shifted_conv.defvjp(_shifted_conv_fwd, _shifted_conv_bwd)
 
 
-def pointwise_conv(images, kernel, bias, *, lowering):
-    """Returns a 1x1 convolution, float [N, H, W, F].
+def pointwise_conv(images, kernel, *, lowering):
+    """Returns a 1x1 convolution without bias, float [N, H, W, F].
 
     Args:
         images: float [N, H, W, C].
         kernel: float [C, F].
-        bias: float [F].
-        lowering: 'plain' or 'shifted'.
+        lowering: 'plain', 'shifted' or 'blocked'.
     """
     if lowering == "plain":
-        outputs = lax.conv_general_dilated(images, kernel[None, None], (1, 1), "VALID",
-                                           dimension_numbers=_NHWC)
-    else:
-        outputs = jnp.einsum("nhwc,cf->nhwf", images, kernel)
-    return outputs + bias[None, None, None]
+        return lax.conv_general_dilated(images, kernel[None, None], (1, 1), "VALID", dimension_numbers=_NHWC)
+    return jnp.einsum("nhwc,cf->nhwf", images, kernel)
 
 
-def ordinary_conv(images, kernel, bias):
-    """Returns a dense 3x3 convolution padded with zeros, float [N, H, W, F].
+def ordinary_conv(images, kernel):
+    """Returns a dense 3x3 convolution padded with zeros, without bias, float [N, H, W, F].
 
     Args:
         images: float [N, H, W, C].
         kernel: float [3, 3, C, F].
-        bias: float [F].
     """
-    outputs = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
-    return outputs + bias[None, None, None]
+    return lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
 
 
 def upsample(images, kernel, bias, *, lowering):
@@ -136,7 +161,7 @@ def upsample(images, kernel, bias, *, lowering):
         images: float [N, H, W, C].
         kernel: float [C, 2, 2, F].
         bias: float [F].
-        lowering: 'plain' or 'shifted'.
+        lowering: 'plain', 'shifted' or 'blocked'.
     """
     if lowering == "plain":
         outputs = lax.conv_transpose(images, jnp.transpose(kernel[:, ::-1, ::-1], (1, 2, 0, 3)), (2, 2),
@@ -156,7 +181,7 @@ def max_pool(images, *, lowering):
 
     Args:
         images: float [N, H, W, C], H and W even.
-        lowering: 'plain' or 'shifted'.
+        lowering: 'plain', 'shifted' or 'blocked'.
     """
     if lowering == "plain":
         return lax.reduce_window(images, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")

@@ -1,9 +1,8 @@
 """The network of Keras layers with the same weights gives the same logits and statistics."""
 
-from functools import partial
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +12,15 @@ from configs.base import get_config
 
 pytest.importorskip("keras")
 
+IMAGES = np.random.default_rng(0).random((3, 16, 32, 1), np.float32)
+
+SWITCHES = (
+    {"depth": 2},
+    {"se": False, "aux": False},
+    {"separable": False, "num_classes": 3},
+    {"se_ratio": 2, "aux_width": 12, "lowering": "plain"},
+)
+
 
 @pytest.fixture(autouse=True)
 def _keras_promotes_ranks():
@@ -20,24 +28,10 @@ def _keras_promotes_ranks():
         yield
 
 
-
-SWITCHES = (
-    {},
-    {"se": False, "aux": False},
-    {"separable": False},
-    {"se_ratio": 2, "aux_width": 12, "num_classes": 3},
-    {"depth": 3, "base_width": 4, "lowering": "plain"},
-)
-
-
 def _config(**changes):
     config = get_config().model.copy_and_resolve_references().unlock()
-    config.update({"base_width": 8, "depth": 2, **changes})
+    config.update({"base_width": 8, "depth": 1, **changes})
     return config
-
-
-def _images():
-    return np.random.default_rng(0).random((3, 32, 16, 1), np.float32)
 
 
 def _scatter(variables):
@@ -46,19 +40,32 @@ def _scatter(variables):
     return jax.tree.map(lambda x: x + random.uniform(0.05, 0.3, x.shape).astype(np.float32), variables)
 
 
-def _both(config):
-    from experiments.peers.keras_unet import create_keras_unet, set_keras_weights
+@functools.cache
+def _networks(index):
+    """Returns our model and variables, the Keras model with the same weights, and its first draw."""
+    from experiments.peers.keras_unet import create_keras_unet, get_keras_weights, set_keras_weights
 
+    config = _config(**SWITCHES[index])
     model = create_model(config)
-    variables = _scatter(jax.jit(model.init)(jax.random.key(0), _images()))
-    keras_model = create_keras_unet(config, (32, 16))
+    variables = _scatter(jax.jit(model.init)(jax.random.key(0), IMAGES))
+    keras_model = create_keras_unet(config, IMAGES.shape[1:3])
+    drawn = get_keras_weights(keras_model)
     set_keras_weights(keras_model, to_keras_weights(variables))
-    return model, variables, keras_model
+    return model, variables, keras_model, drawn
 
 
-def _train(model, variables):
-    """Returns outputs and updated statistics of one call in training."""
-    return jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, _images())
+def _keras_call(keras_model, training):
+    """Returns the Keras network's outputs as a tuple, and {path: weight} after the call, compiled."""
+
+    @jax.jit
+    def call(trainable, other, images):
+        return keras_model.stateless_call(trainable, other, images, training=training)
+
+    trainable = [variable.value for variable in keras_model.trainable_variables]
+    other = [variable.value for variable in keras_model.non_trainable_variables]
+    outputs, updated = call(trainable, other, IMAGES)
+    paths = [variable.path for variable in keras_model.non_trainable_variables]
+    return tuple(jax.tree.leaves(outputs)), dict(zip(paths, updated, strict=True))
 
 
 def _close(ours, theirs, limit=1e-4):
@@ -66,67 +73,62 @@ def _close(ours, theirs, limit=1e-4):
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=limit * scale, rtol=0)
 
 
-@pytest.mark.parametrize("changes", SWITCHES, ids=str)
-def test_inference_equals_keras(changes):
-    from experiments.peers.keras_unet import keras_outputs
-
-    model, variables, keras_model = _both(_config(**changes))
-    ours, theirs = jax.jit(model.apply)(variables, _images()), keras_outputs(keras_model, _images())
-    _close(ours.mask_logits, theirs.mask_logits)
-    if theirs.class_logits is None:
-        assert ours.class_logits is None
-    else:
-        _close(ours.class_logits, theirs.class_logits)
+def _compare(ours, theirs):
+    assert len(theirs) == 1 + (ours.class_logits is not None)
+    for our_logits, their_logits in zip(ours, theirs, strict=False):
+        _close(our_logits, their_logits)
 
 
-@pytest.mark.parametrize("changes", SWITCHES[:3], ids=str)
-def test_training_logits_and_statistics_equal_keras(changes):
-    from experiments.peers.keras_unet import get_keras_weights, keras_outputs
-
-    model, variables, keras_model = _both(_config(**changes))
-    ours, updates = _train(model, variables)
-    theirs = keras_outputs(keras_model, _images(), training=True)
-    _close(ours.mask_logits, theirs.mask_logits)
-    updated = {"params": variables["params"], **updates}
-    expected = get_keras_weights(keras_model)
-    for name, value in to_keras_weights(updated).items():
-        _close(value, expected[name], 1e-5)
+@pytest.mark.parametrize("index", range(len(SWITCHES)))
+def test_inference_equals_keras(index):
+    model, variables, keras_model, _ = _networks(index)
+    _compare(jax.jit(model.apply)(variables, IMAGES), _keras_call(keras_model, False)[0])
 
 
-def test_moving_statistics_moved():
-    model, variables, _ = _both(_config())
-    _, updates = _train(model, variables)
-    moved = jax.tree.map(lambda old, new: bool(jnp.any(old != new)), variables["batch_stats"], updates["batch_stats"])
-    assert all(jax.tree.leaves(moved))
+@pytest.mark.parametrize("index", range(len(SWITCHES)))
+def test_training_logits_and_statistics_equal_keras(index):
+    model, variables, keras_model, _ = _networks(index)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    ours, updates = train(variables, IMAGES)
+    theirs, statistics = _keras_call(keras_model, True)
+    _compare(ours, theirs)
+    before = to_keras_weights(variables)
+    after = to_keras_weights({"params": variables["params"], **updates})
+    moving = [name for name in after if "/moving_" in name]
+    assert sorted(moving) == sorted(name for name in statistics if "/moving_" in name)
+    for name in moving:
+        assert np.any(before[name] != after[name])
+        _close(after[name], statistics[name], 1e-5)
 
 
 def test_there_and_back_is_exact():
     from experiments.peers.keras_unet import get_keras_weights
 
-    _, variables, keras_model = _both(_config())
+    _, variables, keras_model, _ = _networks(0)
     back = from_keras_weights(get_keras_weights(keras_model), variables)
-    assert jax.tree.structure(back) == jax.tree.structure(jax.tree.map(np.asarray, variables))
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-@pytest.mark.parametrize("separable", [True, False])
-def test_initial_ranges_are_those_of_keras(separable):
-    """Both draw uniformly within the same limits: the largest weights of big kernels come near them."""
-    from experiments.peers.keras_unet import create_keras_unet, get_keras_weights
-
-    config = _config(separable=separable, base_width=16)
-    ours = to_keras_weights(jax.jit(create_model(config).init)(jax.random.key(3), _images()))
-    theirs = get_keras_weights(create_keras_unet(config, (32, 16)))
+@pytest.mark.parametrize("index", [0, 2])
+def test_initial_values_are_drawn_as_by_keras(index):
+    """Uniform within the same limits: the largest of many draws comes near them; the rest is 0 or 1."""
+    model, _, _, theirs = _networks(index)
+    ours = to_keras_weights(jax.jit(model.init)(jax.random.key(3), IMAGES))
+    compared = 0
     for name, value in theirs.items():
         assert ours[name].shape == value.shape
-        if value.size >= 256:
-            np.testing.assert_allclose(np.abs(ours[name]).max(), np.abs(value).max(), rtol=0.06, err_msg=name)
-        if value.size < 256 and value.std() == 0:
+        if value.std() == 0:
             np.testing.assert_array_equal(ours[name], value)
+        elif value.size >= 128:
+            np.testing.assert_allclose(np.abs(ours[name]).max(), np.abs(value).max(), rtol=0.12, err_msg=name)
+            np.testing.assert_allclose(ours[name].std(), value.std(), rtol=0.2, err_msg=name)
+            compared += 1
+    assert compared >= 6
 
 
 def test_wrong_weights_are_refused():
-    variables = jax.jit(create_model(_config()).init)(jax.random.key(0), _images())
+    _, variables, _, _ = _networks(0)
     weights = to_keras_weights(variables)
     missing = {name: value for name, value in weights.items() if name != "mask/bias"}
     with pytest.raises(InputError, match="missing, the first is 'mask/bias'"):

@@ -1,0 +1,224 @@
+"""The network's operators with batch norm, ReLU and channel scale left to whoever reads the result.
+
+A product of matrices is written once, as it is; what follows it - batch norm, ReLU, the scale of
+squeeze-and-excitation - is a factor and a shift for each example and channel, applied by the operator
+that reads it (`Signal`). Nothing but the products is kept for the backward pass, and the concatenation of
+a decoder is never written: its operators run over the parts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from auxseg.models import layers
+
+_CHUNK_BYTES = 16 << 20
+"""Size of the largest array of one chunk of images with 'blocked': half of a common third-level cache."""
+
+
+class Signal(NamedTuple):
+    """Images relu(values * factor + shift), not computed yet.
+
+    Attributes:
+        values: float [N, H, W, C], or [N, H, W, 1], which the factor spreads over the channels.
+        factor: float32 [N, C], or None for 1.
+        shift: float32 [N, C], or None: the images are the values themselves, without ReLU.
+    """
+
+    values: Any
+    factor: Any = None
+    shift: Any = None
+
+
+def activate(signal):
+    """Returns the images of a `Signal`, float [N, H, W, C]."""
+    if signal.shift is None:
+        return signal.values
+    images = signal.values.astype(jnp.float32)
+    if signal.factor is not None:
+        images = images * signal.factor[:, None, None]
+    return jax.nn.relu(images + signal.shift[:, None, None]).astype(signal.values.dtype)
+
+
+def separable_conv(signals, depthwise, pointwise, *, lowering):
+    """Returns a depthwise-separable convolution of the concatenated signals, without bias, and its moments.
+
+    Args:
+        signals: tuple of `Signal` with C_i channels each.
+        depthwise: float [3, 3, sum of C_i].
+        pointwise: float [sum of C_i, F].
+        lowering: 'plain', 'shifted' or 'blocked'.
+
+    Returns:
+        values [N, H, W, F], and their `moments`.
+    """
+
+    def operator(signals, weights):
+        images = [activate(signal) for signal in signals]
+        if lowering == "plain":
+            images, weights = [jnp.concatenate(images, -1)], [(depthwise, pointwise)]
+        products = []
+        for image, (taps, matrix) in zip(images, weights, strict=True):
+            filtered = layers.depthwise_conv(image, taps, lowering=lowering)
+            products.append(layers.pointwise_conv(filtered, matrix, lowering=lowering))
+        return sum(products[1:], products[0])
+
+    if lowering == "plain":
+        values = operator(signals, None)
+        return values, moments(values)
+    widths = [num_channels(signal) for signal in signals]
+    starts = [sum(widths[:index]) for index in range(len(widths))]
+    weights = tuple((depthwise[..., start : start + width], pointwise[start : start + width])
+                    for start, width in zip(starts, widths, strict=True))
+    return _over_images(operator, moments, lowering, signals, weights)
+
+
+def single_channel_conv(images, depthwise, *, lowering):
+    """Returns the depthwise convolution of one channel and its `moments`.
+
+    A pointwise convolution of one channel only multiplies it by a number for each feature: the caller
+    does that to the moments and puts it into the factor of the `Signal`.
+
+    Args:
+        images: float [N, H, W, 1].
+        depthwise: float [3, 3, 1].
+        lowering: 'shifted' or 'blocked'.
+    """
+    values = layers.depthwise_conv(images, depthwise, lowering=lowering)
+    return values, moments(values)
+
+
+def moments(values):
+    """Returns mean and (biased) variance of each example and channel, float32 [N, C] both."""
+    values = values.astype(jnp.float32)
+    mean = jnp.mean(values, (1, 2))
+    # The variance is least at the mean: its gradient with respect to the mean is 0.
+    spread = jnp.square(values - lax.stop_gradient(mean)[:, None, None])
+    return mean, jnp.mean(spread, (1, 2))
+
+
+def upsample(signal, kernel, bias, *, lowering):
+    """Returns `layers.upsample` of a `Signal`, float [N, 2H, 2W, F]."""
+
+    def operator(signal, weights):
+        return layers.upsample(activate(signal), *weights, lowering=lowering)
+
+    return _over_images(operator, _nothing, lowering, signal, (kernel, bias))[0]
+
+
+def pointwise_conv(signal, kernel, bias, *, lowering):
+    """Returns the 1x1 convolution of a `Signal` with a bias, float32 [N, H, W, F]."""
+
+    def operator(signal, weights):
+        kernel, bias = weights
+        products = layers.pointwise_conv(activate(signal), kernel, lowering=lowering)
+        return products.astype(jnp.float32) + bias[None, None, None]
+
+    return _over_images(operator, _nothing, lowering, signal, (kernel, bias))[0]
+
+
+def max_pool(signal, *, lowering):
+    """Returns `layers.max_pool` of a `Signal`, [N, H / 2, W / 2, C]."""
+
+    def operator(signal, _):
+        return layers.max_pool(activate(signal), lowering=lowering)
+
+    return _over_images(operator, _nothing, lowering, signal, ())[0]
+
+
+def global_mean(signal, *, lowering):
+    """Returns the mean over all pixels of a `Signal`, float32 [N, C]."""
+
+    def operator(signal, _):
+        return jnp.mean(activate(signal), (1, 2), dtype=jnp.float32)
+
+    return _over_images(operator, _nothing, lowering, signal, ())[0]
+
+
+def num_channels(signal):
+    """Returns C of a `Signal`."""
+    return signal.values.shape[-1] if signal.shift is None else signal.shift.shape[-1]
+
+
+def _nothing(values):
+    return ()
+
+
+def _over_images(operator, summary, lowering, batched, shared):
+    """Returns `operator(batched, shared)` and `summary` of it, keeping no other array for the gradient.
+
+    Args:
+        operator: (batched, shared) -> values [N, ...]; examples independent of each other.
+        summary: values -> tree of arrays [N, ...].
+        lowering: 'plain': as it stands; 'shifted': all examples at once; 'blocked': a few at a time.
+        batched: tree of arrays [N, ...].
+        shared: tree of weights.
+    """
+    if lowering == "plain":
+        values = operator(batched, shared)
+        return values, summary(values)
+    examples = jax.tree.leaves(batched)[0].shape[0]
+    size = examples if lowering == "shifted" else _chunk_size(jax.eval_shape(operator, batched, shared), batched)
+    return _in_chunks(operator, summary, size, batched, shared)
+
+
+def _chunk_size(values, batched):
+    """Returns the most examples, a divisor of N, whose largest array fits `_CHUNK_BYTES`; at least 1."""
+    arrays = jax.tree.leaves((values, batched))
+    examples = arrays[0].shape[0]
+    largest = max(array.size * array.dtype.itemsize for array in arrays) // examples
+    fitting = [size for size in range(1, examples + 1) if examples % size == 0 and size * largest <= _CHUNK_BYTES]
+    return max(fitting, default=1)
+
+
+def _split(tree, size):
+    return jax.tree.map(lambda array: array.reshape(-1, size, *array.shape[1:]), tree)
+
+
+def _join(tree):
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), tree)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _in_chunks(operator, summary, size, batched, shared):
+    def chunk(batched):
+        values = operator(batched, shared)
+        return values, summary(values)
+
+    if size == jax.tree.leaves(batched)[0].shape[0]:
+        return chunk(batched)
+    return _join(lax.map(chunk, _split(batched, size)))
+
+
+def _in_chunks_fwd(operator, summary, size, batched, shared):
+    outputs = _in_chunks(operator, summary, size, batched, shared)
+    return outputs, (batched, shared, outputs[0])
+
+
+def _in_chunks_bwd(operator, summary, size, residuals, gradients):
+    """Computes what lies between inputs and values again, chunk by chunk; the weights' gradients add up."""
+    batched, shared, values = residuals
+
+    def chunk(total, inputs):
+        batched, values, (gradient, summary_gradient) = inputs
+        _, pull_summary = jax.vjp(summary, values)
+        gradient = lax.optimization_barrier(gradient + pull_summary(summary_gradient)[0])
+        _, pull = jax.vjp(operator, batched, shared)
+        batched_gradient, shared_gradient = pull(gradient)
+        return jax.tree.map(jnp.add, total, shared_gradient), batched_gradient
+
+    inputs = (batched, values, gradients)
+    total = jax.tree.map(jnp.zeros_like, shared)
+    if size == values.shape[0]:
+        total, batched_gradient = chunk(total, inputs)
+        return batched_gradient, total
+    total, batched_gradient = lax.scan(chunk, total, _split(inputs, size))
+    return _join(batched_gradient), total
+
+
+_in_chunks.defvjp(_in_chunks_fwd, _in_chunks_bwd)
