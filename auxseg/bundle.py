@@ -194,7 +194,8 @@ def describe(trained, kind):
             "resizing": "antialiased bilinear (triangle filter); outside the field of view -1024",
         },
         "output": {
-            "mask_probabilities": f"float32 [N, {rows}, {columns}, {len(CLASS_NAMES)}], in the order of the classes",
+            "mask_probabilities": f"float32 [N, {rows}, {columns}, {len(CLASS_NAMES)}], in the order "
+            "of the classes",
             "class_probabilities": f"float32 [N, {len(CLASS_NAMES)}]: is the class in the slice?",
         },
         "config": runs.config_to_dict(config),
@@ -220,9 +221,20 @@ def _read_description(path):
     about = runs.read_json(path / FILE)
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise InputError(f"{path / FILE}: expected a bundle of format {_FORMAT!r}; export it again")
-    missing = {"kind", "name", "size_yx", "weights_sha256", "labels", "classes", "files", "config"} - about.keys()
+    missing = {
+        "kind",
+        "name",
+        "size_yx",
+        "weights_sha256",
+        "labels",
+        "classes",
+        "files",
+        "config",
+    } - about.keys()
     if missing or about["classes"] != list(CLASS_NAMES):
-        raise InputError(f"{path / FILE}: lacks {sorted(missing) or 'the classes of auxseg'}; export it again")
+        raise InputError(
+            f"{path / FILE}: lacks {sorted(missing) or 'the classes of auxseg'}; export it again"
+        )
     check_choice(f"{path / FILE}: kind", about["kind"], tuple(KINDS))
     for name, checksum in about["files"].items():
         file = path / pathlib.PurePath(name).name
@@ -242,7 +254,9 @@ def _read_stablehlo(path, about):
         raise InputError(f"{path}: this jax {jax.__version__} cannot read the program: {error}") from error
     backend = jax.default_backend()
     if {"gpu": "cuda"}.get(backend, backend) not in program.platforms:
-        raise InputError(f"{path}: made for {', '.join(program.platforms)}, not for {backend}; export it again")
+        raise InputError(
+            f"{path}: made for {', '.join(program.platforms)}, not for {backend}; export it again"
+        )
     call = jax.jit(program.call)
     return lambda images: call(jnp.asarray(images, jnp.float32))
 

@@ -34,7 +34,9 @@ _TAGS = [
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "LossyImageCompression",
 ]  # fmt: skip
 _CHEST = re.compile(r"chest|thora|lung|pulmo|poumon|lunge", re.IGNORECASE)
-_OTHER_PART = re.compile(r"abdo|pelvi|head|brain|skull|neck|knee|spine|sinus|hip\b|foot|ankle|wrist", re.IGNORECASE)
+_OTHER_PART = re.compile(
+    r"abdo|pelvi|head|brain|skull|neck|knee|spine|sinus|hip\b|foot|ankle|wrist", re.IGNORECASE
+)
 _HU_TYPES = ("", "HU", "HU_MOD", "US")
 
 
@@ -94,7 +96,10 @@ class Series:
     problems: tuple[Finding, ...] = ()
 
     def __str__(self):
-        return f"series {self.number} '{self.description}' ({self.modality}, {len(self.frames)} images, {self.uid})"
+        return (
+            f"series {self.number} '{self.description}' ({self.modality}, {len(self.frames)} images, "
+            f"{self.uid})"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +252,10 @@ def create_volume(series, *, allow_one=True):
     stored, tilt = _stack_geometry(frames, where)
     findings += duplicates + [p for p in series.problems if p.severity != ERROR]
     if tilt:
-        text = f"gantry tilt of {tilt:.1f} degrees: slices are kept as they are, their places follow the positions"
+        text = (
+            f"gantry tilt of {tilt:.1f} degrees: slices are kept as they are, their places follow "
+            "the positions"
+        )
         findings.append(Finding(WARNING, "tilt", text))
     return Volume(series, tuple(frames), stored, tilt, tuple(findings))
 
@@ -328,7 +336,9 @@ def _errors_named(path):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"DICOM: {path} is damaged or truncated: {reason}; copy or export it again") from error
+        raise InputError(
+            f"DICOM: {path} is damaged or truncated: {reason}; copy or export it again"
+        ) from error
     finally:
         log.setLevel(level)
 
@@ -373,7 +383,9 @@ def _read_one_frame(dataset, path, index, groups):
         slope=_number(slope, 1.0),
         intercept=_number(intercept, 0.0),
         padding=_read_padding(dataset),
-        image_type=tuple(str(word).upper() for word in ([image_type] if isinstance(image_type, str) else image_type)),
+        image_type=tuple(
+            str(word).upper() for word in ([image_type] if isinstance(image_type, str) else image_type)
+        ),
         acquisition=str(dataset.get("AcquisitionNumber") or ""),
     )
 
@@ -390,7 +402,9 @@ def _numbers(values, count, path):
         return None
     numbers = tuple(float(value) for value in values)
     if len(numbers) != count or not np.isfinite(numbers).all():
-        raise InputError(f"DICOM: {path} has {list(numbers)}, expected {count} finite numbers; export it again")
+        raise InputError(
+            f"DICOM: {path} has {list(numbers)}, expected {count} finite numbers; export it again"
+        )
     return numbers
 
 
@@ -433,7 +447,10 @@ def _find_file_problems(dataset, path):
     problems = []
     bits, color = int(dataset.get("BitsStored") or 16), str(dataset.get("PhotometricInterpretation", ""))
     if bits <= 8 or color != "MONOCHROME2" or int(dataset.get("SamplesPerPixel") or 1) != 1:
-        text = f"{path} holds a picture ({bits} bits, {color}), expected 12 or 16 bits in HU; export the original CT"
+        text = (
+            f"{path} holds a picture ({bits} bits, {color}), expected 12 or 16 bits in HU; export "
+            "the original CT"
+        )
         problems.append(Finding(ERROR, "8-bit", text))
     kind = str(dataset.get("RescaleType") or "").strip().upper()
     if kind not in _HU_TYPES:
@@ -460,25 +477,36 @@ def _drop_localizers(series):
 
 def _check_alike(frames, where):
     """Raises where frames differ in orientation, size or pixel size, or have no position."""
-    missing = [frame for frame in frames if None in (frame.position_xyz_mm, frame.orientation, frame.spacing_yx_mm)]
+    missing = [
+        frame for frame in frames if None in (frame.position_xyz_mm, frame.orientation, frame.spacing_yx_mm)
+    ]
     if missing:
         raise InputError(
-            f"DICOM: {len(missing)} of {len(frames)} images have no position, orientation or pixel spacing, such "
+            f"DICOM: {len(missing)} of {len(frames)} images have no position, orientation or pixel "
+            "spacing, such "
             f"as {missing[0].path}, in {where}; export the original CT, not a secondary capture"
         )
     kinds = {}
     for frame in frames:
-        key = (frame.size_yx, tuple(np.round(frame.orientation, 2) + 0.0), tuple(np.round(frame.spacing_yx_mm, 3)))
+        key = (
+            frame.size_yx,
+            tuple(np.round(frame.orientation, 2) + 0.0),
+            tuple(np.round(frame.spacing_yx_mm, 3)),
+        )
         kinds.setdefault(key, []).append(frame)
     if len(kinds) > 1:
-        parts = [f"{len(group)} of {key[0][0]}x{key[0][1]} along {list(map(float, key[1]))} at {float(key[2][0])} mm"
-                 for key, group in kinds.items()]  # fmt: skip
+        parts = [
+            f"{len(group)} of {rows}x{columns} along {list(map(float, cosines))} at {float(spacing[0])} mm"
+            for ((rows, columns), cosines, spacing), group in kinds.items()
+        ]
         raise InputError(f"DICOM: mixed images in {where}: {'; '.join(parts)}; keep one kind in the folder")
 
 
 def _sorted_frames(frames):
     normal = _normal(frames[0])
-    return sorted(frames, key=lambda frame: (float(normal @ frame.position_xyz_mm), frame.sop_uid, frame.index))
+    return sorted(
+        frames, key=lambda frame: (float(normal @ frame.position_xyz_mm), frame.sop_uid, frame.index)
+    )
 
 
 def _drop_duplicates(frames, where):
@@ -506,7 +534,8 @@ def _several_images_message(frames, frame, where):
     hint = f" (acquisitions {', '.join(numbers)})" if len(numbers) > 1 else ""
     place = ", ".join(f"{v:.1f}" for v in frame.position_xyz_mm)
     return (
-        f"DICOM: different images at one position ({place}) mm{hint}, expected one image a slice, in {where}; "
+        f"DICOM: different images at one position ({place}) mm{hint}, expected one image a slice, in "
+        f"{where}; "
         "put each acquisition in a folder of its own"
     )
 

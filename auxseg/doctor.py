@@ -19,7 +19,6 @@ import numpy as np
 from absl import flags
 
 from auxseg import cli, ct, scan_checks, scans
-from auxseg.datasets import labels as labels_lib
 from auxseg.datasets import luna16_folder, nodules
 from auxseg.errors import InputError
 from auxseg.scan_checks import ERROR, INFO, WARNING, Finding
@@ -29,7 +28,12 @@ NUM_SLICES = 24
 """Slices of a scan that are looked at."""
 
 _MAX_LABELS = 32
-_LUNA16_MEANINGS = {0: "background", 3: "left lung", 4: "right lung", 5: "trachea and main bronchi (no nodule)"}
+_LUNA16_MEANINGS = {
+    0: "background",
+    3: "left lung",
+    4: "right lung",
+    5: "trachea and main bronchi (no nodule)",
+}
 _OWN_MEANINGS = {value: name.replace("_", " ") for value, name in enumerate(CLASS_NAMES)}
 
 
@@ -146,13 +150,19 @@ def describe_anatomy(images, spacing_yx_mm):
     offsets = [view.bone_offset_mm for view in views if np.isfinite(view.bone_offset_mm)]
     facts = [
         ("chest", f"lungs by thresholds cover up to {share:.0%} of the body"),
-        ("left/right", f"{left:.0%} of the lungs lie on the patient's left, {1 - left:.0%} on the right (usual: 45/55)"),
+        (
+            "left/right",
+            f"{left:.0%} of the lungs lie on the patient's left, {1 - left:.0%} on the right (usual: 45/55)",
+        ),
     ]
     if offsets:
         side = "behind" if np.median(offsets) > 0 else "in front of"
         facts.append(("front/back", f"bones lie {abs(np.median(offsets)):.0f} mm {side} the body's middle"))
     if len(images) > 4 and left > 0.58:
-        text = f"the left lung looks larger than the right ({left:.0%}): the scan may be mirrored, or a lung be diseased"
+        text = (
+            f"the left lung looks larger than the right ({left:.0%}): the scan may be mirrored, or a "
+            "lung be diseased"
+        )
         return facts, [Finding(WARNING, "sides", text)]
     return facts, []
 
@@ -208,13 +218,18 @@ def measure_labels(scan):
 def _check_sides(meanings, centres):
     named = {meanings.get(value): centre for value, centre in centres.items()}
     if not {"left lung", "right lung"} <= named.keys():
-        return [Finding(WARNING, "one-lung", "the values of the two lungs are not both there")] if len(meanings) > 1 else []
+        return (
+            [Finding(WARNING, "one-lung", "the values of the two lungs are not both there")]
+            if len(meanings) > 1
+            else []
+        )
     left, right = named["left lung"][0], named["right lung"][0]
     if left > right:
         text = f"left lung lies on the patient's left (x {left:.0f} mm, right lung x {right:.0f} mm)"
         return [Finding(INFO, "sides", text)]
     text = (
-        f"left and right are exchanged: the 'left lung' lies at x {left:.0f} mm, the 'right lung' at {right:.0f} mm, "
+        f"left and right are exchanged: the 'left lung' lies at x {left:.0f} mm, the 'right lung' at "
+        f"{right:.0f} mm, "
         "and +x is the patient's left; check the direction matrix or the values"
     )
     return [Finding(ERROR, "sides", text)]
@@ -234,15 +249,24 @@ def examine_luna16(path, num_scans):
         spheres = nodules.read_annotations(folder.annotations)
         here = sum(len(spheres.get(scan.uid, ())) for scan in folder.scans)
         total = sum(map(len, spheres.values()))
-        facts.append(("nodules", f"{total} in annotations.csv (LUNA16 has 1186), {here} of them in these scans"))
+        facts.append(
+            ("nodules", f"{total} in annotations.csv (LUNA16 has 1186), {here} of them in these scans")
+        )
     headers, broken = _read_headers(folder.scans)
     findings += broken
     if headers:
         depths = [header.stored.size_xyz[2] for header in headers.values()]
         thickness = [header.stored.spacing_xyz_mm[2] for header in headers.values()]
-        facts.append(("slices", f"{min(depths)} to {max(depths)} a scan, {min(thickness):.3g} to {max(thickness):.3g} mm"))
+        facts.append(
+            (
+                "slices",
+                f"{min(depths)} to {max(depths)} a scan, {min(thickness):.3g} to {max(thickness):.3g} mm",
+            )
+        )
         turned = sum(any(header.orientation.flips) for header in headers.values())
-        facts.append(("orientation", f"{turned} of {len(headers)} scans have reversed axes (as prone ones have)"))
+        facts.append(
+            ("orientation", f"{turned} of {len(headers)} scans have reversed axes (as prone ones have)")
+        )
     yield Report(f"LUNA16 folder {path}", tuple(facts), tuple(findings))
     usable = [scan for scan in folder.scans if scan.uid in headers]
     chosen = scan_checks.pick_slices(len(usable), num_scans) if num_scans and usable else range(len(usable))

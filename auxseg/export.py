@@ -16,7 +16,6 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import flags
 
@@ -50,7 +49,11 @@ def export(workdir, kind, output, *, images, checked_on):
     """
     check_choice("--format", kind, tuple(bundle.KINDS))
     output = pathlib.Path(output)
-    if output.exists() and not (output / bundle.FILE).is_file() and (output.is_file() or any(output.iterdir())):
+    if (
+        output.exists()
+        and not (output / bundle.FILE).is_file()
+        and (output.is_file() or any(output.iterdir()))
+    ):
         raise InputError(f"--output: {output} exists and is no bundle; give another folder")
     trained = _to_float32(read_trained(workdir))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +101,10 @@ def write_bundle(folder, trained, kind):
 
 def _details(kind):
     if kind == "stablehlo":
-        return {"platforms": list(PLATFORMS), "calling_convention": jax.export.maximum_supported_calling_convention_version}
+        return {
+            "platforms": list(PLATFORMS),
+            "calling_convention": jax.export.maximum_supported_calling_convention_version,
+        }
     return {"opset": onnx_graph.OPSET} if kind == "onnx" else {}
 
 
@@ -112,7 +118,9 @@ def check_bundle(folder, trained, images, checked_on):
     expected, got = original.forward(images), copy.forward(images)
     apart = [float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in zip(expected, got)]
     if not max(apart) <= TOLERANCE:
-        raise RuntimeError(f"the {copy.name} bundle differs from the original by {max(apart):.2g} > {TOLERANCE}")
+        raise RuntimeError(
+            f"the {copy.name} bundle differs from the original by {max(apart):.2g} > {TOLERANCE}"
+        )
     hard = [np.asarray(masks).argmax(-1) for masks, _ in (expected, got)]
     about = json.loads((folder / bundle.FILE).read_text(encoding="utf-8"))
     about["checked"] = {
@@ -178,7 +186,9 @@ def read_check_slices(config, workdir, scan_path):
         dataset = load(config.data)
         members = evaluate.read_splits(pathlib.Path(workdir), dataset)
     except InputError as error:
-        raise InputError(f"--input: give a scan to check the export on; the run's own data: {error}") from error
+        raise InputError(
+            f"--input: give a scan to check the export on; the run's own data: {error}"
+        ) from error
     return dataset.read(members["val"][:NUM_SLICES])[0], f"validation cases of {dataset.name}"
 
 
@@ -204,12 +214,13 @@ def main(argv):
     checked = about["checked"]
     print(
         f"{output}: {values.format} of {about['name']}, within "
-        f"{checked['largest_difference_of_mask_probabilities']:.1e} of the original on {checked['slices']} slices "
+        f"{checked['largest_difference_of_mask_probabilities']:.1e} of the original on "
+        f"{checked['slices']} slices "
         f"({checked['on']})"
     )
 
 
-_RUNNER = '''"""Segments one slice with this bundle, without auxseg: needs NumPy and ONNX Runtime, or NumPy and JAX.
+_RUNNER = '''"""Segments one slice with this bundle, without auxseg, by NumPy and ONNX Runtime or JAX.
 
     python run.py SLICE.npy MASK.npy    (SLICE: HU, [H, W], oriented as bundle.json says)
 """
@@ -252,7 +263,8 @@ def segment(image_hu, network):
     small = np.rint(rows @ image @ columns.T).astype(np.float32)
     probabilities = network(small[None])[0]
     rows, columns = (weights(*pair) for pair in zip(size, image.shape))
-    return np.einsum("yh,hwc,xw->yxc", rows, probabilities, columns, optimize=True).argmax(-1).astype(np.uint8)
+    probabilities = np.einsum("yh,hwc,xw->yxc", rows, probabilities, columns, optimize=True)
+    return probabilities.argmax(-1).astype(np.uint8)
 
 
 if __name__ == "__main__":

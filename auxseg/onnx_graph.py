@@ -1,7 +1,7 @@
 """The Auxiliary U-Net as an ONNX graph, written operator by operator from its weights.
 
-Batch norm is folded into the convolution before it. Inside, arrays are [N, C, H, W]; the graph takes and gives
-the layout of `auxseg`: images [N, H, W] in HU, probabilities [N, H, W, C].
+Batch norm is folded into the convolution before it. Inside, arrays are [N, C, H, W]; the graph takes and
+gives the layout of `auxseg`: images [N, H, W] in HU, probabilities [N, H, W, C].
 """
 
 from __future__ import annotations

@@ -72,14 +72,17 @@ def check_format(name, scan):
     check_choice("--format", name, FORMATS)
     if name == "dicom-seg":
         if scan.volume is None:
-            raise InputError(f"--format=dicom-seg: needs a DICOM input to refer to, got {scan.kind}: {scan.path}")
+            raise InputError(
+                f"--format=dicom-seg: needs a DICOM input to refer to, got {scan.kind}: {scan.path}"
+            )
         try:
             import highdicom  # noqa: F401
         except ImportError as error:
             raise InputError("--format=dicom-seg: needs highdicom: pip install 'auxseg[dicom]'") from error
     elif name.startswith("nii") and not is_orthogonal(scan.stored):
         raise InputError(
-            f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI readers refuse; use "
+            f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI "
+            "readers refuse; use "
             "--format=nrrd, mha or dicom-seg"
         )
     return name
@@ -125,7 +128,8 @@ def _write_nifti(file, slices, geometry, dtype, compressed):
 
 
 def nifti_header(geometry, dtype):
-    """Returns the 352 bytes before the voxels of a NIfTI-1 file, with q-form and s-form (RAS, millimetres)."""
+    """Returns the 352 bytes before the voxels of a NIfTI-1 file, with q-form and s-form (RAS, "
+    "millimetres)."""
     to_ras = np.diag([-1.0, -1.0, 1.0])
     matrix = to_ras @ np.reshape(geometry.direction, (3, 3))
     origin = to_ras @ np.asarray(geometry.origin_xyz_mm)
@@ -284,7 +288,9 @@ def _seg_sources(masks, scan, start, stop):
             _paste(frames[place], stored[k], first)
         return [sources[first[2] + k] for k in chosen], frames
     if len(sources) > 1:
-        raise InputError(f"--format=dicom-seg: {scan.path} spreads its frames over several files; use another format")
+        raise InputError(
+            f"--format=dicom-seg: {scan.path} spreads its frames over several files; use another format"
+        )
     frames = np.zeros((int(sources[0].NumberOfFrames), *volume.frames[0].size_yx), np.uint8)
     for k in range(len(stored)):
         _paste(frames[volume.frames[first[2] + k].index], stored[k], first)
@@ -476,7 +482,9 @@ def write_report(path, *, title, pictures, masks, labels, spacing_yx_mm, tables,
         file.write(_PAGE_HEAD.format(title=html.escape(title)).encode())
         for severity, text in notes:
             file.write(f'<p class="{severity}">{html.escape(text)}</p>\n'.encode())
-        file.write(_VIEWER.format(last=len(masks) - 1, start=start, ratio=f"{width:.4f}/{height:.4f}").encode())
+        file.write(
+            _VIEWER.format(last=len(masks) - 1, start=start, ratio=f"{width:.4f}/{height:.4f}").encode()
+        )
         for heading, rows in tables:
             file.write(_html_table(heading, rows).encode())
         file.write(b"<script>\nconst slices=[\n")
@@ -492,8 +500,15 @@ def _data_url(kind, data):
 
 def _html_table(heading, rows):
     head = "".join(f"<th>{html.escape(str(name).replace('_', ' '))}</th>" for name in rows[0]) if rows else ""
-    lines = ["<tr>" + "".join(f"<td>{html.escape(str(_cell(v)))}</td>" for v in row.values()) + "</tr>" for row in rows]
-    return f"<h2>{html.escape(heading)}</h2>\n<div class=wide><table><tr>{head}</tr>\n" + "\n".join(lines) + "</table></div>\n"
+    lines = [
+        "<tr>" + "".join(f"<td>{html.escape(str(_cell(v)))}</td>" for v in row.values()) + "</tr>"
+        for row in rows
+    ]
+    return (
+        f"<h2>{html.escape(heading)}</h2>\n<div class=wide><table><tr>{head}</tr>\n"
+        + "\n".join(lines)
+        + "</table></div>\n"
+    )
 
 
 _PAGE_HEAD = """<!doctype html>
@@ -511,7 +526,8 @@ h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; }}
 .bar input[type=range] {{ flex: 1; min-width: 8rem; }}
 .key i {{ display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; }}
 .wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: 13px; }}
-td, th {{ border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; }} td:first-child {{ text-align: left; }}
+td, th {{ border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; }}
+td:first-child {{ text-align: left; }}
 </style></head><body><main>
 <h1>{title}</h1>
 <p class="warning">For research. Not for clinical use.</p>
@@ -519,12 +535,14 @@ td, th {{ border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; }} td
 
 _VIEWER = """<div id="view" style="aspect-ratio: {ratio}" tabindex="0" aria-label="slices; arrow keys scroll">
 <img id="pic" alt="slice"><img id="over" alt="overlay of the segmentation"></div>
-<div class="bar"><input id="at" type="range" min="0" max="{last}" value="{start}" aria-label="slice"><span id="label"></span></div>
+<div class="bar"><input id="at" type="range" min="0" max="{last}" value="{start}" aria-label="slice">
+<span id="label"></span></div>
 <div class="bar"><label><input id="on" type="checkbox" checked> overlay (o)</label>
 <input id="see" type="range" min="0" max="100" value="40" aria-label="opacity of the overlay">
 <span class="key"><i style="background: #dc322f"></i>left lung<i style="background: #40a02b"></i>right lung<i
 style="background: #266eeb"></i>nodule</span></div>
-<p class="info">The patient's right is on the left of the picture. Scroll with the wheel, the slider or the arrow keys.</p>
+<p class="info">The patient's right is on the left of the picture. Scroll with the wheel, the slider or the
+arrow keys.</p>
 """
 
 _SCRIPT = """const by = id => document.getElementById(id);
@@ -534,7 +552,10 @@ function show() {
   by('over').style.opacity = by('on').checked ? by('see').value / 100 : 0;
 }
 function move(step) { by('at').value = +by('at').value + step; show(); }
-by('view').addEventListener('wheel', e => { e.preventDefault(); move(e.deltaY > 0 ? -1 : 1); }, {passive: false});
+by('view').addEventListener('wheel', e => {
+  e.preventDefault();
+  move(e.deltaY > 0 ? -1 : 1);
+}, {passive: false});
 document.addEventListener('keydown', e => {
   if (e.target.type === 'range') return;
   const step = {ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10}[e.key];

@@ -194,7 +194,8 @@ def keep_largest(masks, value):
 
 
 def fill_holes(masks, value):
-    """Fills background enclosed within a slice by a lung and nodules, in place; returns the voxels changed."""
+    """Fills background enclosed within a slice by a lung and nodules, in place; returns the voxels "
+    "changed."""
     changed = 0
     for index in range(len(masks)):
         mask = masks[index]
@@ -234,13 +235,15 @@ def drop_small_nodules(masks, min_mm, pixel_mm2):
 
 
 def surrounding_class(mask, piece):
-    """Returns the most frequent class other than nodule in the ring of one pixel around a piece of a slice."""
+    """Returns the most frequent class other than nodule in the ring of one pixel around a piece of a "
+    "slice."""
     ring = ndimage.binary_dilation(piece, _EIGHT_NEIGHBOURS) & ~piece & (mask != NODULE)
     return int(np.argmax(np.bincount(mask[ring], minlength=NODULE))) if ring.any() else 0
 
 
 def surrounding_lung(mask, piece):
-    """Returns the lung with the most pixels in a ring of three pixels around a piece, 0 where there is none."""
+    """Returns the lung with the most pixels in a ring of three pixels around a piece, 0 where there "
+    "is none."""
     ring = ndimage.binary_dilation(piece, _EIGHT_NEIGHBOURS, iterations=3) & ~piece
     counts = np.bincount(mask[ring], minlength=NODULE)[[LEFT, RIGHT]]
     return (LEFT, RIGHT)[int(np.argmax(counts))] if counts.any() else 0

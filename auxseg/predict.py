@@ -152,7 +152,9 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
         else None
     )
     pictures = []
-    batches = _read_batches(scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures)
+    batches = _read_batches(
+        scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures
+    )
     if show_progress:
         total = -(-(stop - start) // options.batch_size)
         batches = progress.track(batches, total=total, label=f"segmenting {scan.name}", unit="batch")
@@ -162,7 +164,9 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
             probabilities[:, first - start : first - start + len(mask)] = probability
     pixel_mm2 = float(np.prod(scan.geometry.spacing_zyx_mm[1:])) if scan.has_geometry else np.nan
     changed = postprocess.clean(masks, options.clean, pixel_mm2=pixel_mm2)
-    findings += [Finding(INFO, "clean-up", f"{name}: {count} voxels changed") for name, count in changed.items()]
+    findings += [
+        Finding(INFO, "clean-up", f"{name}: {count} voxels changed") for name, count in changed.items()
+    ]
     findings += check_masks(masks, whole=options.slices == "all")
     if not options.force:
         scan_checks.raise_errors(findings, scan.path)
@@ -188,7 +192,10 @@ def choose_slices(scan, slices):
 def _network_findings(networks):
     if all(one.labels == "anatomy" for one in networks):
         return []
-    text = "the network was trained with the airway in place of nodules (data.labels): its 'nodule' is the airway"
+    text = (
+        "the network was trained with the airway in place of nodules (data.labels): its 'nodule' is "
+        "the airway"
+    )
     return [Finding(WARNING, "labels", text)]
 
 
@@ -225,7 +232,8 @@ def _field(scan):
     padded = tuple(max(n, round(side_mm / mm)) for n, mm in zip(size, spacing))
     if max(padded) > _MAX_SIDE:
         raise InputError(
-            f"scan: {scan.path} has slices of {size} pixels of {spacing} mm, expected a field about as high as wide; "
+            f"scan: {scan.path} has slices of {size} pixels of {spacing} mm, expected a field about as "
+            "high as wide; "
             "check the spacing"
         )
     return Field(size, padded, tuple((p - n) // 2 for p, n in zip(padded, size)))
@@ -241,7 +249,11 @@ def _read_batches(scan, start, stop, batch_size, sizes, pictures):
     def read(first):
         last = min(first + batch_size, stop)
         images = scan.read(first, last)
-        return first, _prepare(images, field, sizes, batch_size), [outputs.encode_picture(one) for one in images]
+        return (
+            first,
+            _prepare(images, field, sizes, batch_size),
+            [outputs.encode_picture(one) for one in images],
+        )
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = []
@@ -300,7 +312,10 @@ def _predict(inputs, networks, options, field):
         if options.flip:
             mirrored = network.probabilities(np.ascontiguousarray(images[:, :, ::-1]))
             probabilities = _average_mirrored(probabilities, jnp.asarray(mirrored))
-        weights = [_back_weights(*one) for one in zip(network.size_yx, field.padded_yx, field.offset_yx, field.size_yx)]
+        weights = [
+            _back_weights(*one)
+            for one in zip(network.size_yx, field.padded_yx, field.offset_yx, field.size_yx)
+        ]
         total = total + _resize_back(probabilities, *weights)
     masks, mean = _decide(total, len(networks))
     return masks, mean if options.probabilities else None
@@ -351,12 +366,21 @@ def check_masks(masks, *, whole):
             total += (profile.sum(), (profile * columns).sum())
     if not sums[LEFT][0] and not sums[RIGHT][0]:
         text = "no lung was found; the network is untrained, or the scan unlike what it has seen"
-        return [Finding(ERROR if whole else WARNING, "no-lung", f"{text} (--force keeps the empty mask)" if whole else text)]
+        return [
+            Finding(
+                ERROR if whole else WARNING,
+                "no-lung",
+                f"{text} (--force keeps the empty mask)" if whole else text,
+            )
+        ]
     missing = [CLASS_NAMES[value] for value, total in sums.items() if not total[0]]
     if missing:
         return [Finding(WARNING, "one-lung", f"no {missing[0].replace('_', ' ')} was found")]
     if sums[LEFT][1] / sums[LEFT][0] < sums[RIGHT][1] / sums[RIGHT][0]:
-        text = "the left lung lies to the right of the right lung: the scan may be mirrored; check its orientation"
+        text = (
+            "the left lung lies to the right of the right lung: the scan may be mirrored; check its "
+            "orientation"
+        )
         return [Finding(WARNING, "sides", text)]
     return []
 
@@ -364,8 +388,8 @@ def check_masks(masks, *, whole):
 def measure(masks, scan, start):
     """Returns one dict a lung and nodule: where it is and how large.
 
-    Positions are LPS in mm; 'slice' counts from 0, from inferior to superior; i, j, k is the voxel in the file.
-    Areas and equivalent diameters (of the circle of that area) are those of the slice in which the structure
+    Positions are LPS in mm; 'slice' counts from 0, from inferior to superior; i, j, k is the voxel in the
+    file. Areas and equivalent diameters (of the circle of that area) are those of the slice in which the structure
     is largest. Volumes are empty for a single slice of a scan, millimetres where the voxel size is not known.
     Lungs are measured without the nodules in them.
 
@@ -398,7 +422,11 @@ def _whole_class(masks, value):
         chosen = mask == value
         pixels[index] = chosen.sum()
         by_row, by_column = chosen.sum(1), chosen.sum(0)
-        sums += (pixels[index] * index, by_row @ np.arange(len(by_row)), by_column @ np.arange(len(by_column)))
+        sums += (
+            pixels[index] * index,
+            by_row @ np.arange(len(by_row)),
+            by_column @ np.arange(len(by_column)),
+        )
     if not pixels.any():
         return None
     slices = np.flatnonzero(pixels)
@@ -409,7 +437,8 @@ def _whole_class(masks, value):
 
 
 def _find_side(masks, components, number):
-    """Returns the lung around a nodule, by the classes next to it in its largest slice; '' where neither is."""
+    """Returns the lung around a nodule, by the classes next to it in its largest slice; '' where "
+    "neither is."""
     index = components.pieces[number - 1].largest_slice
     value = postprocess.surrounding_lung(masks[index], components.read(masks, index) == number)
     return CLASS_NAMES[value] if value else ""
@@ -463,7 +492,9 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         if form == "dicom-seg":
             names = " + ".join(one.name for one in networks)
             checksum = networks[0].checksum
-            outputs.write_dicom_seg(folder / files[-1], result.masks, scan, *span, model_name=names, checksum=checksum)
+            outputs.write_dicom_seg(
+                folder / files[-1], result.masks, scan, *span, model_name=names, checksum=checksum
+            )
         else:
             outputs.write_mask(folder / files[-1], result.masks, scan, *span)
     files += _write_probabilities(folder, result, formats)
@@ -522,15 +553,23 @@ def _write_pictures(folder, result, networks):
     models = [{"network": one.name, "SHA-256 of the weights": one.checksum} for one in networks]
     tables = [("Measurements", list(result.measurements)), ("Scan", facts), ("Made by", models)]
     outputs.write_report(
-        folder / "report.html", title=f"Lungs and nodules: {scan.name}", pictures=result.pictures, masks=masks,
-        labels=labels, spacing_yx_mm=spacing, tables=tables,
-        notes=[(finding.severity, finding.text) for finding in result.findings], start=first,
-    )  # fmt: skip
+        folder / "report.html",
+        title=f"Lungs and nodules: {scan.name}",
+        pictures=result.pictures,
+        masks=masks,
+        labels=labels,
+        spacing_yx_mm=spacing,
+        tables=tables,
+        notes=[(finding.severity, finding.text) for finding in result.findings],
+        start=first,
+    )
 
 
 def choose_panels(result):
     """Returns the slices to show: the largest of the largest nodules, and others spread over the lungs."""
-    nodules = [row["slice"] - result.start for row in result.measurements if row["structure"].startswith("nodule")]
+    nodules = [
+        row["slice"] - result.start for row in result.measurements if row["structure"].startswith("nodule")
+    ]
     lungs = [row for row in result.measurements if row["structure"].endswith("lung")]
     low = min((row["first_slice"] for row in lungs), default=result.start) - result.start
     high = max((row["last_slice"] for row in lungs), default=result.stop - 1) - result.start
@@ -584,7 +623,9 @@ def _describe_settings(networks, options, formats, series):
 @contextlib.contextmanager
 def _claimed(output):
     """Holds an output folder for one process and clears what a killed one left behind."""
-    if output.is_file() or output.name.lower().endswith(("." + "nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".mhd")):
+    if output.is_file() or output.name.lower().endswith(
+        ("." + "nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".mhd")
+    ):
         raise InputError(f"--output: got {output}, expected a folder; the mask's format is --format")
     output.mkdir(parents=True, exist_ok=True)
     with open(output / ".lock", "a+") as handle:
@@ -653,7 +694,8 @@ def _read_done(folder, settings):
     different = sorted(name for name in settings.keys() | old.keys() if settings.get(name) != old.get(name))
     if different:
         raise InputError(
-            f"--output: {folder} holds a prediction that differs in {', '.join(different)}; give another folder, or "
+            f"--output: {folder} holds a prediction that differs in {', '.join(different)}; give "
+            "another folder, or "
             f"remove {folder / DONE}"
         )
     return about
@@ -698,7 +740,9 @@ def main(argv):
     for form in values.format:
         check_choice("--format", form, outputs.FORMATS)
     networks = [load_network(one) for one in values.workdir.split(",")]
-    rows = predict(values.input, values.output, networks, options=options, formats=values.format, series=values.series)
+    rows = predict(
+        values.input, values.output, networks, options=options, formats=values.format, series=values.series
+    )
     return report(rows, values.output)
 
 

@@ -124,7 +124,8 @@ def _no_air_finding(images, low, high, has, expected):
     share = float(np.mean(images == low)), float(np.mean(images == high))
     if min(share) > 0.002:
         text = (
-            f"already windowed: {share[0]:.0%} of the pixels are exactly {low} and {share[1]:.1%} exactly {high}, "
+            f"already windowed: {share[0]:.0%} of the pixels are exactly {low} and {share[1]:.1%} "
+            f"exactly {high}, "
             f"{expected}; export the original CT"
         )
         return Finding(ERROR, "windowed", text)
@@ -135,7 +136,8 @@ def _clipped_findings(images, low, high):
     top = float(np.mean(images == high))
     if high < 300 and top > 0.01:
         text = (
-            f"windowed from above: {top:.0%} of the pixels are exactly {high} HU; bone and contrast are lost, "
+            f"windowed from above: {top:.0%} of the pixels are exactly {high} HU; bone and contrast "
+            "are lost, "
             "which the network has not seen in training"
         )
         return [Finding(WARNING, "clipped", text)]
@@ -158,8 +160,10 @@ def check_anatomy(images, spacing_yx_mm, known_spacing=True):
     share = lung.lung_mm2 / max(body, 1.0)
     if share < 0.06:
         text = (
-            f"not a chest: air-filled lungs cover at most {share:.1%} of the body in {len(images)} slices looked "
-            "at, expected 6% or more in one of them; give a chest CT (predict --force segments it all the same)"
+            f"not a chest: air-filled lungs cover at most {share:.1%} of the body in {len(images)} "
+            "slices looked "
+            "at, expected 6% or more in one of them; give a chest CT (predict --force segments it all "
+            "the same)"
         )
         return [Finding(ERROR, "not-a-chest", text)]
     findings = []
@@ -175,8 +179,10 @@ def _side_findings(views):
     offsets = [view.bone_offset_mm for view in with_lungs if np.isfinite(view.bone_offset_mm)]
     if offsets and np.median(offsets) < -15:
         text = (
-            f"the bones lie {-np.median(offsets):.0f} mm in front of the body's middle: front and back (and so "
-            "left and right) may be exchanged; check the direction matrix, or the rows of an image without one"
+            f"the bones lie {-np.median(offsets):.0f} mm in front of the body's middle: front and back "
+            "(and so "
+            "left and right) may be exchanged; check the direction matrix, or the rows of an image "
+            "without one"
         )
         return [Finding(WARNING, "front-back", text)]
     return []
@@ -198,7 +204,7 @@ def measure_anatomy(image, spacing_yx_mm):
         return Anatomy(0.0, 0.0, 0.0, np.nan)
     rows, columns = np.nonzero(body)
     middle = (columns.min() + columns.max()) / 2
-    left = pieces[:, int(np.ceil(middle)):]
+    left = pieces[:, int(np.ceil(middle)) :]
     bones = np.nonzero(body & (coarse > 250))[0]
     offset = (bones.mean() - (rows.min() + rows.max()) / 2) * height if bones.size >= 4 else np.nan
     return Anatomy(
@@ -229,4 +235,3 @@ def _pieces(mask, min_pixels):
     keep = sizes >= max(min_pixels, 4)
     keep[0] = False
     return keep[labels]
-

@@ -146,14 +146,23 @@ def unpack_zip(path, folder, *, max_bytes=MAX_ZIP_BYTES):
             left = max_bytes
             for entry in entries:
                 left -= _unpack_entry(archive, entry, folder, left, path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeError,
+    ) as error:
         raise InputError(f"zip: {path} is damaged or of an unknown kind: {error}; copy it again") from error
 
 
 def _check_entry(entry, path):
     name = pathlib.PurePosixPath(entry.filename.replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts or ":" in name.parts[0] or "\0" in entry.filename:
-        raise InputError(f"zip: {path} has an entry that leads out of it, {entry.filename!r}; nothing was unpacked")
+        raise InputError(
+            f"zip: {path} has an entry that leads out of it, {entry.filename!r}; nothing was unpacked"
+        )
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise InputError(f"zip: {path} has a link, {entry.filename!r}; nothing was unpacked")
     if entry.flag_bits & 1:
@@ -170,7 +179,9 @@ def _unpack_entry(archive, entry, folder, max_bytes, path):
             while block := packed.read(_BLOCK):
                 written += len(block)
                 if written > max_bytes:
-                    raise InputError(f"zip: {path} holds more than {MAX_ZIP_BYTES / 2**30:.0f} GiB; unpack it first")
+                    raise InputError(
+                        f"zip: {path} holds more than {MAX_ZIP_BYTES / 2**30:.0f} GiB; unpack it first"
+                    )
                 file.write(block)
     except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise InputError(f"zip: {path} has two entries in each other's way: {entry.filename!r}") from error
@@ -260,7 +271,9 @@ def _open_zip(source, scratch, series):
     inside = [one for one in find_scans(folder) if one.kind != "zip"]
     if len(inside) != 1:
         names = ", ".join(one.name for one in inside[:5])
-        raise InputError(f"zip: {source.path} holds {len(inside)} scans ({names}), expected one; unpack it first")
+        raise InputError(
+            f"zip: {source.path} holds {len(inside)} scans ({names}), expected one; unpack it first"
+        )
     scan = open_scan(dataclasses.replace(inside[0], name=source.name), scratch, series=series)
     return dataclasses.replace(scan, path=source.path)
 
@@ -274,7 +287,11 @@ def _open_dicom(source, scratch, wanted):
         read = _dicom_reader(volume, orientation)
     else:
         read = _array_reader(ct.to_canonical(_spool(volume, scratch), orientation))
-    findings = (*dicom.list_findings(chosen, others), *volume.findings, *_oblique(geometry, volume.tilt_degrees))
+    findings = (
+        *dicom.list_findings(chosen, others),
+        *volume.findings,
+        *_oblique(geometry, volume.tilt_degrees),
+    )
     return Scan(source.name, source.path, "DICOM", volume.stored, geometry, orientation, "int16", True, read,
                 findings, volume)  # fmt: skip
 
@@ -319,7 +336,10 @@ def _open_npz(source):
     known = spacing is not None
     size = tuple(int(n) for n in images.shape[::-1])
     geometry = ct.Geometry(size, tuple(spacing[::-1]) if known else (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-    text = "orientation is not stated: rows are taken from front to back, columns from the patient's right to left"
+    text = (
+        "orientation is not stated: rows are taken from front to back, columns from the patient's "
+        "right to left"
+    )
     findings = [Finding(INFO, "orientation", text)]
     if not known:
         text = "NPZ without 'spacing_zyx_mm': sizes are in voxels, millimetres are left empty"
@@ -346,9 +366,15 @@ def _load_npz(path):
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"NPZ: {path} is damaged or no NPZ of plain arrays: {reason}") from error
     if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "iuf":
-        raise InputError(f"NPZ: {path} has an image of {image.dtype} {image.shape}, expected numbers [H, W] or [D, H, W]")
+        raise InputError(
+            f"NPZ: {path} has an image of {image.dtype} {image.shape}, expected numbers [H, W] or [D, H, W]"
+        )
     if spacing is not None:
-        if spacing.shape != (3,) or spacing.dtype.kind not in "iuf" or not (np.isfinite(spacing) & (spacing > 0)).all():
+        if (
+            spacing.shape != (3,)
+            or spacing.dtype.kind not in "iuf"
+            or not (np.isfinite(spacing) & (spacing > 0)).all()
+        ):
             raise InputError(f"NPZ: {path} has spacing_zyx_mm {spacing}, expected three numbers above 0")
         spacing = [float(v) for v in spacing]
     volume = image[None] if image.ndim == 2 else image
@@ -367,7 +393,9 @@ def to_hu(array, path):
         raise InputError(f"scan: {path} has values of type {array.dtype}, expected numbers")
     low, high = array.min(), array.max()
     if not (-32768 <= low and high <= 32767):
-        raise InputError(f"scan: {path} has values from {low} to {high}, expected HU (finite, -32768 to 32767)")
+        raise InputError(
+            f"scan: {path} has values from {low} to {high}, expected HU (finite, -32768 to 32767)"
+        )
     if array.dtype.kind == "f" and low >= -1 and high <= 1:
         raise InputError(f"scan: {path} has values from {low:.3g} to {high:.3g}, scaled to 1; expected HU")
     return np.rint(array).astype(np.int16)
@@ -383,8 +411,8 @@ def _open_file(source, scratch):
     name = source.path.name.lower()
     kind = "NIfTI" if ".nii" in name else "NRRD" if name.endswith((".nrrd", ".nhdr")) else "MetaImage"
     findings = _oblique(header.geometry)
-    return Scan(source.name, source.path, kind, header.stored, header.geometry, header.orientation, dtype, True,
-                read, findings)  # fmt: skip
+    grid = (header.stored, header.geometry, header.orientation)
+    return Scan(source.name, source.path, kind, *grid, dtype, True, read, findings)
 
 
 @contextlib.contextmanager
@@ -499,7 +527,9 @@ def _inflate_metaimage(path, scratch):
     dropped = ("CompressedData", "CompressedDataSize", "ElementDataFile", "HeaderSize")
     kept = [line for line in lines if line.partition("=")[0].strip() not in dropped]
     plain = scratch / "scan.mhd"
-    plain.write_text("\n".join([*kept, "CompressedData = False", "ElementDataFile = scan.raw", ""]), "latin-1")
+    plain.write_text(
+        "\n".join([*kept, "CompressedData = False", "ElementDataFile = scan.raw", ""]), "latin-1"
+    )
     return plain
 
 
@@ -518,16 +548,22 @@ def _inflate_nrrd(path, scratch):
     """Returns an uncompressed NRRD, header and voxels in one file, after checking the voxels' length."""
     with open(path, "rb") as file:
         lines = _header_lines(file, lambda line: not line.strip(), path.suffix.lower() == ".nhdr")
-        fields = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        fields = {
+            key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+        }
         encoding = fields.get("encoding", "raw").lower()
         name = fields.get("data file", fields.get("datafile"))
         skips = {fields.get(key, "0") for key in ("line skip", "lineskip", "byte skip", "byteskip")}
         if (name and (len(name.split()) > 1 or name == "LIST")) or skips != {"0"}:
-            raise InputError(f"scan: {path} spreads or hides its voxels (data file, skip); store it as one plain NRRD")
+            raise InputError(
+                f"scan: {path} spreads or hides its voxels (data file, skip); store it as one plain NRRD"
+            )
         data = path.parent / name if name else path
         if not data.is_file():
             raise InputError(f"scan: {path} names the voxel file {data.name}, which is not beside it")
-        opener = {"raw": open, "gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}.get(encoding)
+        opener = {"raw": open, "gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}.get(
+            encoding
+        )
         if opener is None:
             raise InputError(f"scan: {path} has the encoding {encoding!r}, expected raw, gzip or bzip2")
         if encoding == "raw":
@@ -551,7 +587,8 @@ def _check_nrrd_length(fields, found, path):
     expected = int(np.prod([int(n) for n in fields.get("sizes", "").split()], dtype=object)) * num_bytes
     if num_bytes == 0 or found != expected:
         raise InputError(
-            f"scan: {path} holds {found} bytes of voxels, its header says {expected} ({fields.get('sizes')} of type "
+            f"scan: {path} holds {found} bytes of voxels, its header says {expected} "
+            f"({fields.get('sizes')} of type "
             f"{fields.get('type')!r}); copy or export it again"
         )
 
@@ -562,7 +599,17 @@ def _nrrd_bytes(name):
     if sized:
         return int(sized[1]) // 8
     words = name.replace("uchar", "char").replace("ushort", "short").replace("longlong", "long").split()
-    sizes = {"char": 1, "short": 2, "long": 8, "ulonglong": 8, "ulong": 8, "float": 4, "double": 8, "int": 4, "uint": 4}
+    sizes = {
+        "char": 1,
+        "short": 2,
+        "long": 8,
+        "ulonglong": 8,
+        "ulong": 8,
+        "float": 4,
+        "double": 8,
+        "int": 4,
+        "uint": 4,
+    }
     return next((sizes[kind] for kind in sizes if kind in words), 0)
 
 
@@ -576,6 +623,7 @@ def _check_length(path, stored, num_bytes):
     extra = os.path.getsize(path) - num_bytes * int(np.prod(stored.size_xyz, dtype=object))
     if not 0 <= extra <= (1 << 16) + 352:
         raise InputError(
-            f"scan: {path} is {extra} bytes longer than its header says, expected a header and voxels; its header "
+            f"scan: {path} is {extra} bytes longer than its header says, expected a header and voxels; "
+            "its header "
             "is damaged or another file's: export it again"
         )

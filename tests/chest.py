@@ -5,7 +5,9 @@ import numpy as np
 
 def draw(shape=(24, 48, 56), spacing_zyx=(6.0, 6.0, 6.0)):
     """Returns int16 [D, H, W] in HU, canonical: two unlike lungs, a nodule in the left, a spine behind."""
-    z, y, x = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_zyx)], indexing="ij")
+    z, y, x = np.meshgrid(
+        *[(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_zyx)], indexing="ij"
+    )
     hu = np.full(shape, -1000.0)
     hu[(x / 150) ** 2 + (y / 105) ** 2 < 1] = 40
     hu[((x + 70) / 55) ** 2 + ((y + 5) / 70) ** 2 + ((z + 8) / 75) ** 2 < 1] = -850  # right

@@ -57,9 +57,25 @@ def positions(count, *, spacing_zyx, origin, orientation=AXIAL, step=None):
     return np.asarray(origin) + np.arange(count)[:, None] * step
 
 
-def write_series(folder, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, -50.0, 10.0), orientation=AXIAL,
-                 step=None, series=None, study=STUDY, number=3, description="CHEST", modality="CT", slope=1,
-                 intercept=-1024, edit=None, keep=None, prefix="IM"):
+def write_series(
+    folder,
+    volume,
+    *,
+    spacing_zyx=(2.0, 1.0, 1.0),
+    origin=(-60.0, -50.0, 10.0),
+    orientation=AXIAL,
+    step=None,
+    series=None,
+    study=STUDY,
+    number=3,
+    description="CHEST",
+    modality="CT",
+    slope=1,
+    intercept=-1024,
+    edit=None,
+    keep=None,
+    prefix="IM",
+):
     """Writes one single-frame file a slice and returns their paths, in the order of `volume`'s slices.
 
     Args:
@@ -70,11 +86,20 @@ def write_series(folder, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     series = series or create_uid(folder, description, number)
-    places = positions(len(volume), spacing_zyx=spacing_zyx, origin=origin, orientation=orientation, step=step)
+    places = positions(
+        len(volume), spacing_zyx=spacing_zyx, origin=origin, orientation=orientation, step=step
+    )
     paths = []
     for index in range(len(volume)) if keep is None else keep:
-        one = _base(CTImageStorage, f"{series}.{index + 1}", study=study, series=series, number=number,
-                    description=description, modality=modality)
+        one = _base(
+            CTImageStorage,
+            f"{series}.{index + 1}",
+            study=study,
+            series=series,
+            number=number,
+            description=description,
+            modality=modality,
+        )
         one.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         one.AcquisitionNumber, one.InstanceNumber = 1, index + 1
         one.ImagePositionPatient, one.ImageOrientationPatient = _floats(places[index]), _floats(orientation)
@@ -88,12 +113,30 @@ def write_series(folder, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, 
     return paths
 
 
-def write_enhanced(path, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, -50.0, 10.0), orientation=AXIAL,
-                   intercept=-1024, series=None, study=STUDY, shuffle=None, edit=None):
+def write_enhanced(
+    path,
+    volume,
+    *,
+    spacing_zyx=(2.0, 1.0, 1.0),
+    origin=(-60.0, -50.0, 10.0),
+    orientation=AXIAL,
+    intercept=-1024,
+    series=None,
+    study=STUDY,
+    shuffle=None,
+    edit=None,
+):
     """Writes one enhanced multi-frame CT; `shuffle` is an order in which to store the frames."""
     series = series or create_uid(path)
-    one = _base(EnhancedCTImageStorage, f"{series}.1", study=study, series=series, number=5,
-                description="CHEST enhanced", modality="CT")
+    one = _base(
+        EnhancedCTImageStorage,
+        f"{series}.1",
+        study=study,
+        series=series,
+        number=5,
+        description="CHEST enhanced",
+        modality="CT",
+    )
     one.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
     one.InstanceNumber, one.NumberOfFrames = 1, len(volume)
     one.AcquisitionDateTime = "20200102101112"
@@ -113,7 +156,11 @@ def write_enhanced(path, volume, *, spacing_zyx=(2.0, 1.0, 1.0), origin=(-60.0, 
     for index in order:
         group, place, content = Dataset(), Dataset(), Dataset()
         place.ImagePositionPatient = _floats(places[index])
-        content.FrameAcquisitionNumber, content.StackID, content.InStackPositionNumber = 1, "1", int(index) + 1
+        content.FrameAcquisitionNumber, content.StackID, content.InStackPositionNumber = (
+            1,
+            "1",
+            int(index) + 1,
+        )
         content.DimensionIndexValues = [1, int(index) + 1]
         group.PlanePositionSequence, group.FrameContentSequence = Sequence([place]), Sequence([content])
         groups.append(group)

@@ -12,7 +12,7 @@ pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installe
 import chest  # noqa: E402
 import dicom_files  # noqa: E402
 
-from auxseg import ct, dicom, scans  # noqa: E402
+from auxseg import ct, scans  # noqa: E402
 from auxseg.errors import InputError  # noqa: E402
 
 SPACING = (6.0, 6.0, 6.0)
@@ -123,7 +123,9 @@ def test_the_chest_is_chosen_and_the_others_listed(tmp_path, volume):
     folder = tmp_path / "in"
     dicom_files.write_series(folder, volume[:6], number=1, description="ABDOMEN", prefix="A")
     dicom_files.write_series(folder, volume, number=2, description="chest lung 1mm", prefix="B")
-    dicom_files.write_series(folder, volume[::2], number=4, description="chest", spacing_zyx=(12, 6, 6), prefix="C")
+    dicom_files.write_series(
+        folder, volume[::2], number=4, description="chest", spacing_zyx=(12, 6, 6), prefix="C"
+    )
     dicom_files.write_series(folder, volume, number=7, description="CHEST", modality="PT", prefix="D")
     scan = _open(folder, tmp_path / "s")
     assert scan.num_slices == len(volume)
@@ -176,7 +178,9 @@ def test_two_acquisitions_in_one_series(tmp_path, volume):
 
 def test_mixed_orientations(tmp_path, volume):
     dicom_files.write_series(tmp_path / "in", volume, series="1.2.3")
-    dicom_files.write_series(tmp_path / "in", volume[:3], series="1.2.3", orientation=(1, 0, 0, 0, 0, -1), prefix="B")
+    dicom_files.write_series(
+        tmp_path / "in", volume[:3], series="1.2.3", orientation=(1, 0, 0, 0, 0, -1), prefix="B"
+    )
     _refused(tmp_path / "in", tmp_path / "s", "mixed images")
 
 
@@ -212,7 +216,10 @@ def test_a_tilted_gantry_keeps_its_places(tmp_path, volume):
         (lambda one: setattr(one, "PhotometricInterpretation", "RGB"), "holds a picture"),
         (lambda one: delattr(one, "ImagePositionPatient"), "have no position"),
         (lambda one: setattr(one, "PixelSpacing", ["0", "1"]), "pixel spacing of .0.0, 1.0. mm"),
-        (lambda one: setattr(one, "ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"]), "no right angle"),
+        (
+            lambda one: setattr(one, "ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"]),
+            "no right angle",
+        ),
         (lambda one: setattr(one, "PixelData", one.PixelData[:-200]), "damaged or truncated"),
     ],
 )

@@ -62,12 +62,16 @@ def test_a_mirrored_header_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "whose"), [((1, 2, 3), "auxseg's classes"), ((3, 4, 5), "LUNA16's"), ((7, 8, 9), "unknown meaning")]
+    ("values", "whose"),
+    [((1, 2, 3), "auxseg's classes"), ((3, 4, 5), "LUNA16's"), ((7, 8, 9), "unknown meaning")],
 )
 def test_label_maps(tmp_path, values, whose):
     facts, codes, report = _one(_write(tmp_path / "a.mha", _labels(*values)))
     assert whose in facts["label map"]
-    assert f"{(_labels() == 1).sum()} voxels, {(_labels() == 1).sum() * 0.216:.1f} mL" in facts[f"value {values[0]}"]
+    assert (
+        f"{(_labels() == 1).sum()} voxels, {(_labels() == 1).sum() * 0.216:.1f} mL"
+        in facts[f"value {values[0]}"]
+    )
     assert codes == ([] if values[0] == 7 else ["sides"])
     if values[0] == 3:
         assert "trachea" in facts["value 5"] and "left lung" in facts["value 3"]
@@ -117,8 +121,12 @@ def test_a_luna16_folder(tmp_path):
     _write_luna16(tmp_path)
     reports = list(doctor.examine(tmp_path, num_scans=2))
     facts = dict(reports[0].facts)
-    assert facts["scans"].startswith("3 with a mask") and facts["by subset"].startswith("0: 1, 1: 1, 2: 1, 3: 0")
-    assert facts["nodules"].startswith("2 in annotations.csv") and "1 of them in these scans" in facts["nodules"]
+    assert facts["scans"].startswith("3 with a mask") and facts["by subset"].startswith(
+        "0: 1, 1: 1, 2: 1, 3: 0"
+    )
+    assert (
+        facts["nodules"].startswith("2 in annotations.csv") and "1 of them in these scans" in facts["nodules"]
+    )
     assert any("subsets not there" in finding.text for finding in reports[0].findings)
     assert len(reports) == 5 or len(reports) == 7  # the sample holds the middle scan too
     assert not [f for report in reports for f in report.findings if f.severity == "error"]

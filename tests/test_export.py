@@ -19,7 +19,8 @@ SIZE = (64, 64)
 
 
 def _trained(seed=0, **settings):
-    """Returns a small network with weights as of a trained one: statistics too are not those of a fresh one."""
+    """Returns a small network with weights as of a trained one: statistics too are not those of a "
+    "fresh one."""
     config = base.get_config()
     with config.unlocked():
         config.data.size = SIZE
@@ -27,7 +28,9 @@ def _trained(seed=0, **settings):
     model = models.create_model(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *SIZE, 1), np.float32))
     random = np.random.default_rng(seed)
-    return bundle.Trained("small (epoch 1)", config, jax.tree.map(lambda one: _draw(random, one.shape), dict(shapes)))
+    return bundle.Trained(
+        "small (epoch 1)", config, jax.tree.map(lambda one: _draw(random, one.shape), dict(shapes))
+    )
 
 
 def _draw(random, shape):
@@ -104,8 +107,18 @@ def test_a_bundle_runs_without_auxseg(exported, tmp_path, kind):
         "import sys, runpy; sys.modules['auxseg'] = None; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    command = [sys.executable, "-I", "-c", code, output / "run.py", tmp_path / "slice.npy", tmp_path / "mask.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": ""})
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        code,
+        output / "run.py",
+        tmp_path / "slice.npy",
+        tmp_path / "mask.npy",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": ""}
+    )
     assert done.returncode == 0, done.stderr
     mask = np.load(tmp_path / "mask.npy")
     assert mask.shape == (128, 192) and mask.dtype == np.uint8

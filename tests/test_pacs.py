@@ -41,7 +41,7 @@ def server(tmp_path):
     settings = {
         "StorageDirectory": str(tmp_path / "pacs"), "IndexDirectory": str(tmp_path / "pacs"),
         "HttpPort": ports[0], "DicomPort": ports[1], "HttpBindAddresses": ["127.0.0.1"],
-        "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "Plugins": [], "StorageCompression": False,
+        "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "Plugins": [],
     }  # fmt: skip
     (tmp_path / "orthanc.json").write_text(json.dumps(settings))
     process = subprocess.Popen([ORTHANC, tmp_path / "orthanc.json"], stdout=subprocess.DEVNULL,
@@ -150,7 +150,11 @@ def test_round_trip_through_a_server(server, tmp_path):
 )
 def test_dicom_seg_lies_on_its_source(tmp_path, case, request):
     volume = chest.draw()
-    orientations = {"feet first": (-1, 0, 0, 0, 1, 0), "coronal": (1, 0, 0, 0, 0, -1), "coronal slice": (1, 0, 0, 0, 0, -1)}
+    orientations = {
+        "feet first": (-1, 0, 0, 0, 1, 0),
+        "coronal": (1, 0, 0, 0, 0, -1),
+        "coronal slice": (1, 0, 0, 0, 0, -1),
+    }
     orientation = orientations.get(case, dicom_files.AXIAL)
     row, column = np.reshape(orientation, (2, 3))
     matrix = np.stack([row, column, np.cross(row, column)], 1).astype(float)
@@ -165,7 +169,9 @@ def test_dicom_seg_lies_on_its_source(tmp_path, case, request):
         dicom_files.write_enhanced(tmp_path / "in" / "one.dcm", volume, spacing_zyx=spacing, shuffle=order)
     else:
         step = (0, 1.2, 6.0) if case == "tilted" else None
-        dicom_files.write_series(tmp_path / "in", array, spacing_zyx=spacing, orientation=orientation, step=step)
+        dicom_files.write_series(
+            tmp_path / "in", array, spacing_zyx=spacing, orientation=orientation, step=step
+        )
     options = predict.Options(slices="middle" if case.endswith("slice") else "all")
     network = [fake_network.create((56, 56))]
     predict.predict(tmp_path / "in", tmp_path / "out", network, options=options, formats=("dicom-seg",))

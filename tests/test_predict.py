@@ -106,16 +106,25 @@ def test_an_anisotropic_copy_gives_the_same_mask_in_the_patient(tmp_path):
     """Half the columns, twice as wide: the masks agree where both have a voxel, but for edges."""
     volume = chest.draw((12, 96, 112), (12.0, 3.0, 3.0))
     narrow = volume.reshape(12, 96, 56, 2).mean(-1).round().astype(np.int16)
-    images = [_image(volume, (3.0, 3.0, 12.0)), _image(narrow, (6.0, 3.0, 12.0), (ORIGIN[0] + 1.5, *ORIGIN[1:]))]
+    images = [
+        _image(volume, (3.0, 3.0, 12.0)),
+        _image(narrow, (6.0, 3.0, 12.0), (ORIGIN[0] + 1.5, *ORIGIN[1:])),
+    ]
     masks = []
     for number, image in enumerate(images):
         sitk.WriteImage(image, str(tmp_path / f"{number}.mha"))
         _run(tmp_path / f"{number}.mha", tmp_path / f"out{number}")
         masks.append(sitk.ReadImage(str(tmp_path / f"out{number}" / "mask.nii.gz")))
-    again = sitk.GetArrayFromImage(sitk.Resample(masks[1], masks[0], sitk.Transform(), sitk.sitkNearestNeighbor))
+    again = sitk.GetArrayFromImage(
+        sitk.Resample(masks[1], masks[0], sitk.Transform(), sitk.sitkNearestNeighbor)
+    )
     first = sitk.GetArrayFromImage(masks[0])
     for value in (1, 2):
-        both = 2 * ((first == value) & (again == value)).sum() / ((first == value).sum() + (again == value).sum())
+        both = (
+            2
+            * ((first == value) & (again == value)).sum()
+            / ((first == value).sum() + (again == value).sum())
+        )
         assert both > 0.97
 
 
@@ -169,7 +178,9 @@ def test_no_more_than_a_few_slices_are_held(tmp_path, monkeypatch):
     sitk.WriteImage(_image(chest.draw((40, 48, 56))), str(tmp_path / "scan.nii.gz"))
     held = []
     stack = np.pad
-    monkeypatch.setattr(predict.np, "pad", lambda array, *a, **k: held.append(len(array)) or stack(array, *a, **k))
+    monkeypatch.setattr(
+        predict.np, "pad", lambda array, *a, **k: held.append(len(array)) or stack(array, *a, **k)
+    )
     _run(tmp_path / "scan.nii.gz", tmp_path / "out", batch_size=4)
     assert held and max(held) <= 4
 
@@ -230,7 +241,9 @@ def test_networks_are_averaged_also_of_different_sizes(tmp_path):
 def test_clean_up_is_measured(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
     clean = postprocess.Options(largest_components=True, fill_holes=True, min_nodule_mm=200.0 / 2.1)
-    result = predict.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))], options=predict.Options(clean=clean))
+    result = predict.segment(
+        tmp_path / "scan.mha", [fake_network.create((56, 56))], options=predict.Options(clean=clean)
+    )
     assert set(result.changed) == {"largest_components", "fill_holes", "min_nodule_mm"}
     assert result.changed["min_nodule_mm"] > 20 and not (result.masks == 3).any()
     assert any("min_nodule_mm" in finding.text for finding in result.findings)
@@ -249,7 +262,9 @@ def test_measurements_by_hand(tmp_path):
     assert nodule["voxels"] == 24 and nodule["inside"] == "left_lung" and nodule["area_pixels"] == 12
     assert nodule["volume_mm3"] == pytest.approx(24 * 0.8) and nodule["area_mm2"] == pytest.approx(12 * 0.4)
     assert nodule["equivalent_diameter_mm"] == pytest.approx(2 * np.sqrt(4.8 / np.pi))
-    assert [nodule[f"{axis}_mm"] for axis in "xyz"] == pytest.approx([-10 + 21.5 * 0.5, 20 + 9 * 0.8, 30 + 4.5 * 2])
+    assert [nodule[f"{axis}_mm"] for axis in "xyz"] == pytest.approx(
+        [-10 + 21.5 * 0.5, 20 + 9 * 0.8, 30 + 4.5 * 2]
+    )
     assert (nodule["slice"], nodule["first_slice"], nodule["last_slice"]) == (4, 4, 5)
     assert nodule["i"] in (7, 8) and nodule["j"] == 9 and nodule["k"] in (4, 5)  # x is stored reversed
     assert rows["right_lung"]["volume_ml"] == pytest.approx(6 * 12 * 10 * 0.8 / 1000)
@@ -384,7 +399,9 @@ predict.predict({source!r}, {output!r}, [network], options=predict.Options(batch
 def test_a_killed_run_leaves_whole_scans_and_goes_on(tmp_path):
     """SIGKILL in the middle: what has prediction.json is whole; the next run clears up and completes."""
     _write_many(tmp_path / "in", 3)
-    code = _SLOW_RUN.format(tests=os.path.dirname(__file__), source=str(tmp_path / "in"), output=str(tmp_path / "out"))
+    code = _SLOW_RUN.format(
+        tests=os.path.dirname(__file__), source=str(tmp_path / "in"), output=str(tmp_path / "out")
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "case0" / "prediction.json").exists() and time.monotonic() < deadline:
@@ -424,7 +441,8 @@ def test_formats_that_a_scan_cannot_have(tmp_path):
 
 
 def test_the_command(tmp_path):
-    """The whole command on a run of a tiny network: a mask, then the same again, then one line for a mistake."""
+    """The whole command on a run of a tiny network: a mask, then the same again, then one line for a "
+    "mistake."""
     import jax
 
     from auxseg import checkpoints, models, runs

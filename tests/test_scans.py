@@ -12,7 +12,12 @@ from auxseg import ct, scans
 from auxseg.errors import InputError
 
 FORMATS = ("mhd", "mha", "nrrd", "nhdr", "nii", "nii.gz")
-TURNS = {"plain": ((0, 1, 2), ()), "flipped": ((0, 1, 2), (0, 2)), "turned": ((2, 0, 1), (1,)), "side": ((1, 2, 0), (0,))}
+TURNS = {
+    "plain": ((0, 1, 2), ()),
+    "flipped": ((0, 1, 2), (0, 2)),
+    "turned": ((2, 0, 1), (1,)),
+    "side": ((1, 2, 0), (0,)),
+}
 
 
 def _image(volume, spacing_xyz=(0.7, 0.8, 2.5), origin=(-120.5, -80.25, 33.0)):
@@ -53,7 +58,9 @@ def test_only_the_slices_asked_for_are_read(tmp_path, monkeypatch):
     volume = chest.draw((16, 20, 24), (10, 14, 14))
     sizes = []
     get = sitk.GetArrayFromImage
-    monkeypatch.setattr(sitk, "GetArrayFromImage", lambda image: sizes.append(image.GetSize()[2]) or get(image))
+    monkeypatch.setattr(
+        sitk, "GetArrayFromImage", lambda image: sizes.append(image.GetSize()[2]) or get(image)
+    )
     for name in ("a.mhd", "a.nii.gz", "a.nrrd"):
         sitk.WriteImage(_image(volume), str(tmp_path / name), useCompression=True)
         (tmp_path / f"{name}.d").mkdir()
@@ -83,7 +90,10 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, compress):
     volume = chest.draw((5, 20, 24), (20, 14, 14))
     path = tmp_path / f"scan.{suffix}"
     sitk.WriteImage(_image(volume), str(path), useCompression=compress)
-    data = next((file for file in tmp_path.iterdir() if file.suffix in (".raw", ".zraw", ".gz") and file != path), path)
+    data = next(
+        (file for file in tmp_path.iterdir() if file.suffix in (".raw", ".zraw", ".gz") and file != path),
+        path,
+    )
     whole = data.read_bytes()
     for size in (len(whole) - 1, len(whole) // 2, len(whole) // 10, 0):
         data.write_bytes(whole[:size])
@@ -153,7 +163,11 @@ def test_a_folder_of_many_scans(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / ".hidden.nii").write_text("")
     found = scans.find_scans(tmp_path)
-    assert [(source.name, source.kind) for source in found] == [("c", "npz"), ("scan", "file"), ("scan_2", "file")]
+    assert [(source.name, source.kind) for source in found] == [
+        ("c", "npz"),
+        ("scan", "file"),
+        ("scan_2", "file"),
+    ]
 
 
 def test_nothing_to_find(tmp_path):
@@ -179,7 +193,9 @@ def test_a_zip_with_one_scan(tmp_path):
         _open(tmp_path / "x.zip", tmp_path / "t")
 
 
-@pytest.mark.parametrize("name", ["../evil.nii", "/abs/evil.nii", "a/../../evil.nii", "..\\evil.nii", "C:\\evil.nii"])
+@pytest.mark.parametrize(
+    "name", ["../evil.nii", "/abs/evil.nii", "a/../../evil.nii", "..\\evil.nii", "C:\\evil.nii"]
+)
 def test_a_zip_that_leads_out_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(name, b"x")
