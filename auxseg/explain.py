@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxseg.errors import InputError, check_choice
+from auxseg.models import blocks
 from auxseg.structs import CLASS_NAMES
 
 
@@ -25,17 +26,19 @@ class Explanation:
 
     Attributes:
         title: in words.
+        case_id: of the explained case.
         caption: which score was explained.
         class_name: of the explained class.
         image: int16 [H, W] in HU.
         window_hu: (low, high).
         target: bool [H, W], the class in the reference.
         maps: layer -> float32 [H, W] in [0, 1]; all 0 where nothing speaks for the class.
-        se_scales: block -> float32 [channels], the scale of each channel; {} without
-            squeeze-and-excitation.
+        se_scales: block -> float32 [channels], the scale of each channel (NaN of one that batch norm
+            made 0); {} without squeeze-and-excitation.
     """
 
     title: str
+    case_id: str
     caption: str
     class_name: str
     image: np.ndarray
@@ -86,6 +89,7 @@ def explain(explain_fn, variables, *, image, reference, window_hu, class_name, c
     name = class_name.replace("_", " ")
     return Explanation(
         title=f"Grad-CAM of the class {name} in {case_id}",
+        case_id=case_id,
         caption=f"{case_id}: what the logit of '{name}' rests on, summed over {where}; aux: the auxiliary "
         "head's logit that the class is in the slice. Bright: speaks for it. The outline is the reference.",
         class_name=class_name,
@@ -93,9 +97,7 @@ def explain(explain_fn, variables, *, image, reference, window_hu, class_name, c
         window_hu=tuple(window_hu),
         target=target,
         maps={layer: scale_map(maps[layer], image.shape) for layer in sorted(maps, key=_place)},
-        se_scales={
-            block: scales[block][np.isfinite(scales[block])] for block in sorted(scales, key=_place)
-        },
+        se_scales={block: scales[block] for block in sorted(scales, key=_place)},
     )
 
 
@@ -117,19 +119,14 @@ def _explain(model, variables, image, pixels, index):
     images = image[None, ..., None]
     features = _read_features(model, variables, images)
 
-    def class_scores(offsets):
+    def class_score(offsets):
+        # Each offset moves one of the two scores alone, so that one gradient of their sum has both.
         outputs = _apply(model, variables, images, lambda name, value: value + offsets[name])
         mask = (outputs.mask_logits[0, ..., index] * pixels).sum()
-        return mask, jnp.zeros(()) if outputs.class_logits is None else outputs.class_logits[0, index]
+        return mask if outputs.class_logits is None else mask + outputs.class_logits[0, index]
 
-    _, pull = jax.vjp(class_scores, jax.tree.map(jnp.zeros_like, features))
-    one, nothing = jnp.ones(()), jnp.zeros(())
-    (of_mask,), (of_aux,) = pull((one, nothing)), pull((nothing, one))
-    titles = _titles(features)
-    maps = {
-        titles[name]: _weigh(features[name], (of_aux if name == "aux" else of_mask)[name])
-        for name in titles
-    }
+    gradients = jax.grad(class_score)(jax.tree.map(jnp.zeros_like, features))
+    maps = {title: _weigh(features[name], gradients[name]) for name, title in _titles(features).items()}
     return maps, _read_scales(model, variables, images)
 
 
@@ -165,7 +162,7 @@ def _apply(model, variables, images, change):
         name = context.module.name or ""
         reads = name in ("mask", "aux") or name.startswith("up_")
         if context.method_name == "__call__" and reads and len(context.module.path) == 1:
-            args = (change(name, args[0]), *args[1:])
+            args = (blocks.Signal(change(name, blocks.activate(args[0]))), *args[1:])
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
@@ -173,7 +170,7 @@ def _apply(model, variables, images, change):
 
 
 def _read_scales(model, variables, images):
-    """Returns {block: float32 [C]}: each channel's scale, the maximum after over that before; NaN if dead."""
+    """Returns {block: float32 [C]}: each channel's scale; NaN of a channel that batch norm made 0."""
 
     def is_wanted(module, method):
         return method == "__call__" and module.name in ("unit_1", "se")
@@ -184,10 +181,8 @@ def _read_scales(model, variables, images):
     scales = {}
     for block, parts in stored.get("intermediates", {}).items():
         if "se" in parts:
-            before, after = (
-                parts[part]["__call__"][0][0].astype(jnp.float32).max((0, 1)) for part in ("unit_1", "se")
-            )
-            scales[block] = jnp.where(before > 0, after / before, jnp.nan)
+            before, after = (parts[part]["__call__"][0].factor[0] for part in ("unit_1", "se"))
+            scales[block] = jnp.where(before == 0, jnp.nan, after / before)
     return scales
 
 

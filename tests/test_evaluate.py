@@ -57,6 +57,9 @@ def test_the_command_writes_the_report_and_explains(workdir, capsys):
         "Scored on the val split" in text and "What drives the network" in text and "own resolution" in text
     )
     assert (page.parent / "figures" / "explanation_1.png").is_file()
+    scales = tables.read_csv(page.parent / "tables" / "se_scales.csv")
+    assert {row["block"] for row in scales} == {"encoder_0", "bottleneck", "decoder_0"}
+    assert all(0 < row["scale"] < 1 for row in scales) and len(scales) == 4 + 8 + 4
     assert re.search(r"aux_unet: [\d,]+ trainable parameters", text)
 
 

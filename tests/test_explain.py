@@ -8,6 +8,7 @@ import pytest
 
 from auxseg import explain, models
 from auxseg.errors import InputError
+from auxseg.models import blocks
 from auxseg.report import figures
 
 SIZE = (32, 32)
@@ -88,19 +89,24 @@ def test_map_of_the_last_layer_by_hand(network, explain_fn):
     np.testing.assert_allclose(maps["decoder_0"], features @ weights, rtol=1e-4, atol=1e-6)
 
 
+def read_unit(model, variables, images):
+    """Returns float [1, h, w, C], what the squeeze-and-excitation of encoder_1 reads."""
+    _, stored = model.apply(
+        variables,
+        images,
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name == "unit_1",
+    )
+    return blocks.activate(stored["intermediates"]["encoder_1"]["unit_1"]["__call__"][0])
+
+
 def test_scales_are_those_of_squeeze_and_excitation(network):
     model, variables = network
     scaled = np.full((1, *SIZE, 1), 0.3, np.float32)
     scales = jax.jit(lambda images: explain._read_scales(model, variables, images))(scaled)
     assert set(scales) == {"encoder_0", "encoder_1", "bottleneck", "decoder_1", "decoder_0"}
-    _, stored = model.apply(
-        variables,
-        scaled,
-        train=False,
-        mutable=["intermediates"],
-        capture_intermediates=lambda module, _: module.name == "unit_1",
-    )
-    images = stored["intermediates"]["encoder_1"]["unit_1"]["__call__"][0]
+    images = jax.jit(lambda images: read_unit(model, variables, images))(scaled)
     weights = variables["params"]["encoder_1"]["se"]
     hidden = np.maximum(images.mean((1, 2)) @ weights["squeeze"] + weights["squeeze_bias"][None], 0)
     expected = 1 / (1 + np.exp(-(hidden @ weights["excite"] + weights["excite_bias"][None])))[0]

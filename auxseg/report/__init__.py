@@ -27,7 +27,7 @@ def write_report(folder, report):
     named = html.name_tables(report)
     for name, rows in named.items():
         tables.write_csv(folder / "tables" / f"{name}.csv", rows)
-    left_out = ("cases", "cases_native", "objects", "objects_native")
+    left_out = ("cases", "cases_native", "objects", "objects_native", "se_scales")
     tables.write_json(
         folder / "scores.json", {name: rows for name, rows in named.items() if name not in left_out}
     )

@@ -203,6 +203,10 @@ def _draw_agreement(panel, reference, predicted, name, unit):
         if np.all(np.isfinite(interval)):
             panel.axhspan(*interval, color=INK, alpha=0.08, linewidth=0)
     panel.axhline(0, color=GRID, linewidth=1, zorder=0)
+    # Intervals of a handful of cases are many times as wide as the data: they may leave the picture.
+    shown = [*difference, *(value for value, _, _ in lines if np.isfinite(value)), 0.0]
+    margin = 0.3 * np.ptp(shown) or 1.0
+    panel.set_ylim(min(shown) - margin, max(shown) + margin)
     limits = (
         ""
         if np.isnan(agreement.sd)
@@ -373,7 +377,7 @@ def draw_explanation(explanation):
     for panel, (title, heat) in zip(axes[0], [("CT and truth", None), *maps.items()], strict=True):
         panel.imshow(explanation.image, **window)
         if heat is not None:
-            panel.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+            panel.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
         if np.any(explanation.target):
             panel.contour(
                 explanation.target,
@@ -395,7 +399,8 @@ def _draw_scales(figure, row, scales):
         panel.remove()
     panel = figure.add_subplot(grid[1, :])
     names = list(scales)
-    parts = panel.violinplot([np.asarray(scales[name]) for name in names], showmedians=True, widths=0.85)
+    values = [scales[name][np.isfinite(scales[name])] for name in names]
+    parts = panel.violinplot(values, showmedians=True, widths=0.85)
     for body in parts["bodies"]:
         body.set_facecolor("#6b46c1")
     panel.set_xticks(range(1, len(names) + 1), names, fontsize=8, rotation=20)

@@ -18,6 +18,8 @@ LEVELS = (FAULT, CAUTION, NOTE, PASSED)
 
 SWAPPED_SHARE = 0.5
 """Of a case's lung pixels on the wrong side: above it, its sides are swapped."""
+FOUND_SHARE = 0.2
+"""Of a case's lung pixels that are predicted as lung: below it, its sides cannot be told."""
 CONFUSED_SHARE = 0.01
 """Of all lung pixels on the wrong side: above it the sides are confused."""
 SHIFT_PX = 0.75
@@ -76,7 +78,7 @@ def find_all(evaluation, *, split="test", splits=None, finished=True):
 
 
 def check_sides(evaluation):
-    """Returns whether lung pixels are given to the other lung; None without a case that has both lungs."""
+    """Returns whether lung pixels are given to the other lung; None where lungs were hardly found."""
     left, right = scores.LUNGS
     sizes = [tables.column(evaluation, f"{name}_reference_px") for name in scores.LUNGS]
     both = (sizes[0] > 0) & (sizes[1] > 0)
@@ -84,18 +86,18 @@ def check_sides(evaluation):
         return None
     wrong = sum(tables.column(evaluation, f"pixels_{a}_as_{b}") for a, b in ((left, right), (right, left)))
     lungs = wrong + sum(tables.column(evaluation, f"pixels_{a}_as_{a}") for a in scores.LUNGS)
+    told = both & (lungs > FOUND_SHARE * sum(sizes))
+    if not told.any():
+        return None
     share = wrong / np.maximum(lungs, 1)
-    swapped, pooled = (
-        int(np.sum(share[both] > SWAPPED_SHARE)),
-        wrong[both].sum() / max(lungs[both].sum(), 1),
-    )
+    swapped, pooled = int(np.sum(share[told] > SWAPPED_SHARE)), wrong[told].sum() / lungs[told].sum()
     text = f"{pooled:.1%} of the lung pixels that were found lie in the other lung."
     if swapped:
-        every = "; the labels or the orientation are flipped" if swapped > 0.8 * both.sum() else ""
+        every = "; the labels or the orientation are flipped" if swapped > 0.8 * told.sum() else ""
         return Finding(
             FAULT,
             "Left and right are swapped",
-            f"In {swapped} of {both.sum()} cases with both lungs{every}. {text}",
+            f"In {swapped} of {told.sum()} cases with both lungs{every}. {text}",
             "confusion",
         )
     if pooled > CONFUSED_SHARE:

@@ -177,7 +177,12 @@ def _tile(rows, name):
                 f"95 %{interval(dice['low'], dice['high']) or ': n/a'}; median {number(dice['median'])}",
             ),
         ),
-        element("div", element("small", f"{distance['score']} {number(distance['mean'], 1)}")),
+        element(
+            "div",
+            element(
+                "small", f"{distance['score']} {number(distance['mean'], 1)} (n = {distance['cases']})"
+            ),
+        ),
         element(
             "div",
             element("small", f"{dice['cases']} cases, "),
@@ -351,7 +356,11 @@ def _figures(pictures, *names):
     shown = [_figure(pictures[name]) for name in names if name in pictures]
     if not shown:
         return None
-    return element("div", shown, class_="pair") if len(shown) > 1 else shown[0]
+    return (
+        element("div", shown, class_="pair wide" if len(shown) > 2 else "pair")
+        if len(shown) > 1
+        else shown[0]
+    )
 
 
 def _figure(picture):
@@ -420,8 +429,7 @@ def _agreement(pictures, named):
     caption = "Predicted minus reference: Bland-Altman bias and limits, Pearson's R, 95 % intervals"
     return join(
         table(headings, body, caption=caption),
-        _figures(pictures, *names),
-        _figures(pictures, "lung_nodule"),
+        _figures(pictures, *names, "lung_nodule"),
     )
 
 
@@ -637,6 +645,18 @@ def name_tables(report):
         "cases": list(evaluation.rows),
         "objects": list(evaluation.objects),
     }
+    named["se_scales"] = [
+        {
+            "case_id": each.case_id,
+            "class": each.class_name,
+            "block": block,
+            "channel": channel,
+            "scale": float(scale),
+        }
+        for each in report.explanations
+        for block, scales in each.se_scales.items()
+        for channel, scale in enumerate(scales)
+    ]
     if report.native is not None:
         named |= {
             "scores_native": tables.score_table(report.native),

@@ -118,3 +118,15 @@ def test_gravest_first():
     found = find(made_up_run.swap_sides)
     order = [findings.LEVELS.index(each.level) for each in found]
     assert order == sorted(order)
+
+
+def test_sides_are_not_told_where_lungs_were_hardly_found():
+    def leave_little(prediction, seed):
+        changed = np.zeros_like(prediction)
+        changed[48:50] = made_up_run.swap_sides(prediction, seed)[48:50]
+        return changed
+
+    found = find(leave_little)
+    assert not any(
+        title.startswith("Left and right") for level in findings.LEVELS for title in titles(found, level)
+    )
