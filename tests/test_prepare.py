@@ -8,8 +8,12 @@ import sys
 import fixtures_luna16
 import numpy as np
 import pytest
+from absl.flags import FLAGS
+from absl.testing import flagsaver
 
+from auxseg import prepare as command
 from auxseg.datasets import luna16, luna16_folder, npz
+from auxseg.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -106,8 +110,14 @@ def test_bad_scans_are_one_line_each_and_can_be_skipped(tmp_path, form):
         (["--data_dir=/nowhere", "--format=npz"], "--output: not given"),
     ],
 )
-def test_wrong_flags_are_one_line(flags, message):
-    done = prepare(*flags)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_wrong_flags_are_named(flags, message):
+    with flagsaver.flagsaver(), pytest.raises(InputError) as caught:
+        FLAGS(["prepare", *flags])
+        command.main(["prepare"])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_flag_ends_the_command_with_one_line():
+    done = prepare("--format=zip")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "--format: got 'zip'" in done.stderr

@@ -21,6 +21,7 @@ import concurrent.futures
 import csv
 import os
 import pathlib
+import threading
 import zipfile
 import zlib
 
@@ -39,11 +40,10 @@ INDEX_COLUMNS = (
     "slice_spacing_mm", "num_nodules",
 )  # fmt: skip
 
-_UNREADABLE = (
-    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-# AttributeError and TypeError: numpy.load gives no archive for a file that is one plain array
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# RuntimeError: an encrypted archive, or (NotImplementedError) one packed in a way that Python cannot unpack
+
+_HEADER_LOCK = threading.Lock()
 
 
 def read_npz(path, *, size_yx, labels="anatomy"):
@@ -170,17 +170,35 @@ def _in_threads(function, items):
 def _read_array(path, which, num_dims=2):
     """Returns the image (which 0) or mask (1) of a file, [H, W] or [N, H, W]."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [pair[which] for pair in NAMES if pair[which] in file.files]
-            if not names:
-                expected = " or ".join(repr(pair[which]) for pair in NAMES)
-                raise InputError(f"{path} holds the arrays {file.files}, expected {expected}")
-            array = file[names[0]]
-    except InputError:
-        raise
+        with zipfile.ZipFile(path) as archive:
+            found = [name.removesuffix(".npy") for name in archive.namelist()]
+            names = [pair[which] for pair in NAMES if pair[which] in found]
+            array = _read_member(archive, f"{names[0]}.npy") if names else None
     except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read as .npz: {error}; copy or write it again") from error
+    if array is None:
+        expected = " or ".join(repr(pair[which]) for pair in NAMES)
+        raise InputError(f"{path} holds the arrays {found}, expected {expected}")
     return _with_dims(array, num_dims, path, names[0])
+
+
+def _read_member(archive, name):
+    """Returns one array of an archive, read-only; never unpickles.
+
+    In place of `numpy.load`, whose parsing of the header is not safe in threads: it goes through `ast`, which
+    in Python up to 3.11.7 and 3.12.1 counts its recursion over all threads together and then fails now and
+    then with a SystemError (CPython issue 106905). Here one thread at a time parses, and all inflate.
+    """
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in readers:
+            raise ValueError(f"{name} is of version {version} of NumPy's format, expected 1.0 or 2.0")
+        with _HEADER_LOCK:
+            shape, is_fortran, dtype = readers[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects, which are never unpickled")
+        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
 def _with_dims(array, num_dims, path, name):

@@ -1,5 +1,7 @@
 """NPZ folders and stacks: what is read, and what is refused by name."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -176,6 +178,36 @@ def test_interrupted_write_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         npz.write_case(tmp_path / "ID_0.npz", *make_slice())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_are_those_that_numpy_loads(tmp_path, order):
+    image, mask = make_slice()
+    np.savez(tmp_path / "a.npz", image=np.array(image, order=order), mask=np.array(mask, order=order))
+    image[:, 0] = -700
+    np.savez_compressed(tmp_path / "b.npz", image=np.array(image, ">i2", order=order), mask=mask)
+    images, masks = npz.read_npz(tmp_path, size_yx=(64, 64)).read(np.arange(2))
+    for row, name in enumerate("ab"):
+        with np.load(tmp_path / f"{name}.npz") as file:
+            np.testing.assert_array_equal(images[row], np.maximum(file["image"], -1024))
+            np.testing.assert_array_equal(masks[row], file["mask"])
+
+
+def test_headers_are_parsed_one_at_a_time(folder, monkeypatch):
+    """Two threads that parse at once can fail (CPython issue 106905)."""
+    inside, most = [], []
+    parse = np.lib.format.read_array_header_1_0
+
+    def slow(file):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+        return parse(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", slow)
+    npz.read_npz(folder, size_yx=(32, 32)).read(np.arange(4))
+    assert len(most) == 16 and max(most) == 1
 
 
 def test_real_middle_slices(real_data):
