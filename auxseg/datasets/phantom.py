@@ -15,13 +15,16 @@ apart lie on its middle. LUNA16 itself keeps to 2.5 mm: `num_slices` of 120 or m
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import queue
+import subprocess
+import sys
+import threading
 import time
 import uuid
 import zlib
@@ -221,7 +224,7 @@ def ensure(folder, config, progress=None):
         InputError: as `write_luna16_folder`.
     """
     settings, folder = create_settings(config), pathlib.Path(folder)
-    found = _read_settings(folder)
+    found = read_settings(folder)
     if found is None or found != (settings, True) or not _is_all_there(folder, settings):
         write_luna16_folder(folder, config, progress)
     return folder
@@ -264,7 +267,7 @@ def _check_folder(folder, settings):
     """Raises `InputError` unless the folder is missing, empty, or a phantom of these settings."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"data.dir: {folder} is a file, expected a folder for the phantom; name another")
-    found = _read_settings(folder)
+    found = read_settings(folder)
     if found is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise InputError(
@@ -290,7 +293,7 @@ def _differing(found, wanted):
     return ", ".join(parts)
 
 
-def _read_settings(folder):
+def read_settings(folder):
     """Returns (`Settings`, whether the folder is whole) of a phantom's folder, or None if it is none."""
     path = folder / "phantom.json"
     if not path.is_file():
@@ -317,23 +320,78 @@ def _write_state(folder, settings, *, whole):
 
 
 def _write_scans(folder, settings, progress):
-    """Writes the scans that are missing, some at a time; returns the rows of all annotations."""
-    rows, done = [], 0
-    with concurrent.futures.ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
-        jobs = [pool.submit(_write_scan, folder, settings, number) for number in range(settings.num_scans)]
-        try:
-            for job in jobs:
-                rows.extend(job.result())
-                done += 1
-                if progress is not None:
-                    progress(done, settings.num_scans)
-        finally:
-            for job in jobs:
-                job.cancel()
-    return rows
+    """Writes the scans that are missing; returns the rows of all annotations, by scan.
+
+    A few scans are written here, more by processes side by side (threads would wait for one another).
+    """
+    num_workers = min(os.cpu_count() or 1, 8, settings.num_scans // 4)
+    report = _report_here if num_workers < 2 else _report_from_workers
+    rows = {}
+    with contextlib.closing(report(folder, settings, num_workers)) as reports:
+        for number, found in reports:
+            rows[number] = found
+            if progress is not None:
+                progress(len(rows), settings.num_scans)
+    return [row for number in sorted(rows) for row in rows[number]]
 
 
-def _write_scan(folder, settings, number):
+def _report_here(folder, settings, num_workers):
+    """Yields the number and annotations of each scan, once it is written, by this process."""
+    del num_workers
+    for number in range(settings.num_scans):
+        yield number, write_scan(folder, settings, number)
+
+
+def _report_from_workers(folder, settings, num_workers):
+    """Yields the number and annotations of each scan, once it is written, by `phantom_worker`s."""
+    lines = queue.SimpleQueue()
+    workers = [_start_worker(folder, share, num_workers, lines) for share in range(num_workers)]
+    try:
+        left, at_work = settings.num_scans, num_workers
+        while left and at_work:
+            line = lines.get()
+            message = json.loads(line) if line else {}
+            if "error" in message:
+                raise OSError(message["error"])
+            at_work -= not line
+            left -= bool(line)
+            if line:
+                yield message["scan"], message["rows"]
+        if left:
+            raise RuntimeError(f"{left} phantom scans were not written: a worker ended early")
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+
+
+def _start_worker(folder, share, num_workers, lines):
+    """Returns a process that writes its share of the scans; what it says goes to the queue `lines`."""
+    root = str(pathlib.Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command = [
+        sys.executable,
+        "-m",
+        "auxseg.datasets.phantom_worker",
+        str(folder),
+        str(share),
+        str(num_workers),
+    ]
+    worker = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+
+    def forward():
+        with worker.stdout:
+            for line in worker.stdout:
+                lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=forward, daemon=True).start()
+    return worker
+
+
+def write_scan(folder, settings, number):
     """Writes one scan and its mask unless they are there; returns its annotations.
 
     Slices go to the disk as they are drawn. The image's header is written last: a scan that has one is whole.

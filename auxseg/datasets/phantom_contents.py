@@ -18,8 +18,8 @@ DIAMETER_QUANTILES_MM = (
     12.06, 12.86, 14.00, 15.48, 17.24, 18.95, 21.85, 32.27)  # fmt: skip
 """Diameters at 0, 2.5, 5, ... 100 % of the 1,186 rows of LUNA16's `annotations.csv`."""
 
-_VESSEL_POWER = 2.3  # of the radii at a branching; Murray's law has 3, larger trees stay thinner with it
-_TWIG_MM = 0.62  # radius of the last branches
+_VESSEL_POWER = 3.0  # of the radii at a branching: Murray's law
+_TWIG_MM = 0.46  # radius of the last branches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,14 +152,19 @@ def _bend(rng, start, end):
 
 
 def _with_radii(rng, nodes, parents):
-    """Returns the tree as `Capsules`: the powers of the radii add up where branches meet."""
+    """Returns the tree as `Capsules`: the cubes of the radii add up where branches meet.
+
+    About the hilum they are wider than that, as lobar and segmental vessels are.
+    """
     flow = np.zeros(len(nodes))
     is_twig = np.ones(len(nodes), bool)
     is_twig[parents[1:]] = False
     flow[is_twig] = (_TWIG_MM * rng.uniform(0.7, 1.25, is_twig.sum())) ** _VESSEL_POWER
     for node in range(len(nodes) - 1, 0, -1):
         flow[parents[node]] += flow[node]
-    radius = np.minimum(flow ** (1.0 / _VESSEL_POWER), 5.0)
+    radius = flow ** (1.0 / _VESSEL_POWER)
+    from_root_mm = np.linalg.norm(nodes - nodes[0], axis=1)
+    radius = np.minimum(radius * (1.0 + 1.1 * np.exp(-0.5 * (from_root_mm / 26.0) ** 2)), 5.5)
     end = np.where(is_twig, 0.7 * radius, radius)[1:]
     return Capsules(nodes[parents[1:]], nodes[1:], radius[1:], end)
 
@@ -239,7 +244,7 @@ def _find_site(rng, site, radius, points, depths, vessels, slices_mm, others):
     low, high = slices_mm[0], slices_mm[-1]
     room = (points[:, 2] - radius > low) & (points[:, 2] + radius < high)
     if site == "pleura":
-        room &= (depths > 0.8 * radius) & (depths < radius + 0.3)
+        room &= (depths > 0.9 * radius) & (depths < radius + 0.3)
     else:
         room &= depths > radius + 2.0
     for candidate in rng.permutation(np.flatnonzero(room))[:60]:
@@ -276,11 +281,11 @@ def _create_nodule(rng, centre, diameter, site):
     """Returns a nodule of drawn kind and shape; only larger ones are anything but solid."""
     kind = "solid"
     if diameter > 5.5:
-        kind = str(rng.choice(["solid", "part_solid", "ground_glass"], p=[0.76, 0.13, 0.11]))
-    solid = rng.uniform(150, 450) if rng.random() < 0.08 else rng.normal(30.0, 25.0)
-    part_solid, ground_glass = rng.uniform(-520, -380), rng.uniform(-600, -440)
+        kind = str(rng.choice(["solid", "part_solid", "ground_glass"], p=[0.80, 0.11, 0.09]))
+    solid = rng.uniform(150, 450) if rng.random() < 0.08 else rng.normal(45.0, 25.0)
+    part_solid, ground_glass = rng.uniform(-500, -360), rng.uniform(-580, -420)
     hu = {"solid": solid, "part_solid": part_solid, "ground_glass": ground_glass}[kind]
-    stretch = np.exp(rng.normal(0.0, 0.07, 3))
+    stretch = np.exp(rng.normal(0.0, 0.06, 3))
     dents = np.linalg.qr(rng.normal(size=(3, 2)))[0].T
     return Nodule(
         centre_mm=np.asarray(centre, float),

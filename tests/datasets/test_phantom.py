@@ -334,6 +334,47 @@ def test_default_names_differ_with_every_setting():
     assert phantom.default_name(_config()) == phantom.default_name(_config())
 
 
+def test_workers_write_the_same_bytes_as_one_process(tmp_path, monkeypatch):
+    config, seen = _config(num_scans=8, num_slices=4, matrix=32), []
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    phantom.ensure(tmp_path / "two", config, progress=lambda *done: seen.append(done))
+    assert seen == [(done, 8) for done in range(1, 9)]
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    phantom.ensure(tmp_path / "one", config)
+    assert _digest(tmp_path / "two") == _digest(tmp_path / "one")
+
+
+def test_what_keeps_a_worker_from_writing_is_one_clear_line(tmp_path, monkeypatch):
+    config = _config(num_scans=8, num_slices=4, matrix=32)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    uid = phantom.series_uid(phantom.create_settings(config), 3)
+    (tmp_path / "phantom" / "subset3" / f"{uid}.raw" / "in_the_way").mkdir(parents=True)
+    settings = phantom.create_settings(config)
+    phantom._write_state(tmp_path / "phantom", settings, whole=False)
+    with pytest.raises(InputError, match="cannot write the phantom"):
+        phantom.ensure(tmp_path / "phantom", config)
+    assert not (tmp_path / "phantom" / "annotations.csv").exists()
+
+
+def test_ending_early_ends_the_workers(tmp_path, monkeypatch):
+    config, started = _config(num_scans=8, num_slices=60, matrix=128), []
+    popen = subprocess.Popen
+
+    def start(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        phantom.ensure(tmp_path / "phantom", config, progress=stop)
+    assert len(started) == 2 and all(worker.poll() is not None for worker in started)
+    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "phantom" / "annotations.csv").exists()
+
+
 def test_refuses_a_phantom_of_other_settings(folder):
     with pytest.raises(InputError, match=r"noise_hu 15.0 there, 30.0 wanted"):
         phantom.ensure(folder, _config(noise_hu=30.0))
