@@ -62,7 +62,7 @@ def default_cache_dir():
 def _phantom_dir(data_config):
     from auxseg.datasets import phantom
 
-    folder = data_config.dir or cache_dir(data_config) / "phantom"
+    folder = data_config.dir or cache_dir(data_config) / phantom.default_name(data_config.phantom)
     return pathlib.Path(phantom.ensure(pathlib.Path(folder).expanduser(), data_config.phantom) or folder)
 
 
