@@ -131,6 +131,7 @@ def report(workdir, *, split=None, explained=()):
     from auxseg import judge
 
     subject, split, found = _open(workdir, split)
+    judge.find_cases(subject.dataset, explained or ())
     results = _evaluate(subject, split)
     judgement = judge.judge_split(subject, split)
     page = judge.write(workdir, subject, judgement, explained=explained)

@@ -181,12 +181,10 @@ def explain_cases(subject, cases, wanted=()):
     if subject.config.model.name != "aux_unet":
         return ()
     pairs = wanted or _default_explanations(cases)
-    places = {str(name): i for i, name in enumerate(subject.dataset.table.case_id)}
+    places = find_cases(subject.dataset, pairs)
     explain_fn = explain.create_explain_fn(models.create_model(subject.config.model))
     found = []
     for case_id, class_name in pairs:
-        if case_id not in places:
-            raise InputError(f"--explain: got the case {case_id!r}, expected one of {subject.dataset.name}")
         images, masks = subject.dataset.read(np.array([places[case_id]]))
         window = tuple(subject.config.data.window_hu)
         found.append(
@@ -201,6 +199,22 @@ def explain_cases(subject, cases, wanted=()):
             )
         )
     return tuple(found)
+
+
+def find_cases(dataset, pairs):
+    """Returns {case id: index} of the data set that holds all of the (case id, class) `pairs`.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    places = {str(name): i for i, name in enumerate(dataset.table.case_id)}
+    for case_id, _ in pairs:
+        if case_id not in places:
+            first = next(iter(places), "none")
+            raise InputError(
+                f"--explain: got the case {case_id!r}, expected one of {dataset.name}, such as {first!r}"
+            )
+    return places
 
 
 def _default_explanations(cases):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -248,6 +249,9 @@ def test_against_monai(name):
     assd = monai.compute_average_surface_distance(*tensors, symmetric=True, spacing=SPACING)
     assert ours["hd95_mm"] == pytest.approx(float(hd95), abs=1e-4)
     assert ours["assd_mm"] == pytest.approx(float(assd), abs=1e-4)
+    for tolerance in scores.TOLERANCES:
+        surface_dice = monai.compute_surface_dice(*tensors, [float(tolerance)], spacing=SPACING)
+        assert ours[f"surface_dice_{tolerance}mm"] == pytest.approx(float(surface_dice), abs=1e-6)
 
 
 def test_objects_are_matched_one_to_one_by_iou():
@@ -377,6 +381,28 @@ def test_threads_hold_few_cases():
     for _ in scores.stream(lambda case: scores.score_case(**case), cases(), num_threads=2):
         alive.pop()
     assert max(most) <= 5
+
+
+def test_memory_does_not_grow_with_the_number_of_cases():
+    """A row and its calibration take a few kB; the images of a case would take eighty."""
+
+    def cases(count):
+        for i in range(count):
+            probabilities = np.full((64, 64, 4), 0.25, np.float32)
+            yield {
+                "prediction": np.roll(chest(), i % 5, 0),
+                "reference": chest(),
+                "spacing_yx_mm": SPACING,
+                "probabilities": probabilities,
+            }
+
+    peaks = []
+    for count in (20, 20, 80):
+        tracemalloc.start()
+        scores.score_cases(cases(count))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[2] - peaks[1]) / 60 < 20e3
 
 
 def test_no_case_is_refused():
