@@ -46,7 +46,7 @@ class Network:
         checksum: SHA-256 of the weights.
         labels: 'anatomy', or 'airway_as_nodule' for a network whose third class is the airway.
         forward: images [N, H, W] in HU, int16 or float32 -> (mask probabilities float32 [N, H, W, C],
-            probabilities float32 [N, C] that each class is in the slice).
+            probabilities float32 [N, C] that each class is in the slice, or None where nobody asked).
     """
 
     name: str
@@ -106,17 +106,36 @@ def read_run(workdir):
     return Trained(f"{workdir.resolve().name} (epoch {found['epoch']})", config, variables)
 
 
-def create_network(trained):
-    """Returns the `Network` of trained weights, compiled for this machine's devices."""
+def create_network(trained, *, classes=False):
+    """Returns the `Network` of trained weights, compiled for this machine's devices.
+
+    Args:
+        trained: `Trained`.
+        classes: also give the probabilities of the auxiliary head, which nothing but an export's check needs;
+            without, batch norm is folded into the convolutions, which is faster.
+    """
     config = trained.config
-    forward = jax.jit(create_forward(config, trained.variables))
-    return Network(
-        trained.name,
-        tuple(config.data.size),
-        weights_checksum(trained.variables),
-        config.data.labels,
-        lambda images: forward(jnp.asarray(images)),
-    )
+    forward = _create_forward_with_classes(trained) if classes else _create_folded_forward(trained)
+    checksum = weights_checksum(trained.variables)
+    return Network(trained.name, tuple(config.data.size), checksum, config.data.labels, forward)
+
+
+def _create_forward_with_classes(trained):
+    forward = jax.jit(create_forward(trained.config, trained.variables))
+    return lambda images: forward(jnp.asarray(images))
+
+
+def _create_folded_forward(trained):
+    window = tuple(trained.config.data.window_hu)
+    apply_fn, weights = models.create_inference(models.create_model(trained.config.model), trained.variables)
+    weights = jax.device_put(weights)
+
+    @jax.jit
+    def forward(weights, images):
+        logits = apply_fn(weights, input_pipeline.normalise_hu(images, window)[..., None])
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+    return lambda images: (forward(weights, jnp.asarray(images)), None)
 
 
 def create_forward(config, variables):

@@ -352,7 +352,9 @@ def write_table(path, rows):
 def _cell(value):
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
+    if isinstance(value, float):
+        return np.format_float_positional(value, precision=6, fractional=False, trim="-")
+    return value
 
 
 def write_json(path, value):

@@ -389,9 +389,9 @@ def measure(masks, scan, start):
     """Returns one dict a lung and nodule: where it is and how large.
 
     Positions are LPS in mm; 'slice' counts from 0, from inferior to superior; i, j, k is the voxel in the
-    file. Areas and equivalent diameters (of the circle of that area) are those of the slice in which the structure
-    is largest. Volumes are empty for a single slice of a scan, millimetres where the voxel size is not known.
-    Lungs are measured without the nodules in them.
+    file. Areas and equivalent diameters (of the circle of that area) are those of the slice in which the
+    structure is largest. Volumes are empty for a single slice of a scan, millimetres where the voxel size is
+    not known. Lungs are measured without the nodules in them.
 
     Args:
         masks: uint8 [D, H, W], canonical.
@@ -623,9 +623,7 @@ def _describe_settings(networks, options, formats, series):
 @contextlib.contextmanager
 def _claimed(output):
     """Holds an output folder for one process and clears what a killed one left behind."""
-    if output.is_file() or output.name.lower().endswith(
-        ("." + "nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".mhd")
-    ):
+    if output.is_file() or output.name.lower().endswith((*ct.SUFFIXES, ".dcm", ".npz", ".zip")):
         raise InputError(f"--output: got {output}, expected a folder; the mask's format is --format")
     output.mkdir(parents=True, exist_ok=True)
     with open(output / ".lock", "a+") as handle:
@@ -658,6 +656,8 @@ def _predict_guarded(source, folder, *args):
             traceback.print_exc()
             error = f"fault of auxseg: {type(error).__name__}: {error}"
         reason = " ".join(str(error).split())
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where nothing was written
         return _row(source, "failed", time.monotonic() - start, reason=reason)
 
 
@@ -669,6 +669,8 @@ def _predict_one(source, folder, networks, options, formats, settings, series=No
         return _row(source, "done before", 0.0, _read_done(folder, settings))
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
         scan = scans.open_scan(source, scratch, series=series)
+        if show_progress:
+            _print_series(scan)
         for form in formats:
             outputs.check_format(form, scan)
         result = segment_scan(scan, networks, options, pathlib.Path(scratch), show_progress=show_progress)
@@ -676,10 +678,18 @@ def _predict_one(source, folder, networks, options, formats, settings, series=No
     return _row(source, "done", time.monotonic() - start, outputs.read_json(folder / DONE))
 
 
+def _print_series(scan):
+    """Says which series of a DICOM study is segmented, where there was a choice."""
+    lines = [finding.text for finding in scan.findings if finding.code in ("series", "other-series")]
+    for line in lines if len(lines) > 1 else ():
+        print(line, file=sys.stderr, flush=True)
+
+
 def _fingerprint(source):
     """Returns what tells whether an input is still the same: number, bytes and newest change of its files."""
     files = {frame.path for one in source.series for frame in one.frames} or {source.path}
-    stats = [path.stat() for path in files]
+    beside = {path.with_suffix(suffix) for path in files for suffix in (".raw", ".zraw", ".gz")}
+    stats = [path.stat() for path in files | {path for path in beside if path.is_file()}]
     return [len(stats), sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)]
 
 

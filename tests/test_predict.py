@@ -472,6 +472,30 @@ def test_the_command(tmp_path):
     assert wrong.stderr.splitlines()[-1].startswith("auxseg.predict: error: --output:")
 
 
+def test_no_extra_is_needed_but_for_dicom(tmp_path):
+    """Without pydicom, highdicom and onnx: MetaImage is segmented, DICOM says in one line what to install."""
+    sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
+    (tmp_path / "one.dcm").write_bytes(bytes(128) + b"DICM")
+    code = f"""
+import sys
+for name in ("pydicom", "highdicom", "onnx", "onnxruntime"):
+    sys.modules[name] = None
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+import fake_network
+from auxseg import predict
+folder, network = {str(tmp_path)!r}, [fake_network.create((56, 56))]
+predict.predict(folder + "/scan.mha", folder + "/out", network)
+try:
+    predict.predict(folder + "/one.dcm", folder + "/out2", network)
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "prediction.json").is_file()
+    assert done.stdout.count("\n") == 1 and "pip install 'auxseg[dicom]'" in done.stdout
+
+
 @pytest.mark.parametrize("form", (*FORMATS, "npz"))
 def test_real_scans_through_every_format_and_back(real_data, tmp_path, form):
     """The mask of the real chest, written in each format, lies on the voxels of the scan in SimpleITK."""
