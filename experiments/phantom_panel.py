@@ -95,7 +95,7 @@ def draw_panel(real, settings, path):
             if (mask == value).any():
                 axis.contour(mask[::2, ::2] == value, [0.5], colors=colour, linewidths=0.7)
     figure.text(0.01, 0.008, CREDIT, fontsize=6.5)
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.965, bottom=0.03, wspace=0.02, hspace=0.09)
+    figure.subplots_adjust(left=0.005, right=0.995, top=0.962, bottom=0.03, wspace=0.02, hspace=0.14)
     figure.savefig(path, dpi=85)
     plt.close(figure)
 
