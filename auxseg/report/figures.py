@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from auxseg import scores, statistics
 from auxseg.report import tables
@@ -31,6 +32,12 @@ def to_png(figure):
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, facecolor="white")
     return content.getvalue()
+
+
+def _whole_epochs(figure):
+    for panel in figure.axes:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def create_axes(size, *, columns=1, rows=1, **settings):
@@ -93,7 +100,7 @@ def draw_curves(epochs):
     for panel in axes.flat:
         panel.axvline(x[best], color=DISAGREEMENT, linewidth=1.5, zorder=0)
     axes[0, 0].text(x[best], axes[0, 0].get_ylim()[1], f" best: {x[best]}", fontsize=8, va="top", color=INK)
-    return figure
+    return _whole_epochs(figure)
 
 
 def _series(epochs, *path):
@@ -117,7 +124,7 @@ def draw_schedule(epochs):
     axes[0, 1].plot(x, _series(epochs, "peak_memory_mb") / 1e3, color=INK)
     axes[0, 1].set_ylim(bottom=0)
     label(axes[0, 1], "Epoch", "GB", f"Peak memory ({epochs[-1].get('memory_of', 'process')})")
-    return figure
+    return _whole_epochs(figure)
 
 
 def draw_dice(evaluation):
@@ -370,34 +377,36 @@ def draw_explanation(explanation):
     Args:
         explanation: `explain.Explanation`.
     """
-    maps, scales = explanation.maps, explanation.se_scales
-    figure = Figure(figsize=(2.6 * (len(maps) + 1), 5.2 if scales else 3.0), layout="constrained")
-    axes = figure.subplots(2 if scales else 1, len(maps) + 1, squeeze=False)
-    window = {"cmap": "gray", "vmin": explanation.window_hu[0], "vmax": explanation.window_hu[1]}
-    for panel, (title, heat) in zip(axes[0], [("CT and truth", None), *maps.items()], strict=True):
-        panel.imshow(explanation.image, **window)
-        if heat is not None:
-            panel.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
-        if np.any(explanation.target):
-            panel.contour(
-                explanation.target,
-                [0.5],
-                colors=[COLORS.get(explanation.class_name, "#ffffff")],
-                linewidths=0.9,
-            )
-        panel.set_title(title, fontsize=9, color=INK)
-        panel.set_xticks([])
-        panel.set_yticks([])
+    tiles = [("CT and truth", None), *explanation.maps.items()]
+    rows, scales = -(-len(tiles) // _TILES), explanation.se_scales
+    figure = Figure(figsize=(11, 2.9 * rows + (2.4 if scales else 0)), layout="constrained")
+    grid = figure.add_gridspec(
+        rows + bool(scales), _TILES, height_ratios=[2.9] * rows + [2.4] * bool(scales)
+    )
+    for place, (title, heat) in enumerate(tiles):
+        _draw_heat(figure.add_subplot(grid[divmod(place, _TILES)]), explanation, title, heat)
     if scales:
-        _draw_scales(figure, axes[1], scales)
+        _draw_scales(figure.add_subplot(grid[rows, :]), scales)
     return figure
 
 
-def _draw_scales(figure, row, scales):
-    grid = row[0].get_gridspec()
-    for panel in row:
-        panel.remove()
-    panel = figure.add_subplot(grid[1, :])
+_TILES = 4
+
+
+def _draw_heat(panel, explanation, title, heat):
+    low, high = explanation.window_hu
+    panel.imshow(explanation.image, cmap="gray", vmin=low, vmax=high)
+    if heat is not None:
+        panel.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
+    if np.any(explanation.target):
+        color = COLORS.get(explanation.class_name, "#ffffff")
+        panel.contour(explanation.target, [0.5], colors=[color], linewidths=0.9)
+    panel.set_title(title, fontsize=9, color=INK)
+    panel.set_xticks([])
+    panel.set_yticks([])
+
+
+def _draw_scales(panel, scales):
     names = list(scales)
     values = [scales[name][np.isfinite(scales[name])] for name in names]
     parts = panel.violinplot(values, showmedians=True, widths=0.85)
