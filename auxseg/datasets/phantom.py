@@ -269,7 +269,7 @@ def _check_folder(folder, settings):
         raise InputError(f"data.dir: {folder} is a file, expected a folder for the phantom; name another")
     found = read_settings(folder)
     if found is None:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not all(path.match(".phantom.json.*.tmp") for path in folder.iterdir()):
             raise InputError(
                 f"data.dir: {folder} holds other data, expected a phantom or an empty folder; "
                 "set data.name='luna16' to use it, or name another folder"
@@ -312,11 +312,12 @@ def read_settings(folder):
 
 
 def _write_state(folder, settings, *, whole):
-    """Writes `phantom.json`, and the folders that the scans go to."""
-    for name in [f"subset{subset}" for subset in range(NUM_SUBSETS)] + [MASK_FOLDER]:
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    """Writes `phantom.json`, which marks the folder as a phantom's, then the folders that the scans go to."""
+    folder.mkdir(parents=True, exist_ok=True)
     state = {"settings": dataclasses.asdict(settings), "version": VERSION, "whole": whole}
     _write_file(folder / "phantom.json", (json.dumps(state, indent=1) + "\n").encode())
+    for name in [f"subset{subset}" for subset in range(NUM_SUBSETS)] + [MASK_FOLDER]:
+        (folder / name).mkdir(exist_ok=True)
 
 
 def _write_scans(folder, settings, progress):

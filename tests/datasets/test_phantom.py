@@ -382,6 +382,12 @@ def test_refuses_a_phantom_of_other_settings(folder):
         phantom.ensure(folder, _config(num_scans=3))
 
 
+def test_a_generation_killed_at_its_very_start_is_not_other_data(tmp_path):
+    (tmp_path / ".phantom.json.1.tmp").write_bytes(b"{")
+    phantom.ensure(tmp_path, _config(num_scans=1, num_slices=1, matrix=32))
+    assert len(_headers(tmp_path)) == 1
+
+
 def test_refuses_other_data(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other data"):
