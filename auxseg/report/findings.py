@@ -152,18 +152,25 @@ def check_missed(evaluation, name):
         return Finding(
             FAULT,
             f"{title} is never found",
-            f"Of the {present} cases that have it, no prediction holds one pixel of it.",
+            f"No prediction holds one pixel of it, in {count_of(present, 'case')} that should.",
             "scores",
         )
     if missed:
         level = FAULT if name in scores.LUNGS else CAUTION
         return Finding(
             level,
-            f"{title} is lost in {missed} of {present} cases",
+            f"{title} is lost in {missed} of {count_of(present, 'case')}",
             "They count with the worst value in every mean.",
             "scores",
         )
-    return Finding(PASSED, f"{title} found", f"In all {present} cases that have it.", "scores")
+    return Finding(
+        PASSED, f"{title} found", f"In {count_of(present, 'case')} that should have it.", "scores"
+    )
+
+
+def count_of(number, noun):
+    """Returns '1 case', '2 cases'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_area(evaluation, name):
@@ -189,7 +196,7 @@ def check_false_positives(evaluation, name):
     )
     if not without:
         return None
-    text = f"Predicted in {false} of the {without} cases without it in the reference; they are in no mean."
+    text = f"Predicted in {false} of {count_of(without, 'case')} without it; such cases are in no mean."
     return Finding(
         CAUTION if false else PASSED, f"{tables.TITLES[name]}: false-positive cases", text, "scores"
     )

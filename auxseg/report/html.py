@@ -86,7 +86,8 @@ def _lead(report):
     owners = len(set(tables.patients(report.evaluation)))
     cases = len(report.evaluation.rows)
     data = report.run.summary.get("dataset") or report.run.config.get("data", {}).get("name", "")
-    return f"{cases} cases of {owners} patients, {report.resolution}. Data: {data}."
+    counts = f"{findings.count_of(cases, 'case')} of {findings.count_of(owners, 'patient')}"
+    return f"{counts}, {report.resolution}. Data: {data}."
 
 
 def _sections(report, pictures, named):
@@ -185,9 +186,9 @@ def _tile(rows, name):
         ),
         element(
             "div",
-            element("small", f"{dice['cases']} cases, "),
+            element("small", f"{findings.count_of(dice['cases'], 'case')}, "),
             element("small", missed, class_="bad" if dice["missed"] else None),
-            element("small", f", {dice['false_positive_cases']} false-positive cases"),
+            element("small", f", {findings.count_of(dice['false_positive_cases'], 'false-positive case')}"),
         ),
         class_=f"tile {name}",
     )

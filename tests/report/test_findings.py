@@ -93,7 +93,7 @@ def test_false_positive_cases_are_named():
 
     found = find(add)
     assert "Nodule: false-positive cases" in titles(found, "caution")
-    assert "Predicted in 6 of the 6 cases" in next(
+    assert "Predicted in 6 of 6 cases" in next(
         f.text for f in found if f.title.startswith("Nodule: false")
     )
 
