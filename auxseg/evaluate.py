@@ -130,7 +130,7 @@ def report(workdir, *, split=None, explained=()):
     """
     from auxseg import judge
 
-    subject, split, found = _open(workdir, split)
+    subject, split, found = open_run(workdir, split)
     judge.find_cases(subject.dataset, explained or ())
     results = _evaluate(subject, split)
     judgement = judge.judge_split(subject, split)
@@ -148,12 +148,12 @@ def evaluate(workdir, *, split=None):
     Raises:
         InputError: no run there, no such split, or other data than it was trained on.
     """
-    subject, split, found = _open(workdir, split)
+    subject, split, found = open_run(workdir, split)
     return {"split": split, "epoch": found["epoch"], **summarise(_evaluate(subject, split))}
 
 
-def _open(workdir, split):
-    """Returns (judge.Subject, split, what is stored with the weights) of a run."""
+def open_run(workdir, split):
+    """Returns (judge.Subject, split, what is stored with the weights) of a run; see `evaluate`."""
     from auxseg import judge
 
     config = runs.read_config(workdir)
@@ -263,8 +263,8 @@ def read_splits(workdir, dataset):
     missing = [case for cases in stored.values() for case in cases if case not in rows]
     if missing:
         raise InputError(
-            f"{workdir / 'splits.json'}: {len(missing)} of its cases are not in {dataset.name}, first {missing[0]}; "
-            "give the data that the run was started with (config.data.dir)"
+            f"{workdir / 'splits.json'}: {len(missing)} of its cases are not in {dataset.name}, first "
+            f"{missing[0]}; give the data that the run was started with (config.data.dir)"
         )
     return {split: np.array([rows[case] for case in cases]) for split, cases in stored.items()}
 

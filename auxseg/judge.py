@@ -223,7 +223,7 @@ def _default_explanations(cases):
     return list(dict.fromkeys(pairs)) or [(case.case_id, "left_lung") for case in cases[:1]]
 
 
-def write(workdir, subject, judgement, *, explained=None):
+def write(workdir, subject, judgement, *, explained=None, folder=None):
     """Writes the report of a judged split into `workdir/report`; returns the page's path.
 
     Args:
@@ -231,6 +231,7 @@ def write(workdir, subject, judgement, *, explained=None):
         subject: Subject.
         judgement: Judgement of one of its splits.
         explained: as `wanted` of `explain_cases`, or None for no explanation.
+        folder: where to write instead of `workdir/report`, or None.
     """
     workdir = pathlib.Path(workdir)
     cases = read_cases(subject, judgement)
@@ -245,7 +246,7 @@ def write(workdir, subject, judgement, *, explained=None):
         explanations=() if explained is None else explain_cases(subject, cases, explained),
         facts=list_facts(subject, judgement, inputs.read_run(workdir)),
     )
-    return write_report(workdir / "report", report)
+    return write_report(workdir / "report" if folder is None else folder, report)
 
 
 def list_facts(subject, judgement, run):
