@@ -105,7 +105,7 @@ LOSSES = (
 def create_segmentation_loss(config):
     """Returns a function of (logits, masks), keywords, to float32 [N], as `config.loss` names it.
 
-    'dice_ce' is the paper's. Of the losses that the paper tried, 'weighted_ce' and 'hybrid' are named
+    'dice_ce' is the paper's; its cross-entropy takes `class_weights` too, all 1 in the paper's configs. Of the losses that the paper tried, 'weighted_ce' and 'hybrid' are named
     there and not defined: 'hybrid' is here focal cross-entropy + IoU (UNet 3+'s hybrid loss,
     arXiv:2004.08790, without its structural-similarity term).
 
@@ -116,14 +116,16 @@ def create_segmentation_loss(config):
     mean = functools.partial(_class_mean, smooth=config.smooth)
     tversky = dict(alpha=config.tversky_alpha, beta=config.tversky_beta)
     dice, iou = mean(dice_loss), mean(iou_loss)
+    weights = tuple(config.class_weights)
+    weighted = functools.partial(cross_entropy, class_weights=None if set(weights) == {1.0} else weights)
     return {
-        "dice_ce": lambda **kw: dice(**kw) + cross_entropy(**kw),
+        "dice_ce": lambda **kw: dice(**kw) + weighted(**kw),
         "dice": dice,
         "ce": cross_entropy,
         "iou": iou,
         "tversky": mean(tversky_loss, **tversky),
         "focal_tversky": mean(focal_tversky_loss, **tversky, gamma=config.focal_gamma),
-        "weighted_ce": functools.partial(cross_entropy, class_weights=tuple(config.class_weights)),
+        "weighted_ce": weighted,
         "hybrid": lambda **kw: focal_cross_entropy(**kw) + iou(**kw),
     }[config.name]
 

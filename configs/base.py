@@ -59,7 +59,7 @@ def get_config():
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dice_ce"
     loss.aux_weight = 0.3  # of the auxiliary term; the paper is silent: GoogLeNet's (arXiv:1409.4842)
-    loss.class_weights = (1.0, 1.0, 1.0, 1.0)  # by class index; for 'weighted_ce'
+    loss.class_weights = (1.0, 1.0, 1.0, 1.0)  # of the pixels by class; for 'dice_ce' and 'weighted_ce'
     loss.tversky_alpha = 0.3  # weight of false positives
     loss.tversky_beta = 0.7  # weight of false negatives
     loss.focal_gamma = 0.75  # exponent of focal Tversky

@@ -1,17 +1,25 @@
-"""The embedded phantom: a small network that runs anywhere at once.
+"""The embedded phantom: a small network that runs anywhere at once, and finds lungs and nodules.
 
     python -m auxseg.main --config=configs/phantom.py
+
+Slices with nodules are as many as without, and a nodule's pixels count a hundredfold in the cross-entropy:
+with the paper's loss a small network has found no nodule after 700 steps.
 """
 
 from configs import base
 
 
 def get_config():
-    """Returns base with phantom data on slices with nodules, and a small network."""
+    """Returns base with phantom data on slices with nodules, a small network and batches of four."""
     config = base.get_config()
     config.data.name = "phantom"
     config.data.slices = "nodule"
     config.data.split = "train_val_test"
     config.data.size = (192, 192)
-    config.model.base_width = 16
+    config.data.phantom.num_scans = 24
+    config.model.base_width = 8
+    config.loss.class_weights = (1.0, 1.0, 1.0, 100.0)
+    config.train.batch_size = 4
+    config.train.num_epochs = 30
+    config.optim.plateau_patience_epochs = 3
     return config

@@ -1,0 +1,13 @@
+"""The README's first run: the phantom for two minutes of training, then the report; see phantom.py for more.
+
+    python -m auxseg.main --config=configs/quickstart.py
+"""
+
+from configs import phantom
+
+
+def get_config():
+    """Returns phantom with a limit of two minutes."""
+    config = phantom.get_config()
+    config.train.max_minutes = 2.0
+    return config
