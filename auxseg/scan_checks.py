@@ -20,6 +20,7 @@ AIR_HU = -1024
 _LUNG_HU = (-980, -320)
 _BODY_HU = -320
 _COARSE_MM = 3.0
+_MAX_LABELS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,10 @@ def check_values(images, native_dtype="int16"):
     if low >= -1 and high <= 1:
         text = f"{has}: scaled to [0, 1] or [-1, 1], {expected}; give the scan before it was normalised"
         return [Finding(ERROR, "normalised", text)]
+    if low >= 0 and high < 1024 and (values := np.unique(images)).size <= _MAX_LABELS:
+        listed = ", ".join(map(str, values[:8].tolist())) + (", ..." if values.size > 8 else "")
+        text = f"a label map: only the values {listed}, {expected}; give the scan that it belongs to"
+        return [Finding(ERROR, "label-map", text)]
     if np.dtype(native_dtype).itemsize == 1 or (low >= 0 and high <= 255):
         text = f"8-bit image, {has}, {expected}; export the original CT, not a picture of it"
         return [Finding(ERROR, "8-bit", text)]

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from auxseg import ct, dicom
+from auxseg import ct, dicom, progress
 from auxseg.errors import InputError
 from auxseg.scan_checks import INFO, WARNING, Finding
 
@@ -238,6 +238,8 @@ def _dicom_sources(files, root):
     if not files:
         return []
     good, damaged = [], {}
+    if len(files) > 2000:
+        files = progress.track(files, total=len(files), label="reading DICOM headers", unit="file")
     for path in files:
         try:
             good.append(dicom.read_file(path))
