@@ -12,7 +12,7 @@ from auxseg import input_pipeline, judge
 from auxseg.errors import InputError
 
 
-def make_subject(dataset, change=lambda masks: masks, *, batch_size=4):
+def make_subject(dataset, change=lambda masks: masks, *, batch_size=4, num_devices=1):
     """Returns a judge.Subject whose network gives 0.91 to the class of the changed reference."""
 
     def predict_fn(_, raw):
@@ -24,7 +24,7 @@ def make_subject(dataset, change=lambda masks: masks, *, batch_size=4):
         data=types.SimpleNamespace(window_hu=(-1000.0, 400.0)),
         model=types.SimpleNamespace(name="aux_unet", depth=1),
     )
-    devices = (jax.local_devices()[0],)
+    devices = tuple(jax.local_devices()[:num_devices])
     members = {"val": np.array([0, 2]), "test": np.array([5, 1, 4, 3, 6])}
     feed = input_pipeline.create_feed(dataset, np.arange(len(dataset)), placement="stream", devices=devices)
     variables = {"params": {"mask": {"kernel": np.zeros((4, 4), np.float32)}}}
@@ -40,8 +40,9 @@ def enlarge(dataset, factor=2):
     )
 
 
-def test_every_case_of_the_split_once_and_in_order():
-    judgement = judge.judge_split(make_subject(fakes.two_discs(7)), "test")
+@pytest.mark.parametrize("num_devices", [1, 3])
+def test_every_case_of_the_split_once_and_in_order(num_devices):
+    judgement = judge.judge_split(make_subject(fakes.two_discs(7), num_devices=num_devices), "test")
     rows = judgement.evaluation.rows
     assert [row["case_id"] for row in rows] == ["case005", "case001", "case004", "case003", "case006"]
     assert {row["split"] for row in rows} == {"test"}
