@@ -62,6 +62,8 @@ def score_table(evaluation):
     """Returns one row for each class and score: mean with its interval by patient, spread and counts.
 
     `cases` went into the mean, `missed` of them with the worst value; `false_positive_cases` did not.
+    `mean_of_found` is over the cases of the class that were not missed: it says how well what was found
+    was outlined, and is no score of a method.
     """
     owners = patients(evaluation)
     return [
@@ -104,12 +106,17 @@ def _score_row(evaluation, owners, name, key, title, unit):
         "high": interval.high,
         "sd": float(np.std(there, ddof=1)) if len(there) > 1 else math.nan,
         "median": float(np.median(there)) if len(there) else math.nan,
+        "mean_of_found": _mean(values[status == "scored"]),
         "worst": _worst(there, key),
         "cases": interval.num_cases,
         "patients": interval.num_patients,
         "missed": int(np.sum(status == "missed")),
         "false_positive_cases": int(np.sum(status == "false_positive")),
     }
+
+
+def _mean(values):
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _worst(values, key):

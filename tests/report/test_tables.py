@@ -27,6 +27,7 @@ def test_counts_stand_beside_the_mean(evaluation):
     values = [each["nodule_dice"] for each in evaluation.rows if each["nodule_reference_px"]]
     assert row["mean"] == pytest.approx(np.mean(values)) and row["cases"] == len(values) == 12
     assert (row["patients"], row["missed"], row["false_positive_cases"]) == (9, 0, 0)
+    assert row["mean_of_found"] == pytest.approx(row["mean"])
     assert row["low"] < row["mean"] < row["high"] and row["worst"] == min(values)
 
 
@@ -34,6 +35,7 @@ def test_missed_cases_stay_in_the_mean(without_right_lung):
     table = tables.score_table(without_right_lung)
     dice, hd95 = (tables.find_score(table, "right_lung", title) for title in ("Dice", "HD95 mm"))
     assert dice["mean"] == 0 and dice["cases"] == dice["missed"] == 18
+    assert math.isnan(dice["mean_of_found"])
     assert hd95["mean"] == pytest.approx(math.hypot(96 * 0.9, 96 * 1.1))
 
 
