@@ -105,8 +105,9 @@ LOSSES = (
 def create_segmentation_loss(config):
     """Returns a function of (logits, masks), keywords, to float32 [N], as `config.loss` names it.
 
-    'dice_ce' is the paper's; its cross-entropy takes `class_weights` too, all 1 in the paper's configs. Of the losses that the paper tried, 'weighted_ce' and 'hybrid' are named
-    there and not defined: 'hybrid' is here focal cross-entropy + IoU (UNet 3+'s hybrid loss,
+    'dice_ce' is the paper's; its cross-entropy takes `class_weights` too, all 1 in the paper's configs.
+    Of the losses that the paper tried, 'weighted_ce' and 'hybrid' are named there and not defined:
+    'hybrid' is here focal cross-entropy + IoU (UNet 3+'s hybrid loss,
     arXiv:2004.08790, without its structural-similarity term).
 
     Raises:

@@ -107,6 +107,15 @@ def test_dice_ce_is_the_sum(uniform):
     np.testing.assert_allclose(loss, dice + np.log(4), rtol=1e-6)
 
 
+def test_class_weights_enter_the_cross_entropy_of_dice_ce(uniform):
+    config = base.get_config().loss
+    with config.unlocked():
+        config.class_weights = (1.0, 1.0, 1.0, 101.0)
+    got = losses.create_segmentation_loss(config)(logits=uniform, masks=MASK)
+    dice = losses.dice_loss(logits=uniform, masks=MASK).mean(axis=1)
+    np.testing.assert_allclose(got, dice + np.log(4) * (3 + 101) / 4, rtol=1e-6)
+
+
 def test_absent_and_unpredicted_class_costs_nothing(perfect):
     assert float(losses.dice_loss(logits=perfect, masks=MASK)[0, 2]) == pytest.approx(0.0, abs=1e-6)
 
