@@ -176,12 +176,41 @@ def _chunk_size(values, batched):
     return max(fitting, default=1)
 
 
-def _split(tree, size):
-    return jax.tree.map(lambda array: array.reshape(-1, size, *array.shape[1:]), tree)
+def _each_chunk(function, carry, inputs, size):
+    """Returns (carry, outputs) of `function(carry, chunk) -> (carry, outputs)` over chunks of examples.
+
+    As `lax.scan` over the leading axis, but for the buffers of the outputs: scan begins with zeros, which
+    XLA shares between all loops of a program and so has to copy, whole, for each. Here they begin with a
+    number of their own, made from the inputs (it may be NaN); every element is written before it is read.
+
+    Args:
+        function: as said; every array of chunk and outputs is [size, ...].
+        carry: tree of arrays.
+        inputs: tree of arrays [N, ...].
+        size: divisor of N.
+    """
+    leaves = jax.tree.leaves(inputs)
+    examples = leaves[0].shape[0]
+
+    def take(start):
+        return jax.tree.map(lambda array: lax.dynamic_slice_in_dim(array, start, size), inputs)
+
+    def step(index, state):
+        carry, buffers = state
+        carry, outputs = function(carry, take(index * size))
+        return carry, jax.tree.map(lambda buffer, output: _put(buffer, output, index * size), buffers, outputs)
+
+    shapes, structure = jax.tree.flatten(jax.eval_shape(lambda: function(carry, take(0)))[1])
+    buffers = [_buffer(leaves[-1].ravel()[index], examples, shape) for index, shape in enumerate(shapes)]
+    return lax.fori_loop(0, examples // size, step, (carry, jax.tree.unflatten(structure, buffers)))
 
 
-def _join(tree):
-    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), tree)
+def _buffer(seed, examples, shape):
+    return jnp.broadcast_to((seed * 0).astype(shape.dtype), (examples, *shape.shape[1:]))
+
+
+def _put(buffer, output, start):
+    return lax.dynamic_update_slice_in_dim(buffer, output, start, 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -192,7 +221,7 @@ def _in_chunks(operator, summary, size, batched, shared):
 
     if size == jax.tree.leaves(batched)[0].shape[0]:
         return chunk(batched)
-    return _join(lax.map(chunk, _split(batched, size)))
+    return _each_chunk(lambda _, batched: (None, chunk(batched)), None, batched, size)[1]
 
 
 def _in_chunks_fwd(operator, summary, size, batched, shared):
@@ -217,8 +246,8 @@ def _in_chunks_bwd(operator, summary, size, residuals, gradients):
     if size == values.shape[0]:
         total, batched_gradient = chunk(total, inputs)
         return batched_gradient, total
-    total, batched_gradient = lax.scan(chunk, total, _split(inputs, size))
-    return _join(batched_gradient), total
+    total, batched_gradient = _each_chunk(chunk, total, inputs, size)
+    return batched_gradient, total
 
 
 _in_chunks.defvjp(_in_chunks_fwd, _in_chunks_bwd)

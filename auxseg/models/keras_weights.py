@@ -45,7 +45,7 @@ def from_keras_weights(weights, variables):
     _check_names(set(weights), set(entries))
     filled = {"params": {}, "batch_stats": {}}
     for collection in filled:
-        for path, array in _leaves(variables[collection]):
+        for path, array in flatten(variables[collection]):
             name, layout = _keras_name(collection, path)
             value = _from_keras(name, np.asarray(weights[name], np.float32), layout, array.shape)
             _insert(filled[collection], path, value)
@@ -104,11 +104,11 @@ def _from_keras(name, array, layout, shape):
     return array.reshape(shape)
 
 
-def _leaves(tree, path=()):
+def flatten(tree, path=()):
     """Yields (path of names, array) of a nested dictionary."""
     for name, value in tree.items():
         if hasattr(value, "items"):
-            yield from _leaves(value, (*path, name))
+            yield from flatten(value, (*path, name))
         else:
             yield (*path, name), value
 
@@ -117,7 +117,7 @@ def _entries(variables):
     """Returns {Keras name: (our array, layout)}."""
     entries = {}
     for collection in ("params", "batch_stats"):
-        for path, array in _leaves(variables[collection]):
+        for path, array in flatten(variables[collection]):
             name, layout = _keras_name(collection, path)
             entries[name] = (array, layout)
     return entries

@@ -141,7 +141,9 @@ def pointwise_conv(images, kernel, *, lowering):
     """
     if lowering == "plain":
         return lax.conv_general_dilated(images, kernel[None, None], (1, 1), "VALID", dimension_numbers=_NHWC)
-    return jnp.einsum("nhwc,cf->nhwf", images, kernel)
+    # As a product of two matrices: in four dimensions XLA transposes the images for the kernel's gradient.
+    products = images.reshape(-1, images.shape[-1]) @ kernel
+    return products.reshape(*images.shape[:-1], kernel.shape[-1])
 
 
 def ordinary_conv(images, kernel):
@@ -168,8 +170,10 @@ def upsample(images, kernel, bias, *, lowering):
                                      "VALID", dimension_numbers=_NHWC)
     else:
         examples, rows, columns, _ = images.shape
-        outputs = jnp.einsum("nhwc,cijf->nhiwjf", images, kernel)
-        outputs = outputs.reshape(examples, 2 * rows, 2 * columns, kernel.shape[-1])
+        features = kernel.shape[-1]
+        outputs = images.reshape(-1, images.shape[-1]) @ kernel.reshape(-1, 4 * features)
+        outputs = outputs.reshape(examples, rows, columns, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
+        outputs = outputs.reshape(examples, 2 * rows, 2 * columns, features)
     return outputs + bias[None, None, None]
 
 
