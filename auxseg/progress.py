@@ -23,14 +23,44 @@ def track(items, *, total, label, unit="it"):
         yield from _track_in_lines(items, total, label, unit)
 
 
+def reporter(label, unit="it"):
+    """Returns a function of (done, total) that shows the same, for work that calls back as it goes on."""
+    bar, lines = None, None
+
+    def report(done, total):
+        nonlocal bar, lines
+        if not sys.stderr.isatty():
+            lines = lines or _Lines(total, label, unit)
+            lines.show(done)
+            return
+        bar = bar or tqdm.tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return report
+
+
 def _track_in_lines(items, total, label, unit):
-    start = last = time.monotonic()
+    lines = _Lines(total, label, unit)
     for done, item in enumerate(items, start=1):
         yield item
+        lines.show(done)
+
+
+class _Lines:
+    """A plain line now and then; none for work that is over before the first is due."""
+
+    def __init__(self, total, label, unit):
+        self.total, self.label, self.unit = total, label, unit
+        self.start = self.last = time.monotonic()
+
+    def show(self, done):
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES and done < total:
-            last = now
-            left = (now - start) / done * (total - done)
-            rate = done / (now - start)
-            line = f"{label}: {done}/{total}, {rate:.2f} {unit}/s, {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+        if now - self.last < SECONDS_BETWEEN_LINES or done >= self.total:
+            return
+        self.last = now
+        rate = done / (now - self.start)
+        left = (self.total - done) / rate
+        line = f"{self.label}: {done}/{self.total}, {rate:.2f} {self.unit}/s, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)

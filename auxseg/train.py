@@ -116,7 +116,7 @@ def create_setup(config, workdir):
     devices = parallel.choose_devices(config.train.num_devices)
     dataset = load(config.data)
     for note in dataset.notes:
-        logging.warning("%s", note)
+        print(f"note: {note}", flush=True)
     runs.claim_config(workdir, config)
     runs.write_json(workdir / "versions.json", runs.describe_machine(devices))
     members = claim_splits(workdir, dataset, config.data)

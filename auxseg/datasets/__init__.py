@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 
+from auxseg import progress
 from auxseg.errors import InputError, check_choice
 
 SOURCES = ("luna16", "npz", "phantom")
@@ -63,7 +64,8 @@ def _phantom_dir(data_config):
     from auxseg.datasets import phantom
 
     folder = data_config.dir or cache_dir(data_config) / phantom.default_name(data_config.phantom)
-    return pathlib.Path(phantom.ensure(pathlib.Path(folder).expanduser(), data_config.phantom) or folder)
+    shown = progress.reporter("drawing the phantom", "scan")
+    return phantom.ensure(pathlib.Path(folder).expanduser(), data_config.phantom, shown)
 
 
 def _data_dir(data_config):
