@@ -224,7 +224,7 @@ class Upsample(nn.Module):
         """Returns a `Signal` of twice the rows and columns and of `features` channels."""
         channels, dtype = blocks.num_channels(signal), signal.values.dtype
         kernel = self.param("kernel", _ZEROS, (channels, 2, 2, self.features)).astype(dtype)
-        bias = self.param("bias", _ZEROS, (self.features,)).astype(dtype)
+        bias = self.param("bias", _ZEROS, (self.features,))
         return Signal(blocks.upsample(signal, kernel, bias, lowering=self.settings.lowering))
 
 

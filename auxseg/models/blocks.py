@@ -242,12 +242,12 @@ def _in_chunks_bwd(operator, summary, size, residuals, gradients):
         return jax.tree.map(jnp.add, total, shared_gradient), batched_gradient
 
     inputs = (batched, values, gradients)
-    total = jax.tree.map(jnp.zeros_like, shared)
+    total = jax.tree.map(lambda weights: jnp.zeros(weights.shape, jnp.float32), shared)
     if size == values.shape[0]:
         total, batched_gradient = chunk(total, inputs)
-        return batched_gradient, total
-    total, batched_gradient = _each_chunk(chunk, total, inputs, size)
-    return batched_gradient, total
+    else:
+        total, batched_gradient = _each_chunk(chunk, total, inputs, size)
+    return batched_gradient, jax.tree.map(lambda sums, weights: sums.astype(weights.dtype), total, shared)
 
 
 _in_chunks.defvjp(_in_chunks_fwd, _in_chunks_bwd)

@@ -174,7 +174,8 @@ def upsample(images, kernel, bias, *, lowering):
         outputs = images.reshape(-1, images.shape[-1]) @ kernel.reshape(-1, 4 * features)
         outputs = outputs.reshape(examples, rows, columns, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
         outputs = outputs.reshape(examples, 2 * rows, 2 * columns, features)
-    return outputs + bias[None, None, None]
+    # In float32, or the bias' gradient would be a sum of thousands of pixels in bfloat16.
+    return (outputs.astype(jnp.float32) + bias.astype(jnp.float32)[None, None, None]).astype(images.dtype)
 
 
 def max_pool(images, *, lowering):

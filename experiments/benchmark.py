@@ -1,0 +1,338 @@
+"""Measures auxseg against the same network in other libraries, in one run, turn by turn.
+
+    python -m experiments.benchmark --json=experiments/results/benchmark_cpu.json
+    python -m experiments.benchmark --dtype=bfloat16 --rows=train:8,train:64,infer:1,infer:8
+
+Every implementation runs in a process of its own with the same weights, images, loss and optimiser, and
+they take turns, so that what else the machine does hits all alike: trust the ratios. The losses of the
+first five steps must agree to 1e-3, or the comparison is void and the exit status is 1. What is not
+installed is left out by name. Peers: `pip install torch keras onnx onnxruntime`; with a GPU, jax, flax, optax
+and numpy are enough.
+
+To add a row, add an entry to `ROWS` and, in each `experiments/peers/run_*.py` that can do it, the function
+that builds its step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+
+from auxseg import cli
+from auxseg.errors import InputError, check_choice
+from experiments.peers.task import Task
+
+_ROWS = flags.DEFINE_list("rows", ["start:1", "infer:1", "infer:8", "train:2", "train:8"], "kind:batch size, in order.")
+_SIZE = flags.DEFINE_integer("size", 320, "Rows and columns of an image.", lower_bound=16)
+_WIDTH = flags.DEFINE_integer("base_width", 64, "Channels of the first level; the paper's is 64.", lower_bound=4)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of auxseg's and Flax's computation.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Turns of each implementation in each row.", lower_bound=4)
+_ONLY = flags.DEFINE_list("only", [], "Implementations to run; default: all that are installed.")
+_JSON = flags.DEFINE_string("json", None, "File to write the results to.")
+
+IMPLEMENTATIONS = {
+    "auxseg": (),
+    "flax": (),
+    "torch": ("torch",),
+    "torch_compile": ("torch",),
+    "keras_jax": ("keras",),
+    "keras_tensorflow": ("keras", "tensorflow"),
+    "onnxruntime": ("onnxruntime", "onnx", "torch"),
+}
+"""The modules that each implementation needs beside auxseg's own."""
+
+ROWS = {
+    "train": "training step, s an image",
+    "infer": "inference, s an image",
+    "start": "from process start to the first masks, s",
+}
+
+LOSS_STEPS = 5
+LOSS_TOLERANCE = 1e-3
+
+MACS_PER_IMAGE = 11.83e9
+"""Multiply-adds of the paper's network, forward, at 320 x 320; a training step takes three times as many."""
+
+TRAIN_BYTES_PER_IMAGE = {"float32": 49e9 / 8, "bfloat16": 25e9 / 8}
+"""Memory traffic of a training step at 320 x 320 if each array is moved once by whoever needs it."""
+
+
+class Worker:
+    """An implementation's process; see `experiments/peers/worker.py` for the commands."""
+
+    def __init__(self, name, task):
+        self.name = name
+        arguments = [sys.executable, "-m", "experiments.peers.worker", name, json.dumps(dataclasses.asdict(task))]
+        self.process = subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_env(name)
+        )
+
+    def ask(self, **command):
+        """Returns the answer to a command: a dictionary, with 'error' where it failed."""
+        try:
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        return json.loads(line) if line else {"error": "the process ended (out of memory?)"}
+
+    def close(self):
+        """Ends the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def _env(name):
+    keep_gpu = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return {**os.environ, **keep_gpu, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def find_installed(only):
+    """Returns the implementations to run, and those left out with the module that is missing.
+
+    Raises:
+        InputError: `only` names one that does not exist.
+    """
+    for name in only:
+        check_choice("--only", name, tuple(IMPLEMENTATIONS))
+    chosen, left_out = [], {}
+    for name, modules in IMPLEMENTATIONS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if only and name not in only:
+            continue
+        if missing:
+            left_out[name] = f"{missing[0]} is not installed"
+        else:
+            chosen.append(name)
+    return chosen, left_out
+
+
+def parse_rows(texts):
+    """Returns [(kind, batch size)] of texts such as 'train:8'.
+
+    Raises:
+        InputError: a text is none of these.
+    """
+    rows = []
+    for text in texts:
+        kind, _, batch = text.partition(":")
+        check_choice("--rows", kind, tuple(ROWS))
+        if not batch.isdigit() or int(batch) < 1:
+            raise InputError(f"--rows: got {text!r}, expected kind:batch size, such as 'train:8'")
+        rows.append((kind, int(batch)))
+    return rows
+
+
+def measure_row(workers, kind, batch, repeats):
+    """Returns {implementation: {'seconds': [...], 'losses': [...], 'peak_bytes': ...} or {'error': ...}}.
+
+    The first step of each, which compiles, is not among the seconds.
+    """
+    results = {}
+    for worker in workers:
+        answer = worker.ask(prepare=kind, batch=batch)
+        if "unsupported" not in answer:
+            results[worker.name] = _first_result(answer)
+    for _ in range(repeats):
+        for worker in workers:
+            result = results.get(worker.name)
+            if result and "error" not in result:
+                _add_turn(result, worker.ask(run=True))
+    for worker in workers:
+        worker.ask(release=True)
+    return results
+
+
+def _first_result(answer):
+    if "error" in answer:
+        return answer
+    return {"first_seconds": answer["seconds"], "seconds": [], "losses": [answer["loss"]]}
+
+
+def _add_turn(result, answer):
+    if "error" in answer:
+        result["error"] = answer["error"]
+        return
+    result["seconds"].append(answer["seconds"])
+    result["losses"].append(answer["loss"])
+    result["peak_bytes"] = answer["peak_bytes"]
+
+
+def measure_start(names, task, batch, repeats):
+    """Returns `measure_row`'s results for fresh processes: import, build, compile and predict one batch."""
+    results = {name: {"seconds": [], "losses": []} for name in names}
+    for _ in range(min(repeats, 3)):
+        for name in names:
+            start = time.perf_counter()
+            worker = Worker(name, task)
+            answer = worker.ask(prepare="infer", batch=batch)
+            answer["seconds"] = time.perf_counter() - start
+            worker.close()
+            if "error" not in results[name]:
+                _add_turn(results[name], {"loss": None, "peak_bytes": None, **answer})
+    return results
+
+
+def find_disagreement(results):
+    """Returns why the losses of a training row disagree, or None where they agree to `LOSS_TOLERANCE`."""
+    runs = {name: result["losses"][:LOSS_STEPS] for name, result in results.items() if "error" not in result}
+    reference_name, reference = next(iter(runs.items()), (None, ()))
+    for name, losses in runs.items():
+        for step, (loss, expected) in enumerate(zip(losses, reference, strict=True)):
+            if not abs(loss - expected) <= LOSS_TOLERANCE:
+                return f"loss of {name} at step {step}: {loss:.6f}, of {reference_name}: {expected:.6f}"
+    return None
+
+
+def summarise(kind, batch, results):
+    """Returns {implementation: figures}: median and least seconds an image, and the ratio to auxseg."""
+    images = 1 if kind == "start" else batch
+    figures = {}
+    for name, result in results.items():
+        if "error" in result or not result["seconds"]:
+            figures[name] = {"error": result.get("error", "no turn was measured")}
+            continue
+        seconds = sorted(value / images for value in result["seconds"])
+        figures[name] = {"median_s": statistics.median(seconds), "least_s": seconds[0], "turns": len(seconds),
+                         "peak_bytes": result.get("peak_bytes")}
+    base = figures.get("auxseg", {}).get("median_s")
+    for figure in figures.values():
+        if base and "median_s" in figure:
+            figure["times_auxseg"] = figure["median_s"] / base
+    return figures
+
+
+def add_rates(figures, kind, dtype, limits, is_paper):
+    """Adds achieved FLOP/s and, in training, GB/s to the JAX implementations, beside the device's limits."""
+    if kind == "start" or not is_paper:
+        return
+    for name in ("auxseg", "flax"):
+        figure = figures.get(name, {})
+        if "median_s" not in figure:
+            continue
+        passes = 3 if kind == "train" else 1
+        figure["tflop_per_s"] = 2e-12 * MACS_PER_IMAGE * passes / figure["median_s"]
+        figure["of_product"] = figure["tflop_per_s"] / limits["product_tflop_per_s"]
+        if kind == "train":
+            figure["gb_per_s"] = 1e-9 * TRAIN_BYTES_PER_IMAGE[dtype] / figure["median_s"]
+            figure["of_copy"] = figure["gb_per_s"] / limits["copy_gb_per_s"]
+
+
+def format_table(rows):
+    """Returns the lines of a Markdown table of all rows."""
+    lines = ["| row | implementation | median | least | x auxseg | peak GB | TFLOP/s | GB/s |", "|---|---|--:|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        for name, figure in row["figures"].items():
+            title = f"{ROWS[row['kind']]}, batch {row['batch']}"
+            if "error" in figure:
+                lines.append(f"| {title} | {name} | {figure['error']} | | | | | |")
+                continue
+            peak = figure.get("peak_bytes")
+            cells = [f"{figure['median_s']:.4g}", f"{figure['least_s']:.4g}", _cell(figure.get("times_auxseg"), ".2f"),
+                     _cell(peak and peak / 1e9, ".2f"), _cell(figure.get("tflop_per_s"), ".3g"),
+                     _cell(figure.get("gb_per_s"), ".3g")]
+            lines.append(f"| {title} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(value, form):
+    return "" if value is None else format(value, form)
+
+
+def describe_machine():
+    """Returns processor, cores, memory and library versions, for the record."""
+    processor, memory = platform.processor(), None
+    if pathlib.Path("/proc/cpuinfo").exists():
+        names = [line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    versions = {}
+    for name in ("jax", "flax", "optax", "torch", "keras", "tensorflow", "onnxruntime", "numpy"):
+        if importlib.util.find_spec(name):
+            versions[name] = importlib.metadata.version(name)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": processor, "cores": cores, "memory_bytes": memory, "load_at_start": load,
+            "python": platform.python_version(), "versions": versions}
+
+
+def _write_weights(path, task):
+    """Draws the weights in a process of its own: this one keeps off the device."""
+    code = (
+        "import json,sys,jax\n"
+        "from auxseg.models import create_model\n"
+        "from experiments.peers.task import Task, create_config, write_variables\n"
+        "task = Task(**json.loads(sys.argv[1]))\n"
+        "images = jax.numpy.zeros((1, task.size, task.size, 1))\n"
+        "model = create_model(create_config(task))\n"
+        "write_variables(task.weights, jax.jit(model.init)(jax.random.key(0), images))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, json.dumps(dataclasses.asdict(task))], check=True, env=_env("auxseg"))
+
+
+def measure(task, names, rows, repeats):
+    """Returns (measured rows, device limits or None); prints each row's progress to stderr."""
+    _write_weights(task.weights, task)
+    workers = [Worker(name, task) for name in names]
+    is_paper = (task.size, task.base_width) == (320, 64)
+    try:
+        limits = workers[0].ask(limits=True) if names[0] in ("auxseg", "flax") else None
+        measured = []
+        for kind, batch in rows:
+            print(f"{ROWS[kind]}, batch {batch} ...", file=sys.stderr, flush=True)
+            if kind == "start":
+                results = measure_start(names, task, batch, repeats)
+            else:
+                results = measure_row(workers, kind, batch, repeats)
+            figures = summarise(kind, batch, results)
+            if limits and "error" not in limits:
+                add_rates(figures, kind, task.dtype, limits, is_paper)
+            void = find_disagreement(results) if kind == "train" else None
+            measured.append({"kind": kind, "batch": batch, "figures": figures, "void": void, "raw": results})
+    finally:
+        for worker in workers:
+            worker.close()
+    return measured, limits
+
+
+def main(_):
+    """Runs the benchmark of the flags; returns 1 where a comparison is void."""
+    rows = parse_rows(_ROWS.value)
+    names, left_out = find_installed(_ONLY.value)
+    if not names:
+        raise InputError(f"--only: nothing to run: {left_out}")
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(_SIZE.value, _WIDTH.value, _DTYPE.value, str(pathlib.Path(folder) / "weights.npz"))
+        measured, limits = measure(task, names, rows, _REPEATS.value)
+    report = {"machine": machine, "limits": limits, "left_out": left_out, "size": task.size,
+              "base_width": task.base_width, "dtype": task.dtype, "rows": measured}
+    print("\n".join(format_table(measured)))
+    for name, reason in left_out.items():
+        print(f"left out: {name} ({reason})")
+    voids = [row["void"] for row in measured if row["void"]]
+    for void in voids:
+        print(f"void: {void}")
+    if _JSON.value:
+        target = pathlib.Path(_JSON.value)
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(partial, target)
+    return 1 if voids else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,106 @@
+"""auxseg and Flax's own layers, as the benchmark runs them."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch, read_variables
+
+
+def create(name, task):
+    """Returns {'train': batch size -> step, 'infer': batch size -> call, 'machine': () -> step}.
+
+    A step runs one training step to its end and returns the loss before it; a call, one prediction.
+
+    Args:
+        name: 'auxseg' or 'flax'.
+        task: `experiments.peers.task.Task`.
+    """
+    model, variables, predict, weights = _network(name, task)
+    return {
+        "train": functools.partial(_create_train, model, variables, task),
+        "infer": functools.partial(_create_infer, predict, weights, task),
+        "limits": functools.partial(_measure_limits, task),
+    }
+
+
+def _network(name, task):
+    """Returns the module, its variables, and the function and weights that predict masks."""
+    from auxseg.models import create_inference, create_model
+    from experiments.peers.flax_unet import FlaxUNet, flax_variables
+
+    model, variables = create_model(create_config(task)), read_variables(task.weights)
+    if name == "auxseg":
+        return model, variables, *create_inference(model, variables)
+    peer, variables = FlaxUNet(model.settings), flax_variables(variables)
+    return peer, variables, lambda weights, images: peer.apply(weights, images).mask_logits, variables
+
+
+def _loss(outputs, masks, labels):
+    """Returns Dice + cross-entropy + weighted auxiliary term, means over the batch."""
+    probabilities = jax.nn.softmax(outputs.mask_logits)
+    truth = jax.nn.one_hot(masks, outputs.mask_logits.shape[-1])
+    overlap = jnp.sum(probabilities * truth, (1, 2))
+    dice = (2.0 * overlap + 1.0) / (jnp.sum(probabilities, (1, 2)) + jnp.sum(truth, (1, 2)) + 1.0)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(outputs.mask_logits, masks).mean()
+    aux = optax.sigmoid_binary_cross_entropy(outputs.class_logits, labels).mean()
+    return 1.0 - dice.mean() + entropy + AUX_WEIGHT * aux
+
+
+def _create_train(model, variables, task, batch_size):
+    optimiser = optax.adam(LEARNING_RATE, eps=ADAM_EPSILON)
+    params, statistics = jax.device_put((variables["params"], variables["batch_stats"]))
+    state = [params, statistics, optimiser.init(params)]
+    images, masks, labels = jax.device_put(make_batch(batch_size, task.size))
+
+    def loss_fn(params, statistics):
+        variables = {"params": params, "batch_stats": statistics}
+        outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return _loss(outputs, masks, labels), updates["batch_stats"]
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+    def train_step(params, statistics, moments):
+        (loss, statistics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params, statistics)
+        updates, moments = optimiser.update(gradients, moments)
+        return (optax.apply_updates(params, updates), statistics, moments), loss
+
+    def step():
+        state[:], loss = train_step(*state)
+        return float(loss)
+
+    return step
+
+
+def _create_infer(predict, weights, task, batch_size):
+    apply_fn, weights = jax.jit(predict), jax.device_put(weights)
+    images = jax.device_put(make_batch(batch_size, task.size)[0])
+    return lambda: jax.block_until_ready(apply_fn(weights, images)) is None
+
+
+def _measure_limits(task):
+    """Returns what the device can do: GB/s of a large copy, TFLOP/s of a large matrix product."""
+    import time
+
+    device = jax.devices()[0]
+    size = 1 << (27 if device.platform == "gpu" else 24)
+    width = 8192 if device.platform == "gpu" else 1024
+    copied, factor = jnp.ones(size, jnp.float32), jnp.ones((width, width), task.dtype)
+    copy, product = jax.jit(lambda array: array + 1.0), jax.jit(lambda array: array @ array)
+
+    def best_seconds(function, array):
+        seconds = []
+        for _ in range(8):
+            start = time.perf_counter()
+            jax.block_until_ready(function(array))
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    return {
+        "device": device.device_kind,
+        "copy_gb_per_s": 8e-9 * size / best_seconds(copy, copied),
+        "product_tflop_per_s": 2e-12 * width**3 / best_seconds(product, factor),
+    }

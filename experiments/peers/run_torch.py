@@ -1,0 +1,90 @@
+"""PyTorch, channels last, eager and compiled, and ONNX Runtime on PyTorch's export."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+
+import torch
+from torch.nn import functional
+
+from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch, read_variables
+from experiments.peers.torch_unet import create_torch_unet
+
+
+def create(name, task):
+    """Returns {'train': ..., 'infer': ...} as `run_jax.create`; name 'torch', 'torch_compile' or 'onnxruntime'."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = create_torch_unet(create_config(task), read_variables(task.weights))
+    if name == "onnxruntime":
+        return {"infer": functools.partial(_create_onnx, model, task)}
+    compiled = torch.compile(model) if name == "torch_compile" else model
+    return {
+        "train": functools.partial(_create_train, compiled, task),
+        "infer": functools.partial(_create_infer, compiled, task),
+    }
+
+
+def _images(batch_size, size):
+    images, masks, labels = map(torch.from_numpy, make_batch(batch_size, size))
+    return images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last), masks.long(), labels
+
+
+def _loss(outputs, masks, labels):
+    """Returns the loss of `run_jax`."""
+    probabilities = torch.softmax(outputs.mask_logits, 1)
+    truth = functional.one_hot(masks, probabilities.shape[1]).permute(0, 3, 1, 2).float()
+    overlap = (probabilities * truth).sum((2, 3))
+    dice = (2.0 * overlap + 1.0) / (probabilities.sum((2, 3)) + truth.sum((2, 3)) + 1.0)
+    entropy = functional.cross_entropy(outputs.mask_logits, masks)
+    aux = functional.binary_cross_entropy_with_logits(outputs.class_logits, labels)
+    return 1.0 - dice.mean() + entropy + AUX_WEIGHT * aux
+
+
+def _create_train(model, task, batch_size):
+    model.train()
+    optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=ADAM_EPSILON)
+    images, masks, labels = _images(batch_size, task.size)
+
+    def step():
+        optimiser.zero_grad()
+        loss = _loss(model(images), masks, labels)
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+def _create_infer(model, task, batch_size):
+    model.eval()
+    images = _images(batch_size, task.size)[0]
+
+    def call():
+        with torch.inference_mode():
+            model(images)
+
+    return call
+
+
+class _MasksOnly(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images).mask_logits
+
+
+def _create_onnx(model, task, batch_size):
+    import onnxruntime
+
+    images = _images(batch_size, task.size)[0].contiguous()
+    buffer = io.BytesIO()
+    torch.onnx.export(_MasksOnly(model.eval()), (images,), buffer, input_names=["images"], dynamo=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(buffer.getvalue(), options, ["CPUExecutionProvider"])
+    feed = {"images": images.numpy()}
+    return lambda: session.run(None, feed) is None
