@@ -7,7 +7,8 @@ from configs import phantom
 
 
 def get_config():
-    """Returns phantom with a limit of two minutes."""
+    """Returns phantom with half of the scans and a limit of two minutes."""
     config = phantom.get_config()
+    config.data.phantom.num_scans = 24
     config.train.max_minutes = 2.0
     return config
