@@ -34,9 +34,13 @@ from auxseg import cli
 from auxseg.errors import InputError, check_choice
 from experiments.peers.task import Task
 
-_ROWS = flags.DEFINE_list("rows", ["start:1", "infer:1", "infer:8", "train:2", "train:8"], "kind:batch size, in order.")
+_ROWS = flags.DEFINE_list(
+    "rows", ["start:1", "infer:1", "infer:8", "train:2", "train:8"], "kind:batch size, in order."
+)
 _SIZE = flags.DEFINE_integer("size", 320, "Rows and columns of an image.", lower_bound=16)
-_WIDTH = flags.DEFINE_integer("base_width", 64, "Channels of the first level; the paper's is 64.", lower_bound=4)
+_WIDTH = flags.DEFINE_integer(
+    "base_width", 64, "Channels of the first level; the paper's is 64.", lower_bound=4
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of auxseg's and Flax's computation.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Turns of each implementation in each row.", lower_bound=4)
 _ONLY = flags.DEFINE_list("only", [], "Implementations to run; default: all that are installed.")
@@ -74,9 +78,20 @@ class Worker:
 
     def __init__(self, name, task):
         self.name = name
-        arguments = [sys.executable, "-m", "experiments.peers.worker", name, json.dumps(dataclasses.asdict(task))]
+        arguments = [
+            sys.executable,
+            "-m",
+            "experiments.peers.worker",
+            name,
+            json.dumps(dataclasses.asdict(task)),
+        ]
         self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=_env(name)
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=_env(name),
         )
 
     def ask(self, **command):
@@ -206,8 +221,12 @@ def summarise(kind, batch, results):
             figures[name] = {"error": result.get("error", "no turn was measured")}
             continue
         seconds = sorted(value / images for value in result["seconds"])
-        figures[name] = {"median_s": statistics.median(seconds), "least_s": seconds[0], "turns": len(seconds),
-                         "peak_bytes": result.get("peak_bytes")}
+        figures[name] = {
+            "median_s": statistics.median(seconds),
+            "least_s": seconds[0],
+            "turns": len(seconds),
+            "peak_bytes": result.get("peak_bytes"),
+        }
     base = figures.get("auxseg", {}).get("median_s")
     for figure in figures.values():
         if base and "median_s" in figure:
@@ -233,7 +252,10 @@ def add_rates(figures, kind, dtype, limits, is_paper):
 
 def format_table(rows):
     """Returns the lines of a Markdown table of all rows."""
-    lines = ["| row | implementation | median | least | x auxseg | peak GB | TFLOP/s | GB/s |", "|---|---|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| row | implementation | median | least | x auxseg | peak GB | TFLOP/s | GB/s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         for name, figure in row["figures"].items():
             title = f"{ROWS[row['kind']]}, batch {row['batch']}"
@@ -241,9 +263,14 @@ def format_table(rows):
                 lines.append(f"| {title} | {name} | {figure['error']} | | | | | |")
                 continue
             peak = figure.get("peak_bytes")
-            cells = [f"{figure['median_s']:.4g}", f"{figure['least_s']:.4g}", _cell(figure.get("times_auxseg"), ".2f"),
-                     _cell(peak and peak / 1e9, ".2f"), _cell(figure.get("tflop_per_s"), ".3g"),
-                     _cell(figure.get("gb_per_s"), ".3g")]
+            cells = [
+                f"{figure['median_s']:.4g}",
+                f"{figure['least_s']:.4g}",
+                _cell(figure.get("times_auxseg"), ".2f"),
+                _cell(peak and peak / 1e9, ".2f"),
+                _cell(figure.get("tflop_per_s"), ".3g"),
+                _cell(figure.get("gb_per_s"), ".3g"),
+            ]
             lines.append(f"| {title} | {name} | {' | '.join(cells)} |")
     return lines
 
@@ -256,7 +283,11 @@ def describe_machine():
     """Returns processor, cores, memory and library versions, for the record."""
     processor, memory = platform.processor(), None
     if pathlib.Path("/proc/cpuinfo").exists():
-        names = [line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         processor = names[0].partition(":")[2].strip() if names else processor
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     versions = {}
@@ -265,8 +296,14 @@ def describe_machine():
             versions[name] = importlib.metadata.version(name)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor, "cores": cores, "memory_bytes": memory, "load_at_start": load,
-            "python": platform.python_version(), "versions": versions}
+    return {
+        "processor": processor,
+        "cores": cores,
+        "memory_bytes": memory,
+        "load_at_start": load,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def _write_weights(path, task):
@@ -280,7 +317,9 @@ def _write_weights(path, task):
         "model = create_model(create_config(task))\n"
         "write_variables(task.weights, jax.jit(model.init)(jax.random.key(0), images))\n"
     )
-    subprocess.run([sys.executable, "-c", code, json.dumps(dataclasses.asdict(task))], check=True, env=_env("auxseg"))
+    subprocess.run(
+        [sys.executable, "-c", code, json.dumps(dataclasses.asdict(task))], check=True, env=_env("auxseg")
+    )
 
 
 def measure(task, names, rows, repeats):
@@ -318,8 +357,15 @@ def main(_):
     with tempfile.TemporaryDirectory() as folder:
         task = Task(_SIZE.value, _WIDTH.value, _DTYPE.value, str(pathlib.Path(folder) / "weights.npz"))
         measured, limits = measure(task, names, rows, _REPEATS.value)
-    report = {"machine": machine, "limits": limits, "left_out": left_out, "size": task.size,
-              "base_width": task.base_width, "dtype": task.dtype, "rows": measured}
+    report = {
+        "machine": machine,
+        "limits": limits,
+        "left_out": left_out,
+        "size": task.size,
+        "base_width": task.base_width,
+        "dtype": task.dtype,
+        "rows": measured,
+    }
     print("\n".join(format_table(measured)))
     for name, reason in left_out.items():
         print(f"left out: {name} ({reason})")

@@ -36,7 +36,6 @@ from auxseg.models.blocks import Signal
 from auxseg.models.initial import draw_variables
 from auxseg.structs import Outputs
 
-
 _ZEROS = nn.initializers.zeros
 _ONES = nn.initializers.ones
 
@@ -119,10 +118,12 @@ class Unit(nn.Module):
         else:
             factor, shift = self._normalisation(moments, train, weights, momentum)
         rows = (values.shape[0], self.features)
-        return Signal(values, jnp.broadcast_to((spread * factor)[None], rows), jnp.broadcast_to(shift[None], rows))
+        return Signal(
+            values, jnp.broadcast_to((spread * factor)[None], rows), jnp.broadcast_to(shift[None], rows)
+        )
 
     def _convolve(self, signals):
-        """Returns what the values are still to be multiplied by [F], the values, and the moments after that."""
+        """Returns what values are still to be multiplied by [F], the values, and the moments after that."""
         channels, dtype = sum(blocks.num_channels(signal) for signal in signals), signals[0].values.dtype
         lowering, ones = self.settings.lowering, jnp.ones(self.features)
         if not self.settings.separable:
@@ -133,7 +134,9 @@ class Unit(nn.Module):
         depthwise = self.param("depthwise", _ZEROS, (3, 3, channels)).astype(dtype)
         pointwise = self.param("pointwise", _ZEROS, (channels, self.features))
         if channels == 1 and lowering != "plain":
-            values, (mean, variance) = blocks.single_channel_conv(signals[0].values, depthwise, lowering=lowering)
+            values, (mean, variance) = blocks.single_channel_conv(
+                signals[0].values, depthwise, lowering=lowering
+            )
             return pointwise[0], values, (mean * pointwise, variance * jnp.square(pointwise))
         return ones, *blocks.separable_conv(signals, depthwise, pointwise.astype(dtype), lowering=lowering)
 

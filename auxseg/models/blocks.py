@@ -73,8 +73,10 @@ def separable_conv(signals, depthwise, pointwise, *, lowering):
         return values, moments(values)
     widths = [num_channels(signal) for signal in signals]
     starts = [sum(widths[:index]) for index in range(len(widths))]
-    weights = tuple((depthwise[..., start : start + width], pointwise[start : start + width])
-                    for start, width in zip(starts, widths, strict=True))
+    weights = tuple(
+        (depthwise[..., start : start + width], pointwise[start : start + width])
+        for start, width in zip(starts, widths, strict=True)
+    )
     return _over_images(operator, moments, lowering, signals, weights)
 
 
@@ -163,7 +165,9 @@ def _over_images(operator, summary, lowering, batched, shared):
         values = operator(batched, shared)
         return values, summary(values)
     examples = jax.tree.leaves(batched)[0].shape[0]
-    size = examples if lowering == "shifted" else _chunk_size(jax.eval_shape(operator, batched, shared), batched)
+    size = (
+        examples if lowering == "shifted" else _chunk_size(jax.eval_shape(operator, batched, shared), batched)
+    )
     return _in_chunks(operator, summary, size, batched, shared)
 
 
@@ -172,7 +176,9 @@ def _chunk_size(values, batched):
     arrays = jax.tree.leaves((values, batched))
     examples = arrays[0].shape[0]
     largest = max(array.size * array.dtype.itemsize for array in arrays) // examples
-    fitting = [size for size in range(1, examples + 1) if examples % size == 0 and size * largest <= _CHUNK_BYTES]
+    fitting = [
+        size for size in range(1, examples + 1) if examples % size == 0 and size * largest <= _CHUNK_BYTES
+    ]
     return max(fitting, default=1)
 
 
@@ -198,7 +204,9 @@ def _each_chunk(function, carry, inputs, size):
     def step(index, state):
         carry, buffers = state
         carry, outputs = function(carry, take(index * size))
-        return carry, jax.tree.map(lambda buffer, output: _put(buffer, output, index * size), buffers, outputs)
+        return carry, jax.tree.map(
+            lambda buffer, output: _put(buffer, output, index * size), buffers, outputs
+        )
 
     shapes, structure = jax.tree.flatten(jax.eval_shape(lambda: function(carry, take(0)))[1])
     buffers = [_buffer(leaves[-1].ravel()[index], examples, shape) for index, shape in enumerate(shapes)]

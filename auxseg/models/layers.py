@@ -59,8 +59,14 @@ def depthwise_conv(images, kernel, *, lowering):
     """
     if lowering == "plain":
         channels = images.shape[-1]
-        return lax.conv_general_dilated(images, kernel[:, :, None, :], (1, 1), "SAME",
-                                        dimension_numbers=_NHWC, feature_group_count=channels)
+        return lax.conv_general_dilated(
+            images,
+            kernel[:, :, None, :],
+            (1, 1),
+            "SAME",
+            dimension_numbers=_NHWC,
+            feature_group_count=channels,
+        )
     return _shifted_conv(images, kernel, lowering == "blocked")
 
 
@@ -105,7 +111,9 @@ def _tap_gradients(padded, gradient, by_rows):
         return tuple(total + product for total, product in zip(sums, products(row, 1), strict=True))
 
     if by_rows:
-        sums = lax.fori_loop(0, rows, add_row, (jnp.zeros((examples, 1, columns, channels), jnp.float32),) * 9)
+        sums = lax.fori_loop(
+            0, rows, add_row, (jnp.zeros((examples, 1, columns, channels), jnp.float32),) * 9
+        )
     else:
         sums = products(0, rows)
     return jnp.stack([jnp.sum(total, (0, 1, 2)) for total in sums]).reshape(3, 3, channels)
@@ -166,8 +174,13 @@ def upsample(images, kernel, bias, *, lowering):
         lowering: 'plain', 'shifted' or 'blocked'.
     """
     if lowering == "plain":
-        outputs = lax.conv_transpose(images, jnp.transpose(kernel[:, ::-1, ::-1], (1, 2, 0, 3)), (2, 2),
-                                     "VALID", dimension_numbers=_NHWC)
+        outputs = lax.conv_transpose(
+            images,
+            jnp.transpose(kernel[:, ::-1, ::-1], (1, 2, 0, 3)),
+            (2, 2),
+            "VALID",
+            dimension_numbers=_NHWC,
+        )
     else:
         examples, rows, columns, _ = images.shape
         features = kernel.shape[-1]

@@ -45,15 +45,28 @@ class FlaxUNet(nn.Module):
         settings = self.settings
         for unit in (f"{name}_unit_0", f"{name}_unit_1"):
             channels, dtype = features.shape[-1], settings.dtype
-            depthwise = nn.Conv(channels, (3, 3), feature_group_count=channels, use_bias=False, dtype=dtype,
-                                name=f"{unit}_depthwise")
+            depthwise = nn.Conv(
+                channels,
+                (3, 3),
+                feature_group_count=channels,
+                use_bias=False,
+                dtype=dtype,
+                name=f"{unit}_depthwise",
+            )
             features = nn.Conv(width, (1, 1), dtype=dtype, name=f"{unit}_pointwise")(depthwise(features))
-            norm = nn.BatchNorm(not train, momentum=settings.bn_momentum, epsilon=settings.bn_epsilon,
-                                dtype=dtype, name=f"{unit}_norm")
+            norm = nn.BatchNorm(
+                not train,
+                momentum=settings.bn_momentum,
+                epsilon=settings.bn_epsilon,
+                dtype=dtype,
+                name=f"{unit}_norm",
+            )
             features = nn.relu(norm(features))
         if not settings.se:
             return features
-        squeezed = nn.Dense(max(1, width // settings.se_ratio), name=f"{name}_se_squeeze")(self._means(features))
+        squeezed = nn.Dense(max(1, width // settings.se_ratio), name=f"{name}_se_squeeze")(
+            self._means(features)
+        )
         scale = nn.sigmoid(nn.Dense(width, name=f"{name}_se_excite")(nn.relu(squeezed)))
         return features * scale.astype(features.dtype)[:, None, None]
 

@@ -67,7 +67,9 @@ def _conv_block(settings, name, width, features):
 def _unit(settings, name, width, features):
     conv = layers.SeparableConv2D if settings.separable else layers.Conv2D
     features = conv(width, 3, padding="same", name=f"{name}_conv")(features)
-    norm = layers.BatchNormalization(momentum=settings.bn_momentum, epsilon=settings.bn_epsilon, name=f"{name}_norm")
+    norm = layers.BatchNormalization(
+        momentum=settings.bn_momentum, epsilon=settings.bn_epsilon, name=f"{name}_norm"
+    )
     return layers.ReLU()(norm(features))
 
 

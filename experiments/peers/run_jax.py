@@ -8,11 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch, read_variables
+from experiments.peers.task import (
+    ADAM_EPSILON,
+    AUX_WEIGHT,
+    LEARNING_RATE,
+    create_config,
+    make_batch,
+    read_variables,
+)
 
 
 def create(name, task):
-    """Returns {'train': batch size -> step, 'infer': batch size -> call, 'machine': () -> step}.
+    """Returns {'train': batch size -> step, 'infer': batch size -> call, 'limits': () -> measured figures}.
 
     A step runs one training step to its end and returns the loss before it; a call, one prediction.
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import functools
 import os
 
-from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch, read_variables
+from experiments.peers.task import (
+    ADAM_EPSILON,
+    AUX_WEIGHT,
+    LEARNING_RATE,
+    create_config,
+    make_batch,
+    read_variables,
+)
 
 
 def create(name, task):

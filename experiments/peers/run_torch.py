@@ -9,12 +9,19 @@ import os
 import torch
 from torch.nn import functional
 
-from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch, read_variables
+from experiments.peers.task import (
+    ADAM_EPSILON,
+    AUX_WEIGHT,
+    LEARNING_RATE,
+    create_config,
+    make_batch,
+    read_variables,
+)
 from experiments.peers.torch_unet import create_torch_unet
 
 
 def create(name, task):
-    """Returns {'train': ..., 'infer': ...} as `run_jax.create`; name 'torch', 'torch_compile' or 'onnxruntime'."""
+    """Returns {'train': ..., 'infer': ...} as `run_jax.create` for 'torch', 'torch_compile', 'onnxruntime'."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = create_torch_unet(create_config(task), read_variables(task.weights))
     if name == "onnxruntime":

@@ -10,7 +10,7 @@ from auxseg.structs import Outputs
 
 
 class TorchUNet(nn.Module):
-    """The network of `settings`; `forward` takes images [N, 1, H, W] and gives logits [N, C, H, W], [N, C]."""
+    """The network of `settings`; images [N, 1, H, W] give `Outputs` of [N, C, H, W] and [N, C]."""
 
     def __init__(self, settings):
         super().__init__()
@@ -116,7 +116,9 @@ def _unit_state(prefix, weights):
         elif name in ("squeeze_bias", "excite_bias"):
             state[f"{prefix}.{name.removesuffix('_bias')}.bias"] = value
         else:
-            state[prefix + {"bias": ".pointwise.bias", "scale": ".norm.weight", "offset": ".norm.bias"}[name]] = value
+            state[
+                prefix + {"bias": ".pointwise.bias", "scale": ".norm.weight", "offset": ".norm.bias"}[name]
+            ] = value
     return state
 
 

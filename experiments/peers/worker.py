@@ -2,8 +2,8 @@
 
     python -m experiments.peers.worker IMPLEMENTATION TASK
 
-Commands: {"prepare": kind, "batch": N} builds a step and runs it once, {"run": true} runs it again, {"limits": true}
-measures the device, {"release": true} drops the step.
+Commands: {"prepare": kind, "batch": N} builds a step and runs it once, {"run": true} runs it again,
+{"limits": true} measures the device, {"release": true} drops the step.
 """
 
 from __future__ import annotations

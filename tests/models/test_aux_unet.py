@@ -226,6 +226,8 @@ def test_lowers_for_cuda(dtype, lowering):
     exported = step(_shapes(config), images, weights)
     assert exported.platforms == ("cuda",)
     assert ("bf16" in exported.mlir_module()) == (dtype == "bfloat16")
-    apply_fn, folded = create_inference(model, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), _shapes(config)))
+    apply_fn, folded = create_inference(
+        model, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), _shapes(config))
+    )
     prediction = jax.export.export(jax.jit(apply_fn), platforms=("cuda",))(folded, images)
     assert prediction.out_avals[0].shape == (8, 320, 320, 4)

@@ -10,14 +10,17 @@ from configs.base import get_config
 IMAGES = np.random.default_rng(0).random((2, 16, 32, 1), np.float32)
 
 
-@pytest.mark.parametrize("changes", [{}, {"separable": False, "se": False}, {"lowering": "plain", "aux": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"separable": False, "se": False}, {"lowering": "plain", "aux": False}], ids=str
+)
 def test_folded_network_gives_the_same_masks(changes):
     config = get_config().model.copy_and_resolve_references().unlock()
     config.update({"base_width": 4, "depth": 1, **changes})
     model = create_model(config)
     random = np.random.default_rng(1)
     variables = jax.tree.map(
-        lambda x: x + random.uniform(0.1, 0.4, x.shape).astype(np.float32), jax.jit(model.init)(jax.random.key(0), IMAGES)
+        lambda x: x + random.uniform(0.1, 0.4, x.shape).astype(np.float32),
+        jax.jit(model.init)(jax.random.key(0), IMAGES),
     )
     apply_fn, weights = create_inference(model, variables)
     expected = jax.jit(model.apply)(variables, IMAGES).mask_logits
