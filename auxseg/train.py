@@ -225,6 +225,11 @@ def _start(setup):
         initial, sums, stored = restored
         position = Position.from_json(stored)
         done = int(initial.step) - position.epoch * setup.steps_per_epoch
+        if not 0 <= done <= setup.steps_per_epoch:
+            raise InputError(
+                f"{setup.workdir}/checkpoints: update {initial.step} does not lie in epoch {position.epoch + 1} of "
+                f"{setup.steps_per_epoch} steps; the checkpoint is of another run: give another --workdir=DIR"
+            )
         print(
             f"resuming {setup.workdir} after epoch {position.epoch}" + (f" and {done} steps" if done else "")
         )

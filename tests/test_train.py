@@ -166,6 +166,14 @@ def test_other_settings_are_refused(half, npz):
         train.train(small_config(npz, model__se=False), half)
 
 
+def test_checkpoint_of_another_run_is_refused(half, npz):
+    splits = runs.read_json(half / "splits.json")
+    splits["train"] = splits["train"][:4]
+    runs.write_json(half / "splits.json", splits)
+    with pytest.raises(InputError, match="update 10 does not lie in epoch 3 of 1 steps"):
+        train.train(small_config(npz), half)
+
+
 def test_damaged_checkpoint_costs_an_epoch_and_not_the_run(half, unbroken, npz, caplog):
     latest = max((half / "checkpoints/latest").iterdir(), key=lambda p: int(p.name))
     largest = max((p for p in latest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
