@@ -21,7 +21,7 @@ from experiments.peers.torch_unet import create_torch_unet
 
 
 def create(name, task):
-    """Returns {'train': ..., 'infer': ...} as `run_jax.create` for 'torch', 'torch_compile', 'onnxruntime'."""
+    """Returns {kind: function} like `run_jax.create` for 'torch', 'torch_compile', 'onnxruntime'."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = create_torch_unet(create_config(task), read_variables(task.weights))
     if name == "onnxruntime":
