@@ -4,6 +4,7 @@ import sys
 
 from absl import app, flags, logging
 
+from auxseg import allocator
 from auxseg.errors import InputError
 
 EXIT_USER_ERROR = 2
@@ -18,6 +19,7 @@ def run(main):
     or a scan can cause (`InputError`, a missing or unreadable file, a full disk); 130 on Ctrl-C.
     Faults of the program keep their traceback.
     """
+    allocator.keep_freed_memory()
     app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse_flags)
 
 

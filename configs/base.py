@@ -54,7 +54,7 @@ def get_config():
     model.dtype = "float32"  # of the computation; parameters and statistics stay float32
     model.bn_momentum = 0.99  # Keras' default; the paper is silent
     model.bn_epsilon = 1e-3  # Keras' default
-    model.lowering = "auto"  # how the layers are computed; same results: 'auto', 'plain', 'shifted'
+    model.lowering = "auto"  # 'auto', 'plain', 'shifted', 'blocked': how it is computed; same results
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dice_ce"

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 ROOMS = (
-    ("errors", "structs", "progress"),
+    ("allocator", "errors", "structs", "progress"),
     ("ct", "scan_checks"),
     ("dicom", "scans"),
     ("datasets",),
