@@ -1,6 +1,6 @@
 """Keeps the small numbers of a run: experiments/results/NAME.json, with the settings and machine that made them.
 
-    python -m experiments.collect --workdir=runs/phantom
+python -m experiments.collect --workdir=runs/phantom
 """
 
 import pathlib
@@ -28,7 +28,9 @@ def collect(workdir):
     members = runs.read_json(workdir / "splits.json")
     rows = runs.read_rows(workdir / "metrics.jsonl")
     if summary["epochs"] != len(rows):
-        raise InputError(f"{workdir}: the summary is of {summary['epochs']} epochs, metrics.jsonl of {len(rows)}")
+        raise InputError(
+            f"{workdir}: the summary is of {summary['epochs']} epochs, metrics.jsonl of {len(rows)}"
+        )
     return {
         "changed_from_base": runs.list_differences(runs.config_to_dict(base.get_config()), stored),
         "cases": {split: len(cases) for split, cases in members.items()},

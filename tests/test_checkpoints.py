@@ -21,7 +21,9 @@ def make_state(step, seed=0):
 
 
 def make_sums(value=0.0):
-    return jax.tree.map(lambda x: np.asarray(x + np.asarray(value, x.dtype)), jax.device_get(steps.empty_sums(4)))
+    return jax.tree.map(
+        lambda x: np.asarray(x + np.asarray(value, x.dtype)), jax.device_get(steps.empty_sums(4))
+    )
 
 
 def assert_same(one, other):
@@ -32,7 +34,9 @@ def assert_same(one, other):
 
 def save(workdir, *numbers):
     for number in numbers:
-        checkpoints.save_latest(workdir, state=make_state(number), sums=make_sums(-1), progress={"epoch": number})
+        checkpoints.save_latest(
+            workdir, state=make_state(number), sums=make_sums(-1), progress={"epoch": number}
+        )
 
 
 def restore(workdir):

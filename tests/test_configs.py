@@ -9,7 +9,9 @@ import pytest
 from auxseg import models, runs, state, train
 from configs import base
 
-NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "__init__")
+NAMES = sorted(
+    p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "__init__"
+)
 
 CHANGES = {
     "base": set(),
@@ -50,7 +52,8 @@ def test_config_changes_few_settings_and_no_others_than_it_says(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("base", 6_577_217), ("no_se", 6_137_681), ("no_aux", 6_445_501), ("plain", 6_005_965)]
+    ("name", "count"),
+    [("base", 6_577_217), ("no_se", 6_137_681), ("no_aux", 6_445_501), ("plain", 6_005_965)],
 )
 def test_parameters_of_the_ablations(name, count):
     """SE costs 439,536 parameters, the auxiliary head 131,716 (section 4 prints the total)."""

@@ -71,7 +71,9 @@ def test_stream_hands_on_what_a_reader_raises():
         raise InputError(f"record {indices[0]} is damaged")
 
     data = dataclasses.replace(fakes.two_discs(4), read=read)
-    feed = input_pipeline.create_feed(data, np.arange(4), placement="stream", devices=parallel.choose_devices(1))
+    feed = input_pipeline.create_feed(
+        data, np.arange(4), placement="stream", devices=parallel.choose_devices(1)
+    )
     with pytest.raises(InputError, match="record 2 is damaged"):
         batches_of(feed, input_pipeline.padded_rows(np.array([2, 3]), 2, 2))
 

@@ -62,7 +62,9 @@ def test_cross_entropy_by_hand():
     np.put_along_axis(probabilities, MASK[..., None], 0.7, axis=-1)
     got = losses.cross_entropy(logits=logits_of(probabilities), masks=MASK)
     np.testing.assert_allclose(got, [-np.log(0.7)], rtol=1e-6)
-    weighted = losses.cross_entropy(logits=logits_of(probabilities), masks=MASK, class_weights=(1.0, 2.0, 5.0, 9.0))
+    weighted = losses.cross_entropy(
+        logits=logits_of(probabilities), masks=MASK, class_weights=(1.0, 2.0, 5.0, 9.0)
+    )
     np.testing.assert_allclose(weighted, [-np.log(0.7) * (1 + 2 + 2 + 9) / 4], rtol=1e-6)
 
 
@@ -79,14 +81,18 @@ def test_auxiliary_loss_by_hand():
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
-@pytest.mark.parametrize("mask", [np.zeros((1, 4, 4)), np.full((1, 4, 4), 3), np.arange(16).reshape(1, 4, 4) % 3])
+@pytest.mark.parametrize(
+    "mask", [np.zeros((1, 4, 4)), np.full((1, 4, 4), 3), np.arange(16).reshape(1, 4, 4) % 3]
+)
 def test_every_loss_is_finite_with_a_finite_gradient_whatever_the_mask_lacks(name, mask):
     config = base.get_config().loss
     with config.unlocked():
         config.name = name
     loss = losses.create_segmentation_loss(config)
     for logits in (jnp.zeros((1, 4, 4, 4)), 50.0 * jax.nn.one_hot(mask.astype(int), 4)):
-        value, gradient = jax.value_and_grad(lambda x: loss(logits=x, masks=mask.astype(np.uint8)).sum())(logits)
+        value, gradient = jax.value_and_grad(lambda x: loss(logits=x, masks=mask.astype(np.uint8)).sum())(
+            logits
+        )
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 

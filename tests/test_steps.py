@@ -80,7 +80,9 @@ def batch_of(data, weights, padding=None):
     images, masks = data.read(np.arange(len(weights)))
     if padding is not None:
         images = np.where(np.asarray(weights)[:, None, None] > 0, images, padding).astype(np.int16)
-    return input_pipeline.RawBatch(images, masks, np.arange(len(weights), dtype=np.int32), np.float32(weights))
+    return input_pipeline.RawBatch(
+        images, masks, np.arange(len(weights), dtype=np.int32), np.float32(weights)
+    )
 
 
 def test_step_changes_all_that_it_should(data, step):
@@ -98,7 +100,8 @@ def test_step_changes_all_that_it_should(data, step):
 def test_padding_changes_nothing(data, step):
     weights = [1, 1, 1, 0]
     results = [
-        step(start_with_rate(), steps.empty_sums(4), batch_of(data, weights, padding)) for padding in (-900, 3000)
+        step(start_with_rate(), steps.empty_sums(4), batch_of(data, weights, padding))
+        for padding in (-900, 3000)
     ]
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -134,9 +137,14 @@ def test_untransformed_loss_is_the_sum_of_its_parts(data):
 
 
 def test_momentum_ramp():
-    ramp = [float(steps.statistics_momentum(jnp.int32(t), bn_momentum=0.99, warmup=True)) for t in (0, 8, 90, 10**4)]
+    ramp = [
+        float(steps.statistics_momentum(jnp.int32(t), bn_momentum=0.99, warmup=True))
+        for t in (0, 8, 90, 10**4)
+    ]
     np.testing.assert_allclose(ramp, [0.1, 0.5, 0.91, 0.99], rtol=1e-6)
-    assert float(steps.statistics_momentum(jnp.int32(0), bn_momentum=0.99, warmup=False)) == pytest.approx(0.99)
+    assert float(steps.statistics_momentum(jnp.int32(0), bn_momentum=0.99, warmup=False)) == pytest.approx(
+        0.99
+    )
 
 
 def test_augmentation_is_part_of_the_step(data, step):

@@ -69,12 +69,18 @@ def half(unbroken, npz, tmp_path):
 
 def assert_same_run(one, other):
     for kind in ("best", "latest"):
-        steps = [max(int(p.name) for p in (w / "checkpoints" / kind).iterdir() if p.name.isdigit()) for w in (one, other)]
+        steps = [
+            max(int(p.name) for p in (w / "checkpoints" / kind).iterdir() if p.name.isdigit())
+            for w in (one, other)
+        ]
         assert steps[0] == steps[1]
     weights = [checkpoints.restore_best(w)[0] for w in (one, other)]
     for a, b in zip(*map(jax.tree.leaves, weights), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = [[{**r["train"], **r["val"], "lr": r["learning_rate"]} for r in runs.read_rows(w / "metrics.jsonl")] for w in (one, other)]
+    rows = [
+        [{**r["train"], **r["val"], "lr": r["learning_rate"]} for r in runs.read_rows(w / "metrics.jsonl")]
+        for w in (one, other)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == NUM_EPOCHS
     assert (one / "cases.csv").read_bytes() == (other / "cases.csv").read_bytes()
 
@@ -85,15 +91,24 @@ def command(npz, workdir, *flags):
     text = f"""
 import pathlib
 import sys
-sys.path.insert(0, {str(ROOT / 'tests')!r})
+sys.path.insert(0, {str(ROOT / "tests")!r})
 import test_train
 def get_config():
     return test_train.small_config(pathlib.Path({str(npz)!r})).lock()
 """
     (config / "small.py").write_text(text)
-    arguments = [sys.executable, "-m", "auxseg.main", f"--config={config / 'small.py'}", f"--workdir={workdir}", *flags]
+    arguments = [
+        sys.executable,
+        "-m",
+        "auxseg.main",
+        f"--config={config / 'small.py'}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +135,27 @@ def wait_for(condition, process, seconds=240):
 
 def test_run_leaves_what_it_should(unbroken):
     names = {p.name for p in unbroken.iterdir()}
-    expected = {"config.json", "versions.json", "splits.json", "metrics.jsonl", "summary.json", "cases.csv", "checkpoints"}
+    expected = {
+        "config.json",
+        "versions.json",
+        "splits.json",
+        "metrics.jsonl",
+        "summary.json",
+        "cases.csv",
+        "checkpoints",
+    }
     assert expected <= names and any(n.startswith("events.") for n in names)
     rows = runs.read_rows(unbroken / "metrics.jsonl")
     assert [r["epoch"] for r in rows] == list(range(1, NUM_EPOCHS + 1))
     assert rows[-1]["train"]["loss"] < rows[0]["train"]["loss"]
     for row in rows:
-        assert {"learning_rate", "seconds", "images_per_second", "peak_memory_mb", "waited_for_data"} <= row.keys()
+        assert {
+            "learning_rate",
+            "seconds",
+            "images_per_second",
+            "peak_memory_mb",
+            "waited_for_data",
+        } <= row.keys()
         assert {"loss", "accuracy", "pooled_dsc", "dice", "dice_cases"} <= row["val"].keys()
     splits = runs.read_json(unbroken / "splits.json")
     cases = [case for members in splits.values() for case in members]
@@ -248,7 +277,9 @@ def test_loss_that_is_not_finite_names_step_batch_and_cases_and_keeps_the_weight
         return run
 
     monkeypatch.setattr(train, "create_train_fn", poisoned)
-    with pytest.raises(InputError, match=r"step 11 \(epoch 3, batch 3\): the loss is not finite, on the cases ID|case"):
+    with pytest.raises(
+        InputError, match=r"step 11 \(epoch 3, batch 3\): the loss is not finite, on the cases ID|case"
+    ):
         train.train(small_config(npz), half)
     after, _ = checkpoints.restore_best(half)
     for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True):
