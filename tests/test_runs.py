@@ -14,15 +14,15 @@ from configs import base
 def hold(path, ready, release):
     with runs.locked(path):
         ready.set()
-        release.wait(30)
+        release.wait(120)
 
 
 def test_second_process_is_refused_and_the_lock_goes_with_the_first(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     ready, release = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path, ready, release))
     other.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     with pytest.raises(InputError, match="another process is working in it"):
         with runs.locked(tmp_path):
             pass

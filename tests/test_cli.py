@@ -1,0 +1,58 @@
+"""One clear line for a user's mistake, a traceback for ours."""
+
+import pytest
+
+from auxseg import cli
+from auxseg.errors import InputError, check_choice
+
+
+def guarded(main, *argv):
+    return cli._guarded(main, ["program", *argv])
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+def test_what_main_returns_is_the_status():
+    assert guarded(lambda argv: 7) == 7
+    assert guarded(lambda argv: None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (InputError("data.size: got (0, 0)\nexpected more"), "error: data.size: got (0, 0) expected more"),
+        (FileNotFoundError(2, "No such file or directory", "scan.mhd"), "No such file or directory (scan.mhd)"),
+        (OSError(28, "No space left on device", "run/cases.csv"), "No space left on device (run/cases.csv)"),
+        (PermissionError(13, "Permission denied", "run"), "Permission denied (run)"),
+    ],
+)
+def test_mistake_gets_one_line_and_status_2(error, words, capsys):
+    assert guarded(raising(error)) == cli.EXIT_USER_ERROR
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+def test_stray_argument_is_refused(capsys):
+    assert guarded(lambda argv: 0, "configs/phantom.py") == cli.EXIT_USER_ERROR
+    assert "got the argument 'configs/phantom.py', expected only flags" in capsys.readouterr().err
+
+
+def test_interruption_has_its_own_status(capsys):
+    assert guarded(raising(KeyboardInterrupt())) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_our_own_faults_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        guarded(lambda argv: 1 / 0)
+
+
+def test_wrong_choice_lists_the_names():
+    assert check_choice("data.split", "paper", ("paper", "folds")) == "paper"
+    with pytest.raises(InputError, match="data.split: got 'papre', expected one of 'paper', 'folds'"):
+        check_choice("data.split", "papre", ("paper", "folds"))
