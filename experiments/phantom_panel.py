@@ -125,6 +125,10 @@ def score(workdir, settings):
         "seed": settings.seed,
         "mean_dice": _by_lung(dice.mean(axis=0)),
         "lowest_dice": _by_lung(dice.min(axis=0)),
+        "mean_dice_by_height": {
+            str(height): _by_lung(dice[number :: len(SCORED_HEIGHTS)].mean(axis=0))
+            for number, height in enumerate(SCORED_HEIGHTS)
+        },
     }
 
 
