@@ -19,6 +19,6 @@ def get_config():
     config.model.base_width = 8
     config.loss.class_weights = (1.0, 1.0, 1.0, 30.0)
     config.train.batch_size = 4
-    config.train.num_epochs = 40
+    config.train.num_epochs = 30
     config.optim.plateau_patience_epochs = 3
     return config
