@@ -3,7 +3,8 @@
     python -m auxseg.main --config=configs/phantom.py
 
 Slices with nodules are as many as without, and a nodule's pixels count thirtyfold in the cross-entropy:
-with the paper's loss a small network has found no nodule after 700 steps.
+with the paper's loss a small network has found no nodule after 700 steps. At most 25 minutes on two cores; mean
+Dice on the test split 0.987, 0.987 (lungs) and 0.673 (nodules), see experiments/results/phantom.json.
 """
 
 from configs import base
