@@ -236,7 +236,7 @@ import sys
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-ABOUT = json.loads((HERE / "bundle.json").read_text())
+ABOUT = json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))
 
 
 def load():

@@ -285,7 +285,7 @@ def describe_machine():
     if pathlib.Path("/proc/cpuinfo").exists():
         names = [
             line
-            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
             if line.startswith("model name")
         ]
         processor = names[0].partition(":")[2].strip() if names else processor

@@ -129,7 +129,7 @@ def describe_machine():
     """Returns the processor and how many of them."""
     import os
 
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {"processor": names[0] if names else platform.processor(), "processors": os.cpu_count()}
 

@@ -62,7 +62,7 @@ def link_folder(source, target, num_scans):
         uid = f"1.2.3.{index}"
         for kind, folder, suffix in (("scan", "subset0", "raw"), ("mask", "seg-lungs-LUNA16", "zraw")):
             (target / folder / f"{uid}.{suffix}").hardlink_to(source / f"{kind}.{suffix}")
-            header = (source / f"{kind}.mhd").read_text().replace(f"{kind}.{suffix}", f"{uid}.{suffix}")
+            header = (source / f"{kind}.mhd").read_text(encoding="utf-8").replace(f"{kind}.{suffix}", f"{uid}.{suffix}")
             (target / folder / f"{uid}.mhd").write_text(header)
         lines += [f"{uid},{x},0,{z},{d}" for x, z, d in ((70, 0, 6.4), (-70, -40, 10.0), (60, 40, 20.0))]
     (target / "annotations.csv").write_text("\n".join(lines) + "\n")
@@ -104,13 +104,13 @@ def measure(folder, slices, num_scans):
 
 def peak_mib():
     """Returns the peak resident memory of this process (getrusage would have that of its parent in it)."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    lines = pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 
 
 def processor():
     """Returns the processor's name, as Linux has it."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} ({len(names)} logical cores)" if names else platform.processor()
 

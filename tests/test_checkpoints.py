@@ -82,7 +82,7 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path, damage, caplog):
     elif damage == "add":
         (largest.parent / "stranger").write_bytes(b"x")
     elif damage == "manifest":
-        manifest.write_text(manifest.read_text()[:-20])
+        manifest.write_text(manifest.read_text(encoding="utf-8")[:-20])
     else:
         manifest.unlink()
     found, _, progress = restore(tmp_path)

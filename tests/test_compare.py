@@ -109,7 +109,7 @@ def test_val_where_there_is_no_test_split(tmp_path):
 def test_cases_without_the_class_do_not_count(tmp_path):
     folder = write_run(tmp_path / "a")
     text = (
-        (folder / "cases.csv").read_text().replace(",0,\r", ",0,0.0\r")
+        (folder / "cases.csv").read_text(encoding="utf-8").replace(",0,\r", ",0,0.0\r")
     )  # as a false-positive case may be stored
     (folder / "cases.csv").write_text(text)
     settings, rows = compare.read_run(folder)
@@ -157,8 +157,8 @@ def test_page_and_tables(tmp_path, capsys):
     runs = [write_run(tmp_path / n, se=n == "a", gain=g) for n, g in (("a", 0.0), ("<b>", 0.04))]
     assert compare.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
     assert "is supported" in capsys.readouterr().out
-    page = (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;" in page and "<b>" not in page and "http://" not in page and "https://" not in page
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())["differences"][0]["supported"]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))["differences"][0]["supported"]
     for name in ("runs", "arms", "differences"):
         assert (tmp_path / "out" / f"{name}.csv").is_file()

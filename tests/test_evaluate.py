@@ -31,7 +31,7 @@ def test_a_run_ends_with_its_report(workdir):
     assert (workdir / "report" / "figures" / "curves.png").is_file()
     rows = tables.read_csv(workdir / "cases.csv")
     assert {row["split"] for row in rows} == {"val", "test"}
-    summary = json.loads((workdir / "summary.json").read_text())
+    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     for split, stored in summary["scores"].items():
         for name in ("left_lung", "right_lung", "nodule"):
             dice = [
@@ -49,10 +49,10 @@ def test_a_run_ends_with_its_report(workdir):
 
 def test_the_command_writes_the_report_and_explains(workdir, capsys):
     case_id = tables.read_csv(workdir / "cases.csv")[-1]["case_id"]
-    stored = json.loads((workdir / "summary.json").read_text())["scores"]["val"]
+    stored = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["scores"]["val"]
     summary, page = evaluate.report(workdir, split="val", explained=[(case_id, "left_lung")])
     assert {key: summary[key] for key in stored} == stored and summary["split"] == "val"
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert (
         "Scored on the val split" in text and "What drives the network" in text and "own resolution" in text
     )

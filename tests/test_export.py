@@ -87,7 +87,7 @@ def test_a_network_trained_in_bfloat16_is_exported_in_float32(tmp_path):
 
 def test_a_bundle_describes_itself(exported):
     output, about = exported["onnx"]
-    assert json.loads((output / bundle.FILE).read_text()) == about
+    assert json.loads((output / bundle.FILE).read_text(encoding="utf-8")) == about
     assert about["classes"] == ["background", "left_lung", "right_lung", "nodule"]
     assert about["window_hu"] == [-1000.0, 400.0] and about["size_yx"] == list(SIZE)
     assert about["opset"] == onnx_graph.OPSET and about["versions"]["jax"] == jax.__version__

@@ -98,7 +98,7 @@ def test_a_fault_of_the_network_reaches_the_page(tmp_path):
     (tmp_path / "splits.json").write_text('{"train": ["x"], "test": ["case001"]}')
     subject = make_subject(fakes.two_discs(7, size=48), lambda masks: np.roll(masks, (3, 3), (-2, -1)))
     page = judge.write(tmp_path, subject, judge.judge_split(subject, "test"))
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert page == tmp_path / "report" / "index.html"
     assert "Predictions are shifted" in text and "48 x 48 pixels, as the network sees" in text
     assert "16 trainable parameters" in text and (tmp_path / "report" / "figures" / "panels.png").is_file()

@@ -281,7 +281,7 @@ def test_everything_about_a_scan_is_written(tmp_path):
         table = list(csv.DictReader(file))
     assert [row["structure"] for row in table][:3] == ["left_lung", "right_lung", "nodule_1"]
     assert 600 < float(table[0]["volume_ml"]) < float(table[1]["volume_ml"]) < 2500
-    about = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    about = json.loads((tmp_path / "out" / "prediction.json").read_text(encoding="utf-8"))
     assert about["networks"] == [{"name": "threshold", "sha256": "0" * 64}]
     assert about["lungs_ml"][0] == pytest.approx(float(table[0]["volume_ml"]), rel=1e-4)
 
@@ -289,7 +289,7 @@ def test_everything_about_a_scan_is_written(tmp_path):
 def test_the_report_is_one_whole_page(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "<b>scan.mha"))
     _run(tmp_path / "<b>scan.mha", tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == page.count("data:image/png;base64,") == 24
     assert "Not for clinical use" in page and page.rstrip().endswith("</html>")
     assert "<b>scan" not in page  # names are text, never markup
@@ -316,7 +316,7 @@ def test_an_empty_mask_is_refused(tmp_path):
         predict.predict(tmp_path / "scan.mha", tmp_path / "out", [network])
     assert list((tmp_path / "out").iterdir()) == []
     predict.predict(tmp_path / "scan.mha", tmp_path / "out", [network], options=predict.Options(force=True))
-    assert "no lung" in (tmp_path / "out" / "report.html").read_text()
+    assert "no lung" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_lungs_on_the_wrong_sides_are_noticed():

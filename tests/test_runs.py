@@ -79,7 +79,7 @@ def test_rows_survive_a_half_written_line_and_later_epochs_are_dropped(tmp_path)
         handle.write('{"epoch": 4, "lo')
     assert [row["epoch"] for row in runs.read_rows(path)] == [1, 2, 3]
     runs.keep_rows(path, 2)
-    assert path.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+    assert path.read_text(encoding="utf-8") == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
 def test_rows_are_strict_json(tmp_path):
@@ -97,7 +97,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         runs.write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
 
 
 @pytest.mark.parametrize("content", [None, "{", ""])

@@ -160,7 +160,7 @@ def test_run_leaves_what_it_should(unbroken):
     splits = runs.read_json(unbroken / "splits.json")
     cases = [case for members in splits.values() for case in members]
     assert len(cases) == len(set(cases)) == 24 and set(splits) == {"train", "val", "test"}
-    lines = (unbroken / "cases.csv").read_text().splitlines()
+    lines = (unbroken / "cases.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + len(splits["val"]) + len(splits["test"])
 
 
@@ -323,4 +323,4 @@ def test_seeds_are_separate(npz):
 
 
 def test_summary_is_strict_json(unbroken):
-    json.loads((unbroken / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    json.loads((unbroken / "summary.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))

@@ -395,7 +395,7 @@ def _identity(settings):
 
 def _read_manifest(path, settings):
     try:
-        manifest = json.loads((path / RECORDS_FILE).read_text())
+        manifest = json.loads((path / RECORDS_FILE).read_text(encoding="utf-8"))
         found = {"version": manifest["version"], "settings": dict(manifest["settings"])}
         manifest = {name: manifest[name] for name in ("problems", "num_scans", "notes")}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -85,7 +85,7 @@ def _reset_peak():
 def _peak_bytes():
     """Returns the highest resident memory of this process since `_reset_peak`, or None off Linux."""
     with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        for line in pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM"):
                 return 1024 * int(line.split()[1])
     return None

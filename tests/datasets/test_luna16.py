@@ -106,7 +106,7 @@ def test_records_of_other_settings_or_version_are_refused(folder, tmp_path):
     records = luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
     with pytest.raises(InputError, match="was written with .*'nodule'.*, expected .*'lung'"):
         luna16.load(records, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48), slices="lung"))
-    manifest = json.loads((records / luna16.RECORDS_FILE).read_text())
+    manifest = json.loads((records / luna16.RECORDS_FILE).read_text(encoding="utf-8"))
     (records / luna16.RECORDS_FILE).write_text(json.dumps(manifest | {"version": "0.9.0"}))
     with pytest.raises(InputError, match="was written with .*0.9.0"):
         luna16.load(records, cache_dir=tmp_path, settings=SMALL)

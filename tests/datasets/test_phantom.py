@@ -404,7 +404,7 @@ def test_refuses_a_damaged_state_and_another_version(tmp_path):
     settings = phantom.create_settings(_config())
     phantom._write_state(tmp_path, settings, whole=True)
     path = tmp_path / "phantom.json"
-    path.write_text(path.read_text().replace(f'"version": {phantom.VERSION}', '"version": 0'))
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"version": {phantom.VERSION}', '"version": 0'))
     with pytest.raises(InputError, match="version 0"):
         phantom.ensure(tmp_path, _config())
 

@@ -158,7 +158,7 @@ def test_check_splits_names_what_is_shared():
 
 def real_table(real_data):
     """Returns the table of LUNA16's 888 middle slices, with the nodules that cross them."""
-    subsets = json.loads((real_data / "csv" / "subset_of_uid.json").read_text())
+    subsets = json.loads((real_data / "csv" / "subset_of_uid.json").read_text(encoding="utf-8"))
     with open(real_data / "csv" / "middle_slice_nodules.csv", newline="") as file:
         with_nodule = {row["uid"] for row in csv.DictReader(file)}
     nodules = [int(uid in with_nodule) for uid in subsets]

@@ -43,8 +43,10 @@ def _scatter(variables):
 @functools.cache
 def _networks(index):
     """Returns our model and variables, the Keras model with the same weights, and its first draw."""
+    import keras
     from experiments.peers.keras_unet import create_keras_unet, get_keras_weights, set_keras_weights
 
+    keras.utils.set_random_seed(4)
     config = _config(**SWITCHES[index])
     model = create_model(config)
     variables = _scatter(jax.jit(model.init)(jax.random.key(0), IMAGES))
@@ -112,7 +114,10 @@ def test_there_and_back_is_exact():
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_initial_values_are_drawn_as_by_keras(index):
-    """Uniform within the same limits: the largest of many draws comes near them; the rest is 0 or 1."""
+    """Uniform within the same limits: the largest of many draws comes near them; the rest is 0 or 1.
+
+    Both draws are seeded. The standard deviation of n uniform draws is off by 0.45 / sqrt(n) of itself.
+    """
     model, _, _, theirs = _networks(index)
     ours = to_keras_weights(jax.jit(model.init)(jax.random.key(3), IMAGES))
     compared = 0
@@ -122,7 +127,7 @@ def test_initial_values_are_drawn_as_by_keras(index):
             np.testing.assert_array_equal(ours[name], value)
         elif value.size >= 128:
             np.testing.assert_allclose(np.abs(ours[name]).max(), np.abs(value).max(), rtol=0.12, err_msg=name)
-            np.testing.assert_allclose(ours[name].std(), value.std(), rtol=0.2, err_msg=name)
+            np.testing.assert_allclose(ours[name].std(), value.std(), rtol=3.2 / value.size**0.5, err_msg=name)
             compared += 1
     assert compared >= 6
 

@@ -95,7 +95,7 @@ def test_files_stand_beside_the_page(written):
     }
     assert {path.stem for path in (written / "figures").iterdir()} == expected
     assert len(read_csv(written / "tables" / "cases.csv")) == 18
-    assert json.loads((written / "scores.json").read_text())["pooled"][0]["score"] == "pooled DSC (paper)"
+    assert json.loads((written / "scores.json").read_text(encoding="utf-8"))["pooled"][0]["score"] == "pooled DSC (paper)"
 
 
 def test_page_shows_what_was_asked_for(written):
