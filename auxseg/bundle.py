@@ -91,6 +91,16 @@ def load_network(path):
     return create_network(read_run(path))
 
 
+def read_trained(path):
+    """Returns the `Trained` of a run's workdir or of a 'saved' bundle's folder.
+
+    Raises:
+        InputError: neither, damaged, or a bundle of another kind, which holds a program and no weights.
+    """
+    path = pathlib.Path(path)
+    return read_saved(path) if (path / FILE).is_file() else read_run(path)
+
+
 def read_run(workdir):
     """Returns the best weights of a run as `Trained`.
 
@@ -309,6 +319,11 @@ def read_saved(path, about=None):
         InputError: damaged, or the weights are no match for the settings beside them.
     """
     about = about or _read_description(pathlib.Path(path))
+    if about["kind"] != "saved":
+        raise InputError(
+            f"{path}: a bundle of kind {about['kind']!r}, which holds a program and no weights to go on from; "
+            "give a run's workdir or a bundle of --format=saved"
+        )
     file = pathlib.Path(path) / KINDS["saved"]
     try:
         with np.load(file, allow_pickle=False) as arrays:

@@ -55,7 +55,7 @@ def export(workdir, kind, output, *, images, checked_on):
         and (output.is_file() or any(output.iterdir()))
     ):
         raise InputError(f"--output: {output} exists and is no bundle; give another folder")
-    trained = _to_float32(read_trained(workdir))
+    trained = _to_float32(bundle.read_trained(workdir))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as folder:
         part = pathlib.Path(folder) / output.name
@@ -66,18 +66,6 @@ def export(workdir, kind, output, *, images, checked_on):
             shutil.rmtree(output)
         part.rename(output)
     return about
-
-
-def read_trained(path):
-    """Returns the `bundle.Trained` of a run or of a 'saved' bundle.
-
-    Raises:
-        InputError: neither, or damaged.
-    """
-    path = pathlib.Path(path)
-    if (path / bundle.FILE).is_file():
-        return bundle.read_saved(path)
-    return bundle.read_run(path)
 
 
 def _to_float32(trained):
@@ -211,7 +199,7 @@ def main(argv):
         if not getattr(values, name):
             raise InputError(f"--{name}: not given (try --help)")
     check_choice("--format", values.format, tuple(bundle.KINDS))
-    config = read_trained(values.workdir).config
+    config = bundle.read_trained(values.workdir).config
     images, checked_on = read_check_slices(config, values.workdir, values.input)
     output = pathlib.Path(values.output or pathlib.Path(values.workdir) / "export" / values.format)
     about = export(values.workdir, values.format, output, images=images, checked_on=checked_on)

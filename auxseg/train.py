@@ -20,6 +20,7 @@ from absl import logging
 
 from auxseg import (
     augment,
+    bundle,
     checkpoints,
     evaluate,
     input_pipeline,
@@ -198,7 +199,7 @@ def create_initial_state(config):
     """Returns the TrainState before the first step: initialised, or from `train.init_from`.
 
     Raises:
-        InputError: `train.init_from` is no run, or its network has other weights.
+        InputError: `train.init_from` is neither a run nor a 'saved' bundle, or its network has other weights.
     """
     initial = state.create_state(
         model=models.create_model(config.model),
@@ -209,7 +210,7 @@ def create_initial_state(config):
     source = config.train.init_from
     if source is None:
         return initial
-    variables, _ = checkpoints.restore_best(source)
+    variables = bundle.read_trained(source).variables
     return state.replace_variables(
         initial, checkpoints.match_variables(variables, initial.variables, where=source)
     )

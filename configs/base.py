@@ -82,7 +82,7 @@ def get_config():
     train.order_seed = 1  # of the order of the examples
     train.bn_warmup = True  # see README: statistics that do not lag behind on small data sets
     train.num_devices = placeholder(int)  # of this host; default: all
-    train.init_from = placeholder(str)  # workdir whose best weights to start from
+    train.init_from = placeholder(str)  # run's workdir or 'saved' bundle whose weights to start from
     train.max_minutes = placeholder(float)  # ends the run cleanly after the epoch in which they pass
 
     config.augment = augment = ml_collections.ConfigDict()  # off, as in the paper (3.3)

@@ -45,7 +45,7 @@ def _images(count=3, seed=0):
 
 def _export(kind, output, trained):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "read_trained", lambda path: trained)
+        patch.setattr(bundle, "read_trained", lambda path: trained)
         return export.export("run", kind, output, images=_images(), checked_on="noise")
 
 
@@ -131,7 +131,7 @@ def test_a_bundle_runs_without_auxseg(exported, tmp_path, kind):
 
 def test_a_wrong_export_is_not_written(monkeypatch, tmp_path):
     trained = _trained()
-    monkeypatch.setattr(export, "read_trained", lambda path: trained)
+    monkeypatch.setattr(bundle, "read_trained", lambda path: trained)
     true_unit = onnx_graph._unit
     monkeypatch.setattr(onnx_graph, "_unit", lambda *args: true_unit(*args[:-1], 0.5))  # a wrong epsilon
     with pytest.raises(RuntimeError, match="differs from the original"):

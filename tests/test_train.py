@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import checkpoints, evaluate, runs, train
+from auxseg import checkpoints, evaluate, export, runs, train
 from auxseg.errors import InputError
 from configs import base
 
@@ -299,6 +299,22 @@ def test_init_from_starts_with_the_other_runs_best_weights(unbroken, npz):
     with config.unlocked():
         config.model.base_width = 8
     with pytest.raises(InputError, match="expected"):
+        train.create_initial_state(config)
+
+
+def test_init_from_starts_from_a_bundle_of_weights(unbroken, npz, tmp_path):
+    images = np.zeros((1, 16, 16), np.int16)
+    config = small_config(npz)
+    for kind in ("saved", "stablehlo"):
+        export.export(unbroken, kind, tmp_path / kind, images=images, checked_on="an empty slice")
+    with config.unlocked():
+        config.train.init_from = str(tmp_path / "saved")
+    state = train.create_initial_state(config)
+    best, _ = checkpoints.restore_best(unbroken)
+    jax.tree.map(np.testing.assert_array_equal, dict(state.variables), best)
+    with config.unlocked():
+        config.train.init_from = str(tmp_path / "stablehlo")
+    with pytest.raises(InputError, match="'stablehlo', which holds a program and no weights"):
         train.create_initial_state(config)
 
 
