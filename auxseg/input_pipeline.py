@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxseg import parallel
-from auxseg.errors import check_choice
+from auxseg.errors import InputError, check_choice
 from auxseg.structs import Batch
 
 PREFETCH_BATCHES = 3
@@ -72,10 +72,50 @@ def to_batch(raw, *, window_hu, num_classes):
     return Batch(images, raw.masks, label_vectors(raw.masks, num_classes), raw.weights)
 
 
-def epoch_order(indices, *, seed, epoch):
-    """Returns `indices` [n] in the order of `epoch`, a function of (seed, epoch) alone."""
+def epoch_order(indices, *, seed, epoch, has_nodule=None, nodule_fraction=None):
+    """Returns `indices` [n] in the order of `epoch`, a function of (seed, epoch) alone.
+
+    With `nodule_fraction` an epoch has as many examples and another choice of them: slices with a nodule
+    come back and slices without are left out (or the other way round) until the share is met. Which ones
+    changes from epoch to epoch; none comes back before all of its kind had their turn.
+
+    Args:
+        indices: rows of the data set, int [n].
+        seed: of the order.
+        epoch: counted from 1.
+        has_nodule: bool [n], whether the case shows a nodule; needed with `nodule_fraction`.
+        nodule_fraction: share of the examples that show one, 0 to 1, or None: each case once.
+
+    Raises:
+        InputError: a fraction out of its range, or one that the cases cannot give.
+    """
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
-    return np.asarray(indices)[generator.permutation(len(indices))]
+    indices = np.asarray(indices)
+    if nodule_fraction is None:
+        return indices[generator.permutation(len(indices))]
+    _check_fraction(nodule_fraction, has_nodule)
+    num_with = round(nodule_fraction * len(indices))
+    drawn = [
+        _draw(indices[has_nodule], num_with, generator),
+        _draw(indices[~has_nodule], len(indices) - num_with, generator),
+    ]
+    return np.concatenate(drawn)[generator.permutation(len(indices))]
+
+
+def _draw(indices, num, generator):
+    """Returns `num` of `indices`, in shuffled rounds of all of them."""
+    rounds = [generator.permutation(indices) for _ in range(-(-num // max(len(indices), 1)))]
+    return np.concatenate([indices[:0], *rounds])[:num]
+
+
+def _check_fraction(fraction, has_nodule):
+    if not 0.0 <= fraction <= 1.0:
+        raise InputError(f"train.nodule_fraction: got {fraction}, expected 0 to 1")
+    for share, kind, some in ((fraction, "with", has_nodule), (1.0 - fraction, "without", ~has_nodule)):
+        if share > 0 and not some.any():
+            raise InputError(
+                f"train.nodule_fraction: got {fraction}, but no training slice is {kind} a nodule; leave it out"
+            )
 
 
 def num_batches(num_examples, batch_size):

@@ -5,6 +5,9 @@ losses are soft (Milletari et al. 2016, arXiv:1606.04797): probabilities stand f
 `smooth` pixels are added above and below, so that a class that is absent from both gives a loss of 0
 and one that is absent from the reference alone still has a finite gradient that removes it.
 
+The one loss that is no sum over examples is the batch Dice: its sums run over the batch, on all devices, so
+that a class which few slices have still weighs as much as one that all have.
+
 Letters: N examples, H rows, W columns, C classes.
 """
 
@@ -14,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg.errors import check_choice
+from auxseg import parallel
+from auxseg.errors import InputError, check_choice
 
 
 def dice_loss(*, logits, masks, smooth=1.0):
@@ -41,11 +45,12 @@ def tversky_loss(*, logits, masks, alpha=0.3, beta=0.7, smooth=1.0):
     Args:
         logits: float32 [N, H, W, C].
         masks: integers [N, H, W], class indices.
-        alpha: weight of false positives.
-        beta: weight of false negatives; alpha = beta = 0.5 gives the Dice loss with smooth / 2.
+        alpha: weight of false positives: a number, or one for each class.
+        beta: weight of false negatives, likewise; alpha = beta = 0.5 gives the Dice loss with smooth / 2.
         smooth: pixels added to numerator and denominator.
     """
     overlap, predicted, reference = _overlaps(logits, masks)
+    alpha, beta = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), overlap.shape) for x in (alpha, beta))
     errors = alpha * (predicted - overlap) + beta * (reference - overlap)
     return 1.0 - (overlap + smooth) / (overlap + errors + smooth)
 
@@ -59,7 +64,46 @@ def focal_tversky_loss(*, logits, masks, alpha=0.3, beta=0.7, gamma=0.75, smooth
     return jnp.maximum(loss, 1e-7) ** gamma
 
 
-def cross_entropy(*, logits, masks, class_weights=None):
+def batch_dice_loss(*, logits, masks, weights, smooth=1.0, class_weights=None, axis_name=None):
+    """Returns 1 - soft Dice of the whole batch, averaged over the classes that it has; float32 scalar.
+
+    One ratio a class, of sums over all examples and devices (Isensee et al. 2021, nnU-Net, call it batch
+    Dice); a class that the batch lacks is left out, and counts through the cross-entropy alone.
+
+    Args:
+        logits: float32 [N, H, W, C].
+        masks: integers [N, H, W], class indices.
+        weights: float32 [N], 1.0 for an example, 0.0 for padding.
+        smooth: pixels added to numerator and denominator.
+        class_weights: [C], weights of the mean; None: all 1.
+        axis_name: of the devices that share the batch, or None.
+    """
+    rows = weights[:, None]
+    sums = tuple((each * rows).sum(axis=0) for each in _overlaps(logits, masks))
+    overlap, predicted, reference = parallel.sum_over_devices(sums, axis_name)
+    losses = 1.0 - (2.0 * overlap + smooth) / (predicted + reference + smooth)
+    return _present_mean(losses, reference, class_weights)
+
+
+def present_dice_loss(*, logits, masks, smooth=1.0, class_weights=None):
+    """Returns 1 - soft Dice averaged over the classes that the case has, float32 [N].
+
+    The batch Dice of batches of one: what validation reports for it. Arguments as `batch_dice_loss`.
+    """
+    overlap, predicted, reference = _overlaps(logits, masks)
+    losses = 1.0 - (2.0 * overlap + smooth) / (predicted + reference + smooth)
+    return jax.vmap(lambda *case: _present_mean(*case, class_weights))(losses, reference)
+
+
+def _present_mean(losses, reference, class_weights):
+    """Returns the weighted mean of losses [C] over the classes with reference [C] above 0."""
+    ones = jnp.ones_like(losses)
+    weights = ones if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+    weights = jnp.where(reference > 0, weights, 0.0)
+    return (losses * weights).sum() / jnp.maximum(weights.sum(), 1e-7)
+
+
+def cross_entropy(*, logits, masks, class_weights=None, hard_fraction=1.0):
     """Returns the cross-entropy averaged over the pixels, float32 [N].
 
     Args:
@@ -67,17 +111,31 @@ def cross_entropy(*, logits, masks, class_weights=None):
         masks: integers [N, H, W], class indices.
         class_weights: float32 [C], the factor of each pixel by its reference class; None: all 1. As in
             Keras, the sum is divided by the number of pixels, not by the sum of the weights.
+        hard_fraction: the share of a case's pixels, those with the largest loss, that is averaged (online
+            mining of hard pixels; Shrivastava et al. 2016, arXiv:1604.03540, mine regions); 1.0: all.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, masks.astype(jnp.int32))
+    return _pixel_mean(losses, masks, class_weights, hard_fraction)
+
+
+def focal_cross_entropy(*, logits, masks, gamma=2.0, class_weights=None, hard_fraction=1.0):
+    """Returns (1 - p)^gamma times the cross-entropy, over the pixels, float32 [N] (arXiv:1708.02002).
+
+    The other arguments are those of `cross_entropy`.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, masks.astype(jnp.int32))
+    return _pixel_mean((1.0 - jnp.exp(-losses)) ** gamma * losses, masks, class_weights, hard_fraction)
+
+
+def _pixel_mean(losses, masks, class_weights, hard_fraction):
+    """Returns float32 [N] of losses [N, H, W]: weighted by class, then averaged over the hardest pixels."""
     if class_weights is not None:
         losses = losses * jnp.asarray(class_weights, jnp.float32)[masks]
-    return losses.mean(axis=(1, 2))
-
-
-def focal_cross_entropy(*, logits, masks, gamma=2.0):
-    """Returns (1 - p)^gamma times the cross-entropy, over the pixels, float32 [N] (arXiv:1708.02002)."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, masks.astype(jnp.int32))
-    return ((1.0 - jnp.exp(-losses)) ** gamma * losses).mean(axis=(1, 2))
+    if hard_fraction >= 1.0:
+        return losses.mean(axis=(1, 2))
+    losses = losses.reshape(losses.shape[0], -1)
+    num_hard = max(1, round(hard_fraction * losses.shape[1]))
+    return jax.lax.top_k(losses, num_hard)[0].mean(axis=1)
 
 
 def auxiliary_loss(*, class_logits, labels):
@@ -99,40 +157,103 @@ LOSSES = (
     "focal_tversky",
     "weighted_ce",
     "hybrid",
+    "batch_dice_ce",
+    "tversky_ce",
+    "focal_tversky_ce",
 )
 
 
-def create_segmentation_loss(config):
-    """Returns a function of (logits, masks), keywords, to float32 [N], as `config.loss` names it.
+def create_segmentation_loss(config, axis_name=None):
+    """Returns the loss that `config.loss` names: (logits, masks, weights=None), keywords, to float32 [N].
 
-    'dice_ce' is the paper's; its cross-entropy takes `class_weights` too, all 1 in the paper's configs.
-    Of the losses that the paper tried, 'weighted_ce' and 'hybrid' are named there and not defined:
-    'hybrid' is here focal cross-entropy + IoU (UNet 3+'s hybrid loss,
-    arXiv:2004.08790, without its structural-similarity term).
+    'dice_ce' is the paper's. Of the losses that the paper tried, 'weighted_ce' and 'hybrid' are named there
+    and not defined: 'hybrid' is here focal cross-entropy + IoU (UNet 3+'s hybrid loss, arXiv:2004.08790,
+    without its structural-similarity term). Names with '_ce' add the cross-entropy to the overlap loss.
+
+    `weights` [N], 1.0 for an example and 0.0 for padding, matter to 'batch_dice_ce' alone: with them its
+    Dice is the batch's (the same number added to every case, so that their weighted mean is the loss),
+    without, as in validation, each case's own.
+
+    Args:
+        config: `config.loss`; `class_weights` weigh the pixels of every cross-entropy, `overlap_weights`
+            the classes in the mean of every overlap loss; all are 1 in the paper's configs.
+        axis_name: of the devices that share the batch, or None.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or a setting out of its range.
     """
     check_choice("loss.name", config.name, LOSSES)
-    mean = functools.partial(_class_mean, smooth=config.smooth)
-    tversky = dict(alpha=config.tversky_alpha, beta=config.tversky_beta)
+    _check_ranges(config)
+    weights = _unless_ones(config.class_weights)
+    pixels = {"class_weights": weights, "hard_fraction": config.hard_fraction}
+    tversky = {"alpha": tuple(config.tversky_alpha), "beta": tuple(config.tversky_beta)}
+    mean = functools.partial(_class_mean, _unless_ones(config.overlap_weights), smooth=config.smooth)
     dice, iou = mean(dice_loss), mean(iou_loss)
-    weights = tuple(config.class_weights)
-    weighted = functools.partial(cross_entropy, class_weights=None if set(weights) == {1.0} else weights)
+    plain, focal = (
+        mean(tversky_loss, **tversky),
+        mean(focal_tversky_loss, **tversky, gamma=config.focal_gamma),
+    )
+    entropy, focal_entropy = _per_case(cross_entropy, **pixels), _per_case(focal_cross_entropy, **pixels)
+    batch = functools.partial(
+        _batch_dice,
+        smooth=config.smooth,
+        class_weights=_unless_ones(config.overlap_weights),
+        axis_name=axis_name,
+    )
     return {
-        "dice_ce": lambda **kw: dice(**kw) + weighted(**kw),
+        "dice_ce": _sum(dice, entropy),
         "dice": dice,
-        "ce": cross_entropy,
+        "ce": entropy,
         "iou": iou,
-        "tversky": mean(tversky_loss, **tversky),
-        "focal_tversky": mean(focal_tversky_loss, **tversky, gamma=config.focal_gamma),
-        "weighted_ce": weighted,
-        "hybrid": lambda **kw: focal_cross_entropy(**kw) + iou(**kw),
+        "tversky": plain,
+        "focal_tversky": focal,
+        "weighted_ce": entropy,
+        "hybrid": _sum(focal_entropy, iou),
+        "batch_dice_ce": _sum(batch, entropy),
+        "tversky_ce": _sum(plain, entropy),
+        "focal_tversky_ce": _sum(focal, entropy),
     }[config.name]
 
 
-def _class_mean(loss, **settings):
-    return lambda *, logits, masks: loss(logits=logits, masks=masks, **settings).mean(axis=1)
+def _check_ranges(config):
+    if not 0.0 < config.hard_fraction <= 1.0:
+        raise InputError(f"loss.hard_fraction: got {config.hard_fraction}, expected above 0 and at most 1")
+    for name in ("class_weights", "overlap_weights", "tversky_alpha", "tversky_beta"):
+        values = config[name]
+        if len(values) != len(config.class_weights) or min(values) < 0:
+            raise InputError(
+                f"loss.{name}: got {tuple(values)}, expected {len(config.class_weights)} numbers, one a class, "
+                "none below 0"
+            )
+    if not sum(config.overlap_weights) > 0:
+        raise InputError("loss.overlap_weights: all are 0, expected at least one above")
+
+
+def _unless_ones(weights):
+    return None if set(weights) == {1.0} else tuple(weights)
+
+
+def _per_case(loss, **settings):
+    return lambda *, logits, masks, weights=None: loss(logits=logits, masks=masks, **settings)
+
+
+def _class_mean(overlap_weights, loss, **settings):
+    per_class = _per_case(loss, **settings)
+    if overlap_weights is None:
+        return lambda **kw: per_class(**kw).mean(axis=1)
+    shares = jnp.asarray(overlap_weights, jnp.float32) / sum(overlap_weights)
+    return lambda **kw: per_class(**kw) @ shares
+
+
+def _batch_dice(*, logits, masks, weights=None, axis_name, **settings):
+    if weights is None:
+        return present_dice_loss(logits=logits, masks=masks, **settings)
+    loss = batch_dice_loss(logits=logits, masks=masks, weights=weights, axis_name=axis_name, **settings)
+    return jnp.broadcast_to(loss, weights.shape)
+
+
+def _sum(first, second):
+    return lambda **kw: first(**kw) + second(**kw)
 
 
 def _overlaps(logits, masks):

@@ -66,9 +66,13 @@ def empty_sums(num_classes):
     return EpochSums(zero, zero, zero, zero, zero, zeros, zeros, jnp.asarray(jnp.iinfo(jnp.int32).max))
 
 
-def case_losses(outputs, batch, *, segmentation_loss, aux_weight):
-    """Returns the CaseLosses of a Batch: segmentation + `aux_weight` x auxiliary (section 3)."""
-    segmentation = segmentation_loss(logits=outputs.mask_logits, masks=batch.masks)
+def case_losses(outputs, batch, *, segmentation_loss, aux_weight, train=False):
+    """Returns the CaseLosses of a Batch: segmentation + `aux_weight` x auxiliary (section 3).
+
+    In training the segmentation loss is told which rows are examples: the batch Dice sums over them.
+    """
+    weights = batch.weights if train else None
+    segmentation = segmentation_loss(logits=outputs.mask_logits, masks=batch.masks, weights=weights)
     if outputs.class_logits is None:
         return CaseLosses(segmentation, segmentation, jnp.zeros_like(segmentation))
     auxiliary = losses.auxiliary_loss(class_logits=outputs.class_logits, labels=batch.labels)
@@ -141,7 +145,9 @@ def train_step(
             momentum=momentum,
             mutable=["batch_stats"],
         )
-        cases = case_losses(outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight)
+        cases = case_losses(
+            outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight, train=True
+        )
         loss = (cases.loss * batch.weights).sum() / total_weight
         return loss, (outputs, cases, updates["batch_stats"])
 

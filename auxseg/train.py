@@ -34,6 +34,7 @@ from auxseg import (
     steps,
 )
 from auxseg.datasets import cache_dir, load, splits
+from auxseg.datasets.labels import NODULE
 from auxseg.errors import InputError
 
 STOP_FILE = "STOP"
@@ -178,7 +179,7 @@ def bind_train_step(config, *, axis_name=None):
         steps.train_step,
         model=models.create_model(config.model, axis_name=axis_name),
         optimizer=create_optimizer(config.optim),
-        segmentation_loss=losses.create_segmentation_loss(config.loss),
+        segmentation_loss=losses.create_segmentation_loss(config.loss, axis_name),
         aux_weight=config.loss.aux_weight,
         num_classes=config.model.num_classes,
         window_hu=tuple(config.data.window_hu),
@@ -319,7 +320,11 @@ class _Timing:
 
 def _epoch_rows(setup, epoch):
     order = input_pipeline.epoch_order(
-        setup.members["train"], seed=setup.config.train.order_seed, epoch=epoch
+        setup.members["train"],
+        seed=setup.config.train.order_seed,
+        epoch=epoch,
+        has_nodule=setup.dataset.table.labels[setup.members["train"], NODULE] > 0,
+        nodule_fraction=setup.config.train.nodule_fraction,
     )
     size = setup.config.train.batch_size
     return input_pipeline.padded_rows(order, size, parallel.round_up(size, setup.devices))

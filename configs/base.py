@@ -59,9 +59,11 @@ def get_config():
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dice_ce"
     loss.aux_weight = 0.3  # of the auxiliary term; the paper is silent: GoogLeNet's (arXiv:1409.4842)
-    loss.class_weights = (1.0, 1.0, 1.0, 1.0)  # of the pixels by class; for 'dice_ce' and 'weighted_ce'
-    loss.tversky_alpha = 0.3  # weight of false positives
-    loss.tversky_beta = 0.7  # weight of false negatives
+    loss.class_weights = (1.0, 1.0, 1.0, 1.0)  # of the pixels by class, in every cross-entropy
+    loss.overlap_weights = (1.0, 1.0, 1.0, 1.0)  # of the classes, in the mean of every overlap loss
+    loss.hard_fraction = 1.0  # of a case's pixels, those with the largest cross-entropy; 1.0: all
+    loss.tversky_alpha = (0.3, 0.3, 0.3, 0.3)  # weight of false positives, by class
+    loss.tversky_beta = (0.7, 0.7, 0.7, 0.7)  # weight of false negatives, by class
     loss.focal_gamma = 0.75  # exponent of focal Tversky
     loss.smooth = 1.0  # pixels added to both sides of the overlap ratios
 
@@ -80,6 +82,7 @@ def get_config():
     train.batch_size = 8  # (4); over all devices
     train.num_epochs = 50  # (4), at most
     train.order_seed = 1  # of the order of the examples
+    train.nodule_fraction = placeholder(float)  # of an epoch's examples show a nodule; default: as it comes
     train.bn_warmup = True  # see README: statistics that do not lag behind on small data sets
     train.num_devices = placeholder(int)  # of this host; default: all
     train.init_from = placeholder(str)  # run's workdir or 'saved' bundle whose weights to start from

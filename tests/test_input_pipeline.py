@@ -24,6 +24,37 @@ def test_order_is_a_function_of_seed_and_epoch():
         assert (one != input_pipeline.epoch_order(indices, seed=seed, epoch=epoch)).any()
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
+def test_an_epoch_has_the_share_of_nodule_slices_that_was_asked_for(fraction):
+    indices, has_nodule = np.arange(40) * 3, np.arange(40) < 4
+
+    def order(epoch):
+        return input_pipeline.epoch_order(
+            indices, seed=1, epoch=epoch, has_nodule=has_nodule, nodule_fraction=fraction
+        )
+
+    one = order(1)
+    with_nodule = np.isin(one, indices[has_nodule])
+    assert len(one) == 40 and with_nodule.sum() == round(fraction * 40)
+    np.testing.assert_array_equal(one, order(1))
+    assert (one != order(2)).any()
+    for some in (with_nodule, ~with_nodule):  # nothing comes back before all had their turn
+        counts = np.unique(one[some], return_counts=True)[1]
+        assert not len(counts) or counts.max() - counts.min() <= 1
+
+
+def test_a_share_that_the_cases_cannot_give_is_refused():
+    for fraction, has_nodule, message in (
+        (1.5, [True, False], "expected 0 to 1"),
+        (0.5, [False, False], "no training slice is with a nodule"),
+        (0.5, [True, True], "no training slice is without a nodule"),
+    ):
+        with pytest.raises(InputError, match=message):
+            input_pipeline.epoch_order(
+                np.arange(2), seed=1, epoch=1, has_nodule=np.array(has_nodule), nodule_fraction=fraction
+            )
+
+
 def test_last_batch_is_filled_with_weight_zero():
     rows = list(input_pipeline.padded_rows(np.arange(10, 17), 3, 4))
     assert [r[0].tolist() for r in rows] == [[10, 11, 12, 0], [13, 14, 15, 0], [16, 0, 0, 0]]

@@ -1,11 +1,13 @@
 """Losses against values by hand, and on masks that lack a class."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg import losses
+from auxseg import losses, parallel
 from auxseg.errors import InputError
 from configs import base
 
@@ -124,6 +126,101 @@ def test_class_weights_enter_the_cross_entropy_of_dice_ce(uniform):
 
 def test_absent_and_unpredicted_class_costs_nothing(perfect):
     assert float(losses.dice_loss(logits=perfect, masks=MASK)[0, 2]) == pytest.approx(0.0, abs=1e-6)
+
+
+TWO = np.array([[[0, 1], [1, 3]], [[0, 0], [0, 0]]])
+"""The case above, and one that has no class but background."""
+
+
+def test_batch_dice_by_hand_leaves_out_what_the_batch_lacks():
+    logits = jnp.zeros((2, 2, 2, 4))
+    got = losses.batch_dice_loss(logits=logits, masks=TWO, weights=jnp.ones(2), smooth=1.0)
+    # Each class is predicted with 8 / 4 = 2 pixels; the reference has 5, 2, 0 and 1, a quarter of it overlaps.
+    by_class = [1 - (2 * r / 4 + 1) / (2 + r + 1) for r in (5, 2, 1)]
+    np.testing.assert_allclose(got, np.mean(by_class), rtol=1e-6)
+    weighted = losses.batch_dice_loss(
+        logits=logits, masks=TWO, weights=jnp.ones(2), smooth=1.0, class_weights=(1.0, 1.0, 9.0, 4.0)
+    )
+    np.testing.assert_allclose(weighted, np.dot(by_class, [1, 1, 4]) / 6, rtol=1e-6)
+
+
+def test_batch_dice_does_not_see_padding():
+    rows = [losses.batch_dice_loss(logits=x, masks=TWO, weights=jnp.array([1.0, 0.0])) for x in (
+        jnp.zeros((2, 2, 2, 4)), jnp.zeros((2, 2, 2, 4)).at[1].set(7.0).at[1, ..., 3].set(-5.0)
+    )]  # fmt: skip
+    np.testing.assert_array_equal(*rows)
+    alone = losses.present_dice_loss(logits=jnp.zeros((1, 2, 2, 4)), masks=TWO[:1])
+    np.testing.assert_allclose(rows[0], alone[0], rtol=1e-6)
+
+
+def test_batch_dice_is_the_same_on_any_number_of_devices():
+    logits = jax.random.normal(jax.random.key(0), (4, 2, 2, 4))
+    masks, weights = np.concatenate([TWO, TWO[::-1]]), jnp.array([1.0, 1.0, 1.0, 0.0])
+
+    def value(x, m, w, axis_name=None):
+        loss = losses.batch_dice_loss(logits=x, masks=m, weights=w, axis_name=axis_name)
+        total = parallel.sum_over_devices(w.sum(), axis_name)
+        return (jnp.broadcast_to(loss, w.shape) * w).sum() / total
+
+    one = jax.value_and_grad(value)(logits, masks, weights)
+    shares = [x.reshape(2, 2, *x.shape[1:]) for x in (logits, masks, weights)]
+    many = jax.pmap(jax.value_and_grad(functools.partial(value, axis_name="d")), axis_name="d")(*shares)
+    np.testing.assert_allclose(many[0].sum(), one[0], rtol=1e-6)
+    np.testing.assert_allclose(many[1].reshape(logits.shape), one[1], atol=1e-7)
+
+
+def test_weights_of_the_batch_matter_to_the_batch_dice_alone(uniform):
+    for name in losses.LOSSES:
+        config = changed(name=name)
+        loss = losses.create_segmentation_loss(config)
+        with_weights = loss(logits=uniform, masks=MASK, weights=jnp.ones(1))
+        np.testing.assert_allclose(with_weights, loss(logits=uniform, masks=MASK), rtol=1e-6, err_msg=name)
+        assert with_weights.shape == (1,)
+
+
+def test_hard_pixels_by_hand():
+    probabilities = np.full((1, 2, 2, 4), 0.1)
+    np.put_along_axis(probabilities, MASK[..., None], [[[[0.7], [0.2]], [[0.5], [0.7]]]], axis=-1)
+    logits = logits_of(probabilities / probabilities.sum(-1, keepdims=True))
+    each = -np.log(np.array([0.7, 0.2 / 0.5, 0.5 / 0.8, 0.7]))
+    for fraction, expected in ((1.0, each.mean()), (0.5, np.sort(each)[2:].mean()), (0.01, each.max())):
+        got = losses.cross_entropy(logits=logits, masks=MASK, hard_fraction=fraction)
+        np.testing.assert_allclose(got, [expected], rtol=1e-6)
+
+
+def test_tversky_by_class(uniform):
+    alpha, beta = (0.5, 0.1, 0.5, 0.3), (0.5, 0.9, 0.5, 0.7)
+    got = losses.tversky_loss(logits=uniform, masks=MASK, alpha=alpha, beta=beta)
+    for c in range(4):
+        each = losses.tversky_loss(logits=uniform, masks=MASK, alpha=alpha[c], beta=beta[c])
+        np.testing.assert_allclose(got[0, c], each[0, c], rtol=1e-6)
+
+
+def test_overlap_weights_enter_the_mean(uniform):
+    dice = losses.dice_loss(logits=uniform, masks=MASK)[0]
+    loss = losses.create_segmentation_loss(changed(name="dice", overlap_weights=(1.0, 1.0, 1.0, 5.0)))
+    np.testing.assert_allclose(loss(logits=uniform, masks=MASK), [np.dot(dice, [1, 1, 1, 5]) / 8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hard_fraction": 0.0}, "loss.hard_fraction: got 0.0, expected above 0"),
+        ({"overlap_weights": (1.0, 1.0)}, "loss.overlap_weights: got .* expected 4 numbers"),
+        ({"tversky_alpha": (0.3, 0.3, -0.3, 0.3)}, "loss.tversky_alpha: .* none below 0"),
+        ({"overlap_weights": (0.0,) * 4}, "loss.overlap_weights: all are 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        losses.create_segmentation_loss(changed(**change))
+
+
+def changed(**changes):
+    config = base.get_config().loss
+    with config.unlocked():
+        config.update(changes)
+    return config
 
 
 def test_unknown_loss_lists_the_names():
