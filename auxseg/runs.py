@@ -86,7 +86,7 @@ def config_to_dict(config):
 
 def read_config(workdir):
     """Returns the locked ConfigDict that a run was started with."""
-    return ml_collections.ConfigDict(_tuples(read_json(pathlib.Path(workdir) / "config.json"))).lock()
+    return ml_collections.ConfigDict(to_tuples(read_json(pathlib.Path(workdir) / "config.json"))).lock()
 
 
 def claim_config(workdir, config):
@@ -158,10 +158,11 @@ def _flatten(tree, prefix=""):
     return flat
 
 
-def _tuples(value):
+def to_tuples(value):
+    """Returns JSON types with every list a tuple, as settings have them."""
     if isinstance(value, dict):
-        return {name: _tuples(v) for name, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {name: to_tuples(v) for name, v in value.items()}
+    return tuple(map(to_tuples, value)) if isinstance(value, list) else value
 
 
 def _version(package):

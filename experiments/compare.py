@@ -3,7 +3,7 @@
     python -m experiments.compare RUN RUN ... [--out=DIR] [--split=test] [--score=dice]
 
 RUN is the workdir of a run that was evaluated (it has `config.json` and `cases.csv`). Runs whose settings
-differ in nothing but seeds are one arm. Every pair of arms is compared on the cases that both have, each
+differ in nothing but seeds and the test fold are one arm. Every pair of arms is compared on the cases that both have, each
 case's score averaged over the arm's runs first. It writes one page, `index.html`, and its tables as CSV
 into DIR (default: runs/compare).
 """
@@ -26,8 +26,8 @@ from auxseg.errors import InputError
 from auxseg.report import html, tables
 from auxseg.report.markup import Markup, element, interval, join, number, table
 
-SEEDS = ("seed", "data.split_seed", "train.order_seed", "augment.seed")
-"""Settings that make another run of the same arm."""
+SEEDS = ("seed", "data.split_seed", "train.order_seed", "augment.seed", "data.fold")
+"""Settings that make another run of the same arm: its draws of initialisation, order and patients."""
 FREE = (
     "data.dir",
     "data.cache_dir",
@@ -60,16 +60,23 @@ class RunScores:
         name: of its workdir.
         settings: flat, without seeds and without what changes no result.
         cases: {case_id: row of `cases.csv`} of the split.
+        draw: values of `SEEDS`.
     """
 
     name: str
     settings: dict
     cases: dict
+    draw: tuple = ()
+
+    @property
+    def fold(self):
+        """The test fold, None where the run has none."""
+        return dict(zip(SEEDS, self.draw, strict=False)).get("data.fold")
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Runs that differ in nothing but seeds.
+    """Runs that differ in nothing but seeds and the test fold.
 
     Attributes:
         name: the settings that set it apart from the other arms, or the run's name.
@@ -103,24 +110,28 @@ def main(arguments=None):
     return 0
 
 
-def compare(workdirs, *, split=None, names=("dice",)):
+def compare(workdirs, *, split=None, names=("dice",), arms=None, pairs=None):
     """Returns the tables and sentences of a comparison: split, runs, arms, differences, sentences.
 
     Args:
         workdirs: pathlib.Path of each run, at least two.
         split: 'test', 'val' or None: test where all runs have it, else val.
         names: of `SCORES`.
+        arms: {workdir: name of its arm}; None: by the settings that differ.
+        pairs: (name of the first arm, of the second) to compare, one family for Holm; None: all pairs. A pair
+            with an arm that has no run is left out.
 
     Raises:
-        InputError: fewer than two runs, the same run twice, a run without scores, no case of the split.
+        InputError: fewer than two runs, the same run twice, a run without scores, no case of the split, runs
+            of other settings under one name.
     """
     if len({path.resolve() for path in workdirs}) < max(2, len(workdirs)):
         raise InputError(f"compare: got {len(workdirs)} runs, expected at least two different ones")
     raw = [(path, read_run(path)) for path in workdirs]
     split = split or _common_split(raw)
     runs = [_select(path, settings, rows, split) for path, (settings, rows) in raw]
-    arms = group_arms(runs)
-    differences = _compare_arms(arms, names)
+    arms = group_arms(runs) if arms is None else _named_arms(runs, [arms[path] for path in workdirs])
+    differences = _compare_arms(_choose_pairs(arms, pairs), names)
     return {
         "split": split,
         "runs": [_run_row(arm, run, names) for arm in arms for run in arm.runs],
@@ -161,7 +172,8 @@ def _select(path, settings, rows, split):
             f"{path / 'cases.csv'}: got no case of the split {split!r}; choose another with --split"
         )
     fixed = {key: value for key, value in settings.items() if key not in SEEDS + FREE}
-    return RunScores(path.resolve().name, fixed, kept)
+    draw = tuple(settings.get(key) for key in SEEDS)
+    return RunScores(path.resolve().name, fixed, kept, draw)
 
 
 def group_arms(runs):
@@ -178,6 +190,31 @@ def group_arms(runs):
         Arm(", ".join(f"{key}={values[key][at]}" for key in differing), tuple(group))
         for at, group in enumerate(groups.values())
     ]
+
+
+def _named_arms(runs, names):
+    """Returns the Arms of runs by the name of each."""
+    groups = {}
+    for run, name in zip(runs, names, strict=True):
+        groups.setdefault(name, []).append(run)
+    for name, members in groups.items():
+        other = next((run for run in members if run.settings != members[0].settings), None)
+        if other is not None:
+            keys = members[0].settings.keys() | other.settings.keys()
+            differing = [k for k in sorted(keys) if members[0].settings.get(k) != other.settings.get(k)]
+            raise InputError(
+                f"arm {name!r}: runs {members[0].name} and {other.name} differ in {', '.join(differing)}, expected "
+                "to differ in seeds and fold alone"
+            )
+    return [Arm(name, tuple(members)) for name, members in groups.items()]
+
+
+def _choose_pairs(arms, pairs):
+    """Returns the (Arm, Arm) to compare; `pairs` are names or None for all."""
+    if pairs is None:
+        return list(itertools.combinations(arms, 2))
+    named = {arm.name: arm for arm in arms}
+    return [(named[a], named[b]) for a, b in pairs if a in named and b in named]
 
 
 def case_scores(run, key, name):
@@ -232,10 +269,10 @@ def arm_cases(arm, key, name):
     return {case: float(np.mean(values)) for case, values in found.items()}
 
 
-def _compare_arms(arms, names):
+def _compare_arms(pairs, names):
     rows = [
         _difference_row(first, second, key, name)
-        for first, second in itertools.combinations(arms, 2)
+        for first, second in pairs
         for key in names
         for name in scores.FOREGROUND
     ]
@@ -251,11 +288,9 @@ def _difference_row(first, second, key, name):
     a, b = arm_cases(first, key, name), arm_cases(second, key, name)
     common = sorted(a.keys() & b.keys())
     owners = _patients(first)
-    test = statistics.paired_test(
-        [a[c] for c in common], [b[c] for c in common], [owners[c] for c in common]
-    )
+    test = statistics.paired_test([a[c] for c in common], [b[c] for c in common], [owners[c] for c in common])
     means = [_run_means(arm, key, name) for arm in (first, second)]
-    low, high = welch(*means)
+    low, high = between_runs(first, second, key, name)
     return {
         "first": first.name,
         "second": second.name,
@@ -286,6 +321,33 @@ def _patients(arm):
         for run in arm.runs
         for case, row in run.cases.items()
     }
+
+
+def between_runs(first, second, key, name):
+    """Returns the 95 % interval over runs of the difference of two arms, second minus first.
+
+    Over several test folds the runs are paired by seeds and fold (Student's t), since the folds' cases differ
+    more than runs do; of one fold the means are compared unpaired (Welch).
+    """
+    found = [_means_by_draw(arm, key, name) for arm in (first, second)]
+    folds = {run.fold for arm in (first, second) for run in arm.runs}
+    if len(folds) < 2 or found[0].keys() != found[1].keys():
+        return welch(*(list(means.values()) for means in found))
+    differences = np.array([found[1][draw] - found[0][draw] for draw in found[0]])
+    if len(differences) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf((1 + statistics.LEVEL) / 2, len(differences) - 1) * stats.sem(differences)
+    return float(differences.mean() - half), float(differences.mean() + half)
+
+
+def _means_by_draw(arm, key, name):
+    """Returns {seeds and fold, or the run's place: mean over its cases}, for runs that have the class."""
+    draws = [run.draw for run in arm.runs]
+    keys = draws if len(set(draws)) == len(draws) else range(len(draws))
+    found = {
+        draw: list(case_scores(run, key, name).values()) for draw, run in zip(keys, arm.runs, strict=True)
+    }
+    return {draw: float(np.mean(values)) for draw, values in found.items() if values}
 
 
 def welch(first, second):
@@ -420,9 +482,7 @@ def create_page(result, picture):
     if picture:
         from auxseg.report import viewer
 
-        image = element(
-            "img", src=viewer.to_uri(picture), alt="Means of runs by arm and paired differences"
-        )
+        image = element("img", src=viewer.to_uri(picture), alt="Means of runs by arm and paired differences")
         sections.insert(1, ("At a glance", element("figure", image)))
     body = [element("section", element("h2", heading), content) for heading, content in sections]
     head = join(
@@ -440,14 +500,14 @@ def create_page(result, picture):
 RULES = (
     "Scores are per case, over the cases whose reference has the class; a missed structure counts with "
     "the worst value.",
-    "An arm is all runs with the same settings but for seeds. Mean and standard deviation over its runs "
-    "are of the runs' means.",
+    "An arm is all runs with the same settings but for seeds and test fold. Mean and standard deviation over "
+    "its runs are of the runs' means.",
     "Differences are paired: second minus first on the same case, each case averaged over the arm's runs "
     "first.",
     "Intervals: bootstrap by patient, 95 %. p: sign-flip test on the patients' means, exact up to "
     f"{statistics.EXACT_PATIENTS} patients, corrected by Holm over all differences of the page.",
     "Supported: corrected p under 0.05 and, where both arms have two runs or more, an interval over runs "
-    "(Welch) without 0.",
+    "without 0 (several folds: paired by seeds and fold; one fold: Welch).",
 )
 
 
