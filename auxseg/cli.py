@@ -34,7 +34,17 @@ def _parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-        sys.exit(fail(f"{error} (try --help)"))
+        sys.exit(fail(f"{_describe(error)} (try --help)"))
+
+
+def _describe(error):
+    """Returns an exception's text; ml_collections wraps a KeyError, whose own `str` quotes it as a name."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    if not isinstance(error, KeyError):
+        return str(error)
+    name, *hint = str(error.args[0]).split("\n")
+    return " ".join([f"the settings have no {name}.", *hint])
 
 
 def _guarded(main, argv):

@@ -1,9 +1,15 @@
 """One clear line for a user's mistake, a traceback for ours."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from auxseg import cli
 from auxseg.errors import InputError, check_choice
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def guarded(main, *argv):
@@ -56,3 +62,11 @@ def test_wrong_choice_lists_the_names():
     assert check_choice("data.split", "paper", ("paper", "folds")) == "paper"
     with pytest.raises(InputError, match="data.split: got 'papre', expected one of 'paper', 'folds'"):
         check_choice("data.split", "papre", ("paper", "folds"))
+
+
+def test_a_setting_that_is_not_there_is_named():
+    command = [sys.executable, "-m", "auxseg.main", "--config=configs/smoke.py", "--config.model.sse=True"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert process.returncode == cli.EXIT_USER_ERROR
+    assert "error: the settings have no 'sse'. Did you mean \"se\"" in process.stderr
+    assert process.stderr.count("\n") == 1
