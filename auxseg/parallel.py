@@ -91,6 +91,11 @@ def take_rows(arrays, indices):
     return jax.tree.map(lambda a: jnp.take(a, indices, axis=0), arrays)
 
 
+def lies_on_host(array):
+    """Returns whether reading an array on the host copies nothing: it is NumPy's, or a CPU device's."""
+    return not isinstance(array, jax.Array) or all(one.platform == "cpu" for one in array.devices())
+
+
 def _sharding(devices):
     # What pmap itself gives its results: another sharding of the same rows would compile again.
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))

@@ -16,7 +16,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import pathlib
 import shutil
 import sys
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import __version__, cli, ct, outputs, postprocess, progress, scan_checks, scans
+from auxseg import __version__, cli, ct, native, outputs, postprocess, progress, scan_checks, scans
 from auxseg.bundle import load_network
 from auxseg.datasets.resize import AIR_HU, resize_image
 from auxseg.errors import InputError, check_choice
@@ -211,21 +210,6 @@ def _check(scan, options):
     return findings
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """The square that the network sees of a slice: the slice with air around it.
-
-    Attributes:
-        size_yx: rows and columns of the slice.
-        padded_yx: of the square, which is as high as wide in mm.
-        offset_yx: where the slice starts in it.
-    """
-
-    size_yx: tuple[int, int]
-    padded_yx: tuple[int, int]
-    offset_yx: tuple[int, int]
-
-
 def _field(scan):
     size, spacing = scan.geometry.shape_zyx[1:], scan.geometry.spacing_zyx_mm[1:]
     side_mm = max(n * mm for n, mm in zip(size, spacing))
@@ -236,7 +220,7 @@ def _field(scan):
             "high as wide; "
             "check the spacing"
         )
-    return Field(size, padded, tuple((p - n) // 2 for p, n in zip(padded, size)))
+    return native.Field(size, padded, tuple((p - n) // 2 for p, n in zip(padded, size)))
 
 
 def _read_batches(scan, start, stop, batch_size, sizes, pictures):
@@ -285,70 +269,39 @@ def _prepare(images, field, sizes, batch_size):
 def _predict_batches(batches, networks, options, field):
     """Yields (first slice, masks uint8 [n, H, W], probabilities [C, n, H, W] or None).
 
-    One batch is computed while the one before it is fetched.
+    One batch is computed while the one before it is brought to the slices' size.
     """
+    decide = native.create_decide(field, probabilities=options.probabilities)
     before = None
     for first, inputs, count in batches:
-        results = _predict(inputs, networks, options, field)
+        finish = decide([_probabilities(network, inputs, options) for network in networks])
         if before is not None:
-            yield _fetch(*before)
-        before = first, count, results
-    yield _fetch(*before)
+            yield _finish(*before)
+        before = first, count, finish
+    yield _finish(*before)
 
 
-def _fetch(first, count, results):
-    masks, probabilities = results
+def _finish(first, count, finish):
+    masks, probabilities = finish()
     if probabilities is not None:
-        probabilities = np.moveaxis(np.asarray(probabilities)[:count], -1, 0)
-    return first, np.asarray(masks)[:count], probabilities
+        probabilities = np.moveaxis(probabilities[:count], -1, 0)
+    return first, masks[:count], probabilities
 
 
-def _predict(inputs, networks, options, field):
-    """Returns (masks uint8 [N, H, W], probabilities [N, H, W, C] or None) of one batch, on the device."""
-    total = 0.0
-    for network in networks:
-        images = inputs[network.size_yx]
-        probabilities = jnp.asarray(network.probabilities(images))
-        if options.flip:
-            mirrored = network.probabilities(np.ascontiguousarray(images[:, :, ::-1]))
-            probabilities = _average_mirrored(probabilities, jnp.asarray(mirrored))
-        weights = [
-            _back_weights(*one)
-            for one in zip(network.size_yx, field.padded_yx, field.offset_yx, field.size_yx)
-        ]
-        total = total + _resize_back(probabilities, *weights)
-    masks, mean = _decide(total, len(networks))
-    return masks, mean if options.probabilities else None
-
-
-@functools.lru_cache(maxsize=32)
-def _back_weights(num_network, num_padded, offset, num_out):
-    """Returns bilinear weights, float32 [num_out, num_network], from the network's pixels to the slice's."""
-    scale = num_network / num_padded
-    centres = (np.arange(offset, offset + num_out) + 0.5) * scale - 0.5
-    distance = np.abs(np.arange(num_network) - centres[:, None]) / max(1.0, scale)
-    weights = np.maximum(1.0 - distance, 0.0)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+def _probabilities(network, inputs, options):
+    """Returns a network's probabilities of one batch, float32 [N, h, w, C], still being computed."""
+    images = inputs[network.size_yx]
+    probabilities = jnp.asarray(network.probabilities(images))
+    if not options.flip:
+        return probabilities
+    mirrored = network.probabilities(np.ascontiguousarray(images[:, :, ::-1]))
+    return _average_mirrored(probabilities, jnp.asarray(mirrored))
 
 
 @jax.jit
 def _average_mirrored(probabilities, mirrored):
     swapped = mirrored[:, :, ::-1][..., jnp.array([0, RIGHT, LEFT, NODULE])]
     return 0.5 * (probabilities + swapped)
-
-
-@jax.jit
-def _resize_back(probabilities, rows, columns):
-    """Returns probabilities [N, h, w, C] at the slice's own size, float32 [N, H, W, C]."""
-    exact = jax.lax.Precision.HIGHEST
-    planes = jnp.moveaxis(probabilities.astype(jnp.float32), -1, 1)
-    wide = jnp.einsum("nchw,xw->nchx", planes, columns, precision=exact)
-    return jnp.moveaxis(jnp.einsum("yh,nchx->ncyx", rows, wide, precision=exact), 1, -1)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _decide(total, num_networks):
-    return jnp.argmax(total, axis=-1).astype(jnp.uint8), total / num_networks
 
 
 def check_masks(masks, *, whole):

@@ -27,7 +27,7 @@ ROOMS = (
     ("judge",),
     ("evaluate",),
     ("train",),
-    ("onnx_graph", "postprocess", "outputs"),
+    ("native", "onnx_graph", "postprocess", "outputs"),
     ("export", "predict"),
     ("cli",),
     ("main", "prepare", "doctor"),
