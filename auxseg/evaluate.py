@@ -29,7 +29,7 @@ from auxseg.errors import InputError, check_choice
 from auxseg.structs import CLASS_NAMES
 
 
-def create_eval_fn(config, devices):
+def create_eval_fn(config, devices, aux_labels=None):
     """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults."""
     step = functools.partial(
         steps.eval_step,
@@ -38,8 +38,22 @@ def create_eval_fn(config, devices):
         aux_weight=config.loss.aux_weight,
         num_classes=config.model.num_classes,
         window_hu=tuple(config.data.window_hu),
+        aux_labels=aux_labels,
     )
     return parallel.parallelize(step, devices)
+
+
+def read_aux_labels(config, dataset, members):
+    """Returns the labels that the auxiliary head is trained on where they are not those of the masks, else None.
+
+    Args:
+        config: settings; those of a run from before `loss.shuffle_aux_labels` are read too.
+        dataset: structs.Dataset.
+        members: {split: indices}.
+    """
+    if not config.loss.get("shuffle_aux_labels", False):
+        return None
+    return input_pipeline.shuffle_labels(dataset.table.labels, members, seed=config.seed)
 
 
 def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None):
@@ -174,7 +188,11 @@ def open_run(workdir, split):
 def _evaluate(subject, split):
     """Returns the CaseResults of a split of a judge.Subject."""
     return evaluate_cases(
-        create_eval_fn(subject.config, subject.feed.devices),
+        create_eval_fn(
+            subject.config,
+            subject.feed.devices,
+            read_aux_labels(subject.config, subject.dataset, subject.members),
+        ),
         parallel.replicate(subject.variables, subject.feed.devices),
         subject.feed,
         subject.members[split],

@@ -66,10 +66,40 @@ def label_vectors(masks, num_classes):
     return jnp.stack(present, axis=1).astype(jnp.float32)
 
 
-def to_batch(raw, *, window_hu, num_classes):
-    """Returns the Batch that the model takes, from a RawBatch without an axis of devices."""
+def to_batch(raw, *, window_hu, num_classes, aux_labels=None):
+    """Returns the Batch that the model takes, from a RawBatch without an axis of devices.
+
+    Args:
+        raw: RawBatch.
+        window_hu: (low, high).
+        num_classes: C.
+        aux_labels: float32 [cases of the data set, C] from `shuffle_labels`, or None: those of the masks.
+    """
     images = normalise_hu(raw.images, window_hu)[..., None]
-    return Batch(images, raw.masks, label_vectors(raw.masks, num_classes), raw.weights)
+    if aux_labels is None:
+        labels = label_vectors(raw.masks, num_classes)
+    else:
+        labels = jnp.asarray(aux_labels)[raw.indices]
+    return Batch(images, raw.masks, labels, raw.weights)
+
+
+def shuffle_labels(labels, members, *, seed):
+    """Returns float32 [N, C]: the label vectors exchanged at random among the cases of each split.
+
+    The placebo of the auxiliary head (`loss.shuffle_aux_labels`): each split keeps how often a class is in
+    a slice, and what a slice is told says nothing of it. The exchange is a function of (seed, the split's
+    cases) and stays the same through a run.
+
+    Args:
+        labels: [N, C] of 0 and 1, `CaseTable.labels`.
+        members: {split: int [n]}.
+        seed: of the exchange.
+    """
+    shuffled = np.array(labels, np.float32)
+    for place, rows in enumerate(members.values()):
+        generator = np.random.Generator(np.random.PCG64([seed, place]))
+        shuffled[rows] = labels[generator.permutation(rows)]
+    return shuffled
 
 
 def epoch_order(indices, *, seed, epoch, has_nodule=None, nodule_fraction=None):

@@ -108,6 +108,7 @@ def train_step(
     bn_warmup,
     augmentation=None,
     augment_seed=0,
+    aux_labels=None,
     axis_name=None,
 ):
     """Returns (TrainState, EpochSums) after one update on a RawBatch.
@@ -126,13 +127,14 @@ def train_step(
         bn_warmup: see `statistics_momentum`.
         augmentation: augment.Ranges, or None for none.
         augment_seed: seed of the augmentation.
+        aux_labels: as `input_pipeline.to_batch`.
         axis_name: of the devices, or None.
     """
     if augmentation is not None:
         keys = augment.case_keys(augment_seed, state.step, raw.indices)
         images, masks = augment.augment(raw.images, raw.masks, keys, ranges=augmentation, window_hu=window_hu)
         raw = raw._replace(images=images, masks=masks)
-    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes)
+    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
     total_weight = parallel.sum_over_devices(batch.weights.sum(), axis_name)
     momentum = statistics_momentum(state.step, bn_momentum=bn_momentum, warmup=bn_warmup)
 
@@ -165,12 +167,14 @@ def train_step(
     return state, _add_sums(sums, new, state.step - 1)
 
 
-def eval_step(variables, raw, *, model, segmentation_loss, aux_weight, num_classes, window_hu):
+def eval_step(
+    variables, raw, *, model, segmentation_loss, aux_weight, num_classes, window_hu, aux_labels=None
+):
     """Returns the CaseResults of a RawBatch, with the moving statistics.
 
     Padded rows are for the caller to drop; the other arguments are those of `train_step`.
     """
-    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes)
+    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
     outputs = model.apply(variables, batch.images)
     cases = case_losses(outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight)
     counts = _count(outputs, batch)

@@ -124,10 +124,10 @@ def create_setup(config, workdir):
     members = claim_splits(workdir, dataset, config.data)
     used = np.concatenate(list(members.values()))
     feed = input_pipeline.create_feed(dataset, used, placement=config.data.placement, devices=devices)
-    train_fn = create_train_fn(config, devices)
-    return Setup(
-        config, workdir, devices, dataset, members, feed, train_fn, evaluate.create_eval_fn(config, devices)
-    )
+    aux_labels = evaluate.read_aux_labels(config, dataset, members)
+    train_fn = create_train_fn(config, devices, aux_labels)
+    eval_fn = evaluate.create_eval_fn(config, devices, aux_labels)
+    return Setup(config, workdir, devices, dataset, members, feed, train_fn, eval_fn)
 
 
 def check_settings(config):
@@ -165,14 +165,13 @@ def claim_splits(workdir, dataset, data_config):
     return evaluate.read_splits(workdir, dataset)
 
 
-def create_train_fn(config, devices):
+def create_train_fn(config, devices, aux_labels=None):
     """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState, EpochSums)."""
-    return parallel.parallelize(
-        bind_train_step(config, axis_name=parallel.AXIS), devices, donate_argnums=(0,)
-    )
+    step = bind_train_step(config, axis_name=parallel.AXIS, aux_labels=aux_labels)
+    return parallel.parallelize(step, devices, donate_argnums=(0,))
 
 
-def bind_train_step(config, *, axis_name=None):
+def bind_train_step(config, *, axis_name=None, aux_labels=None):
     """Returns train_step with the settings of a config bound, not yet transformed."""
     ranges = {name: config.augment[name] for name in augment.Ranges._fields}
     return functools.partial(
@@ -187,6 +186,7 @@ def bind_train_step(config, *, axis_name=None):
         bn_warmup=config.train.bn_warmup,
         augmentation=augment.Ranges(**ranges) if config.augment.enabled else None,
         augment_seed=config.augment.seed,
+        aux_labels=aux_labels,
         axis_name=axis_name,
     )
 

@@ -59,6 +59,7 @@ def get_config():
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dice_ce"
     loss.aux_weight = 0.3  # of the auxiliary term; the paper is silent: GoogLeNet's (arXiv:1409.4842)
+    loss.shuffle_aux_labels = False  # placebo: the head learns labels exchanged among cases, by `seed`
     loss.class_weights = (1.0, 1.0, 1.0, 1.0)  # of the pixels by class, in every cross-entropy
     loss.overlap_weights = (1.0, 1.0, 1.0, 1.0)  # of the classes, in the mean of every overlap loss
     loss.hard_fraction = 1.0  # of a case's pixels, those with the largest cross-entropy; 1.0: all

@@ -263,8 +263,8 @@ def test_loss_that_is_not_finite_names_step_batch_and_cases_and_keeps_the_weight
     before, _ = checkpoints.restore_best(half)
     original = train.create_train_fn
 
-    def poisoned(config, devices):
-        step = original(config, devices)
+    def poisoned(config, devices, aux_labels):
+        step = original(config, devices, aux_labels)
         calls = []
 
         def run(state, sums, batch):
@@ -339,4 +339,6 @@ def test_seeds_are_separate(npz):
 
 
 def test_summary_is_strict_json(unbroken):
-    json.loads((unbroken / "summary.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+    json.loads(
+        (unbroken / "summary.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name)
+    )
