@@ -8,9 +8,12 @@ Orbax moves a finished checkpoint into its place whole, but restores flipped byt
 not fall back by itself; the checksums and `_intact_steps` do that.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -108,20 +111,50 @@ def match_variables(variables, expected, *, where):
 
 def _save(workdir, kind, step, variables, progress, training=None):
     folder = workdir / "checkpoints"
-    _remove(folder, kind, step)
     items = {"weights": ocp.args.StandardSave(jax.tree.map(np.asarray, dict(variables)))}
     items["progress"] = ocp.args.JsonSave(progress)
     if training is not None:
         items["training"] = ocp.args.StandardSave(training)
+    try:
+        _remove_leftovers(folder, kind)
+        _remove(folder, kind, step)
+        kept = _write(folder, kind, step, items)
+        runs.write_json(_manifest_path(folder, kind, step), _checksums(folder / kind / str(step)))
+    except (OSError, ValueError) as error:
+        _remove_leftovers(folder, kind)
+        raise InputError(
+            f"{folder}: {kind} checkpoint {step} could not be saved: {_reason(error)}; the ones before it are "
+            "whole: make room, or make the folder writable, and start the same command again to go on"
+        ) from error
+    for path in folder.glob(f"{kind}-*.sha256.json"):
+        if int(path.name.split(".")[0].rsplit("-", 1)[1]) not in kept:
+            path.unlink()
+
+
+def _write(folder, kind, step, items):
+    """Has Orbax write a checkpoint; returns the steps that are kept."""
     with _manager(folder, kind) as manager:
         if not manager.save(step, args=ocp.args.Composite(**items), force=True):
             raise RuntimeError(f"Orbax did not save {kind} checkpoint {step} in {folder}")
         manager.wait_until_finished()
-        kept = set(manager.all_steps())
-    runs.write_json(_manifest_path(folder, kind, step), _checksums(folder / kind / str(step)))
-    for path in folder.glob(f"{kind}-*.sha256.json"):
-        if int(path.name.split(".")[0].rsplit("-", 1)[1]) not in kept:
-            path.unlink()
+        return set(manager.all_steps())
+
+
+def _reason(error):
+    """Returns the system's word for what kept a file from being written; tensorstore gives its number only."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is None:
+        raise error
+    return os.strerror(int(number[1]))
+
+
+def _remove_leftovers(folder, kind):
+    """Removes what a save that was killed or failed has left: Orbax does not, and the disk would fill up."""
+    with contextlib.suppress(OSError):
+        for path in (folder / kind).glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _restore(workdir, kind, step, names):

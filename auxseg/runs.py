@@ -30,9 +30,16 @@ def locked(workdir):
     """Holds `workdir` for one writing process; the lock goes with the process, however it ends.
 
     Raises:
-        InputError: another process holds it, or it cannot be written.
+        InputError: another process holds it, it cannot be written, or its name is not text.
     """
     path = pathlib.Path(workdir)
+    try:
+        str(path).encode("utf-8")  # as Orbax will
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"workdir {os.fsencode(path)}: its name is no text in this locale; set PYTHONUTF8=1, or choose "
+            "another with --workdir=DIR"
+        ) from error
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = open(path / ".lock", "a+")

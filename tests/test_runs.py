@@ -39,6 +39,13 @@ def test_workdir_that_cannot_be_made(tmp_path):
             pass
 
 
+def test_workdir_whose_name_is_no_text_in_this_locale(tmp_path):
+    with pytest.raises(InputError, match="its name is no text in this locale; set PYTHONUTF8=1"):
+        with runs.locked(tmp_path / "l\udce4ufe"):
+            pass
+    assert not any(tmp_path.iterdir())
+
+
 def test_config_comes_back_as_it_was(tmp_path):
     config = base.get_config()
     runs.claim_config(tmp_path, config)

@@ -1,5 +1,6 @@
 """End to end: train, stop, be killed, go on; the end is that of a run that was never stopped."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -85,7 +86,7 @@ def assert_same_run(one, other):
     assert (one / "cases.csv").read_bytes() == (other / "cases.csv").read_bytes()
 
 
-def command(npz, workdir, *flags):
+def command(npz, workdir, *flags, **variables):
     config = workdir.parent / "configs"
     config.mkdir(exist_ok=True)
     text = f"""
@@ -96,7 +97,7 @@ import test_train
 def get_config():
     return test_train.small_config(pathlib.Path({str(npz)!r})).lock()
 """
-    (config / "small.py").write_text(text)
+    (config / "small.py").write_text(text, encoding="utf-8")
     arguments = [
         sys.executable,
         "-m",
@@ -105,17 +106,28 @@ def get_config():
         f"--workdir={workdir}",
         *flags,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
 
 
 @pytest.fixture(scope="module")
 def unbroken_command(npz, tmp_path_factory):
-    """As `unbroken`, but by the command: another process has another number of threads, and other rounding."""
+    """As `unbroken`, but by the command: another process has another number of threads, and other rounding.
+
+    In the plainest of locales, where Python takes text for ASCII.
+    """
     workdir = tmp_path_factory.mktemp("commands") / "unbroken"
-    code, _, err = finish(command(npz, workdir))
+    plain = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    code, _, err = finish(command(npz, workdir, **plain))
     assert code == 0, err
     return workdir
 
@@ -181,6 +193,14 @@ def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(unbroken, tmp
 
 
 def test_resumed_run_equals_an_unbroken_one(half, unbroken, npz):
+    train.train(small_config(npz), half)
+    assert_same_run(half, unbroken)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkeypatch):
+    past = itertools.count(time.time() - 1e6, -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(past))
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * next(past)))
     train.train(small_config(npz), half)
     assert_same_run(half, unbroken)
 
