@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg import augment, input_pipeline, losses, metrics, parallel
+from auxseg import augment, input_pipeline, insertion, losses, metrics, parallel
 
 
 class EpochSums(NamedTuple):
@@ -109,6 +109,7 @@ def train_step(
     augmentation=None,
     augment_seed=0,
     aux_labels=None,
+    insertion_plan=None,
     axis_name=None,
 ):
     """Returns (TrainState, EpochSums) after one update on a RawBatch.
@@ -128,8 +129,11 @@ def train_step(
         augmentation: augment.Ranges, or None for none.
         augment_seed: seed of the augmentation.
         aux_labels: as `input_pipeline.to_batch`.
+        insertion_plan: insertion.Plan, or None for none.
         axis_name: of the devices, or None.
     """
+    if insertion_plan is not None:
+        raw = insertion.insert(raw, insertion_plan, state.step)
     if augmentation is not None:
         keys = augment.case_keys(augment_seed, state.step, raw.indices)
         images, masks = augment.augment(raw.images, raw.masks, keys, ranges=augmentation, window_hu=window_hu)

@@ -24,6 +24,7 @@ from auxseg import (
     checkpoints,
     evaluate,
     input_pipeline,
+    insertion,
     losses,
     models,
     optim,
@@ -125,7 +126,10 @@ def create_setup(config, workdir):
     used = np.concatenate(list(members.values()))
     feed = input_pipeline.create_feed(dataset, used, placement=config.data.placement, devices=devices)
     aux_labels = evaluate.read_aux_labels(config, dataset, members)
-    train_fn = create_train_fn(config, devices, aux_labels)
+    plan = insertion.create_plan(
+        config.insert, dataset, lidc=config.data.lidc, held_out=_held_out_series(dataset, members)
+    )
+    train_fn = create_train_fn(config, devices, aux_labels, plan)
     eval_fn = evaluate.create_eval_fn(config, devices, aux_labels)
     return Setup(config, workdir, devices, dataset, members, feed, train_fn, eval_fn)
 
@@ -165,14 +169,29 @@ def claim_splits(workdir, dataset, data_config):
     return evaluate.read_splits(workdir, dataset)
 
 
-def create_train_fn(config, devices, aux_labels=None):
+def _held_out_series(dataset, members):
+    """Returns the series UIDs of all splits but train."""
+    rows = [indices for split, indices in members.items() if split != "train"]
+    return set(dataset.table.series_uid[np.concatenate(rows)].tolist())
+
+
+def create_train_fn(config, devices, aux_labels=None, insertion_plan=None):
     """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState, EpochSums)."""
-    step = bind_train_step(config, axis_name=parallel.AXIS, aux_labels=aux_labels)
+    step = bind_train_step(
+        config, axis_name=parallel.AXIS, aux_labels=aux_labels, insertion_plan=insertion_plan
+    )
     return parallel.parallelize(step, devices, donate_argnums=(0,))
 
 
-def bind_train_step(config, *, axis_name=None, aux_labels=None):
-    """Returns train_step with the settings of a config bound, not yet transformed."""
+def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=None):
+    """Returns train_step with the settings of a config bound, not yet transformed.
+
+    Args:
+        config: a ConfigDict with the settings of configs/base.py.
+        axis_name: of the devices, or None.
+        aux_labels: as `input_pipeline.to_batch`.
+        insertion_plan: from `insertion.create_plan` of the same settings, or None.
+    """
     ranges = {name: config.augment[name] for name in augment.Ranges._fields}
     return functools.partial(
         steps.train_step,
@@ -187,6 +206,7 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None):
         augmentation=augment.Ranges(**ranges) if config.augment.enabled else None,
         augment_seed=config.augment.seed,
         aux_labels=aux_labels,
+        insertion_plan=insertion_plan,
         axis_name=axis_name,
     )
 

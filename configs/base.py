@@ -89,6 +89,19 @@ def get_config():
     train.init_from = placeholder(str)  # run's workdir or 'saved' bundle whose weights to start from
     train.max_minutes = placeholder(float)  # ends the run cleanly after the epoch in which they pass
 
+    config.insert = insert = ml_collections.ConfigDict()  # nodules put into lungs; off: not in the paper
+    insert.enabled = False
+    insert.seed = 1
+    insert.max_nodules = 2  # in a slice
+    insert.probability = 0.7  # of each of them
+    insert.diameter_mm = (3.25, 30.0)  # within LUNA16's distribution, 3.25 to 32.27
+    insert.kinds = (0.8, 0.1, 0.1)  # shares of solid, part-solid, ground glass; under 6 mm all are solid
+    insert.sites = (0.4, 0.3, 0.3)  # shares in parenchyma, on a vessel, at the pleura
+    insert.shapes = "drawn"  # 'drawn', or 'lidc': readers' outlines from data.lidc
+    insert.blur_mm = 0.8  # standard deviation of the point spread
+    insert.outline_mm = 0.2  # readers outline a little outside the half-height of an edge
+    insert.field_mm = 350.0  # rows and columns of a slice whose spacing is not known
+
     config.augment = augment = ml_collections.ConfigDict()  # off, as in the paper (3.3)
     augment.enabled = False
     augment.seed = 1

