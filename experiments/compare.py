@@ -125,12 +125,7 @@ def compare(workdirs, *, split=None, names=("dice",), arms=None, pairs=None):
         InputError: fewer than two runs, the same run twice, a run without scores, no case of the split, runs
             of other settings under one name.
     """
-    if len({path.resolve() for path in workdirs}) < max(2, len(workdirs)):
-        raise InputError(f"compare: got {len(workdirs)} runs, expected at least two different ones")
-    raw = [(path, read_run(path)) for path in workdirs]
-    split = split or _common_split(raw)
-    runs = [_select(path, settings, rows, split) for path, (settings, rows) in raw]
-    arms = group_arms(runs) if arms is None else _named_arms(runs, [arms[path] for path in workdirs])
+    arms, split = read_arms(workdirs, split=split, arms=arms)
     differences = _compare_arms(_choose_pairs(arms, pairs), names)
     return {
         "split": split,
@@ -139,6 +134,18 @@ def compare(workdirs, *, split=None, names=("dice",), arms=None, pairs=None):
         "differences": differences,
         "sentences": _sentences(arms, differences),
     }
+
+
+def read_arms(workdirs, *, split=None, arms=None):
+    """Returns (list of Arm, split) of runs; arguments and errors are those of `compare`."""
+    if len({path.resolve() for path in workdirs}) < max(2, len(workdirs)):
+        raise InputError(f"compare: got {len(workdirs)} runs, expected at least two different ones")
+    raw = [(path, read_run(path)) for path in workdirs]
+    split = split or _common_split(raw)
+    runs = [_select(path, settings, rows, split) for path, (settings, rows) in raw]
+    if arms is None:
+        return group_arms(runs), split
+    return _named_arms(runs, [arms[path] for path in workdirs]), split
 
 
 def read_run(path):
@@ -287,7 +294,7 @@ def _compare_arms(pairs, names):
 def _difference_row(first, second, key, name):
     a, b = arm_cases(first, key, name), arm_cases(second, key, name)
     common = sorted(a.keys() & b.keys())
-    owners = _patients(first)
+    owners = patients(first)
     test = statistics.paired_test([a[c] for c in common], [b[c] for c in common], [owners[c] for c in common])
     means = [_run_means(arm, key, name) for arm in (first, second)]
     low, high = between_runs(first, second, key, name)
@@ -314,7 +321,7 @@ def _difference_row(first, second, key, name):
     }
 
 
-def _patients(arm):
+def patients(arm):
     """Returns {case_id: patient}, else series, else the case itself."""
     return {
         case: next((str(row[key]) for key in ("patient", "series_uid") if row.get(key)), case)
@@ -329,18 +336,22 @@ def between_runs(first, second, key, name):
     Over several test folds the runs are paired by seeds and fold (Student's t), since the folds' cases differ
     more than runs do; of one fold the means are compared unpaired (Welch).
     """
-    found = [_means_by_draw(arm, key, name) for arm in (first, second)]
+    found = [means_by_draw(arm, key, name) for arm in (first, second)]
     folds = {run.fold for arm in (first, second) for run in arm.runs}
     if len(folds) < 2 or found[0].keys() != found[1].keys():
         return welch(*(list(means.values()) for means in found))
-    differences = np.array([found[1][draw] - found[0][draw] for draw in found[0]])
-    if len(differences) < 2:
+    return student([found[1][draw] - found[0][draw] for draw in found[0]])
+
+
+def student(values):
+    """Returns the 95 % interval of a mean by Student's t, NaN with fewer than two values."""
+    if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + statistics.LEVEL) / 2, len(differences) - 1) * stats.sem(differences)
-    return float(differences.mean() - half), float(differences.mean() + half)
+    half = stats.t.ppf((1 + statistics.LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def _means_by_draw(arm, key, name):
+def means_by_draw(arm, key, name):
     """Returns {seeds and fold, or the run's place: mean over its cases}, for runs that have the class."""
     draws = [run.draw for run in arm.runs]
     keys = draws if len(set(draws)) == len(draws) else range(len(draws))
@@ -413,15 +424,21 @@ def describe(row):
     )
 
 
-def write(folder, result):
-    """Writes the page and the tables of `compare` into a folder; returns the page's path."""
+def write(folder, result, sections=()):
+    """Writes the page and the tables of `compare` into a folder; returns the page's path.
+
+    Args:
+        folder: pathlib.Path.
+        result: from `compare`.
+        sections: (heading, Markup) to show first.
+    """
     for name in ("runs", "arms", "differences"):
         tables.write_csv(folder / f"{name}.csv", result[name])
     tables.write_json(folder / "compare.json", result)
     picture = draw(result)
     if picture:
         tables.write_bytes(folder / "compare.png", picture)
-    tables.write_text(folder / "index.html", create_page(result, picture))
+    tables.write_text(folder / "index.html", create_page(result, picture, sections))
     return folder / "index.html"
 
 
@@ -464,7 +481,7 @@ def draw(result):
     return figures.to_png(figure)
 
 
-def create_page(result, picture):
+def create_page(result, picture, first=()):
     """Returns the HTML of a comparison, one file that needs no network."""
     styles = importlib.resources.files("auxseg.report").joinpath("page.css").read_text(encoding="utf-8")
     title = f"Comparison of {len(result['runs'])} runs, {result['split']} split"
@@ -484,7 +501,7 @@ def create_page(result, picture):
 
         image = element("img", src=viewer.to_uri(picture), alt="Means of runs by arm and paired differences")
         sections.insert(1, ("At a glance", element("figure", image)))
-    body = [element("section", element("h2", heading), content) for heading, content in sections]
+    body = [element("section", element("h2", heading), content) for heading, content in (*first, *sections)]
     head = join(
         Markup('<meta charset="utf-8">'),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),

@@ -390,7 +390,12 @@ def measure_step(config, *, num_steps=2):
     return seconds[0], min(seconds[1:])
 
 
-def finish(folder, workdirs, *, titles=None, pairs=None, names=("dice",)):
+def name_arms(workdirs, titles=None):
+    """Returns {path: words of its arm}, as `compare.compare` takes it, of {Run: path}."""
+    return {path: (titles or {}).get(run.arm, run.arm) for run, path in workdirs.items()}
+
+
+def finish(folder, workdirs, *, titles=None, pairs=None, names=("dice",), sections=()):
     """Returns the comparison of a study's runs, after writing `compare/` and `cases.csv` into its folder.
 
     Args:
@@ -399,17 +404,17 @@ def finish(folder, workdirs, *, titles=None, pairs=None, names=("dice",)):
         titles: {arm: words}; default: the arms' names.
         pairs: (first arm, second arm) to compare; None: all.
         names: scores, of `compare.SCORES`.
+        sections: (heading, Markup) to show first on the page.
 
     Raises:
         InputError: as `compare.compare`.
     """
-    titles = titles or {}
-    arms = {path: titles.get(run.arm, run.arm) for run, path in workdirs.items()}
+    arms = name_arms(workdirs, titles)
     if pairs is not None:
-        pairs = [tuple(titles.get(arm, arm) for arm in pair) for pair in pairs]
+        pairs = [tuple((titles or {}).get(arm, arm) for arm in pair) for pair in pairs]
     result = compare.compare(list(workdirs.values()), names=names, arms=arms, pairs=pairs)
     write_cases(folder / "cases.csv", workdirs, split=result["split"])
-    print(f"page: {compare.write(folder / 'compare', result)}", flush=True)
+    print(f"page: {compare.write(folder / 'compare', result, sections)}", flush=True)
     return result
 
 
@@ -445,6 +450,7 @@ def define_flags(*, seeds=(1, 2, 3), folds=(0,), out):
     flags.DEFINE_integer("size", None, "rows and columns of an image; default: the config's", lower_bound=16)
     flags.DEFINE_integer("epochs", None, "at most; default: the config's", lower_bound=1)
     flags.DEFINE_integer("batch_size", None, "examples in a step; default: the config's", lower_bound=1)
+    flags.DEFINE_multi_enum("score", ["dice"], sorted(compare.SCORES), "to compare; repeat for several")
     flags.DEFINE_bool("quick", False, "a tiny phantom: shows that everything works, scores mean nothing")
     flags.DEFINE_bool("dry_run", False, "list the runs and the time, and stop")
     flags.DEFINE_integer("jobs", 1, "runs at once, each in its process; 0: one on each device", lower_bound=0)

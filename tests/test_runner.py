@@ -201,11 +201,6 @@ def test_the_estimate_counts_what_a_run_does(npz, monkeypatch):
     assert runner.estimate_seconds(config) == pytest.approx(10 + 2 * (10 * (1 + 1 / 3) + 2 * 2 / 3))
 
 
-def test_a_step_is_measured_on_made_up_images(npz):
-    compiling, step = runner.measure_step(runner.create_config(small_protocol(npz)), num_steps=1)
-    assert compiling > step > 0
-
-
 def test_durations_are_words():
     assert [runner.format_seconds(s) for s in (40, 700, 7200, 300_000)] == [
         "40 s",
