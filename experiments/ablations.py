@@ -13,14 +13,10 @@ run) and `summary.md`. A study that was stopped goes on with the same command.
 
 from __future__ import annotations
 
-import pathlib
-
 import jax
 import numpy as np
-from absl import flags
 
 from auxseg import cli, state, train
-from auxseg.errors import InputError, check_choice
 from experiments import effects, runner
 
 FACTORIAL = {
@@ -108,7 +104,7 @@ def create_effects(titles):
     ]
 
 
-def study(protocol, folder, *, jobs=1, dry_run=False, only=(), names=("dice",)):
+def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):
     """Runs the study and writes its tables and page; returns them, None after a dry run.
 
     Args:
@@ -116,20 +112,18 @@ def study(protocol, folder, *, jobs=1, dry_run=False, only=(), names=("dice",)):
         folder: pathlib.Path of the study.
         jobs: runs at once.
         dry_run: only list the runs.
+        reuse: folders of other studies, as `runner.run_all`.
         only: names of arms, () for all.
         names: scores, of `compare.SCORES`.
 
     Raises:
-        InputError: as `runner.run_all`; an arm that there is not.
+        InputError: as `runner.run_all` and `runner.choose_arms`.
     """
     config = runner.create_config(protocol)
     arms = create_arms(config)
-    for name in only:
-        check_choice("--arms", name, tuple(arms))
-    arms = {name: changes for name, changes in arms.items() if name in only or not only}
-    if len(arms) < 2:
-        raise InputError(f"--arms: got {','.join(only)}, expected at least two")
-    workdirs = runner.run_all(folder, runner.plan(config, arms, protocol), jobs=jobs, dry_run=dry_run)
+    arms = runner.choose_arms(arms, only)
+    planned = runner.plan(config, arms, protocol)
+    workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
     if dry_run:
         return None
     titles = create_titles(arms, config)
@@ -138,21 +132,6 @@ def study(protocol, folder, *, jobs=1, dry_run=False, only=(), names=("dice",)):
     )
 
 
-def main():
-    """Runs the study of the flags; returns the exit status."""
-    protocol, given = runner.read_protocol(), flags.FLAGS
-    study(
-        protocol,
-        pathlib.Path(given.out),
-        jobs=given.jobs,
-        dry_run=given.dry_run,
-        only=tuple(given.arms),
-        names=tuple(given.score),
-    )
-    return 0
-
-
 if __name__ == "__main__":
     runner.define_flags(out="runs/ablations")
-    flags.DEFINE_list("arms", [], "of the study; default: all")
-    cli.run(runner.guard(main))
+    cli.run(runner.main_of(study))

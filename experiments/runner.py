@@ -29,6 +29,7 @@ from ml_collections import config_flags
 
 from auxseg import cli, runs
 from auxseg.errors import InputError, check_choice
+from auxseg.report import html
 from experiments import compare
 
 CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base"}
@@ -155,7 +156,21 @@ def plan(config, arms, protocol):
     ]
 
 
-def run_all(folder, planned, *, jobs=1, dry_run=False):
+def choose_arms(arms, only):
+    """Returns the arms {name: changes} whose names are in `only`, all of them for ().
+
+    Raises:
+        InputError: a name that there is not, or fewer than two.
+    """
+    for name in only:
+        check_choice("--arms", name, tuple(arms))
+    chosen = {name: changes for name, changes in arms.items() if name in only or not only}
+    if len(chosen) < 2:
+        raise InputError(f"--arms: got {','.join(chosen)}, expected at least two of {', '.join(arms)}")
+    return chosen
+
+
+def run_all(folder, planned, *, jobs=1, dry_run=False, reuse=()):
     """Returns the workdirs {Run: path} of the runs that finished, after running those that have not.
 
     Args:
@@ -163,14 +178,19 @@ def run_all(folder, planned, *, jobs=1, dry_run=False):
         planned: list of Run.
         jobs: runs at once, each in a process of its own; 0: as many as there are devices here.
         dry_run: only list the runs and the time they will take.
+        reuse: folders of other studies: a run with the same settings that has ended there is not run again.
 
     Raises:
         InputError: a run was started with other settings, data that cannot be used, or every run failed.
         auxseg.train.Interrupted: on SIGTERM, after the run at hand was saved.
     """
-    workdirs = {run: folder / "runs" / run.name for run in planned}
-    for run, workdir in workdirs.items():
-        _check_settings(run, workdir)
+    finished = _find_finished(reuse)
+    workdirs = {}
+    for run in planned:
+        workdirs[run] = folder / "runs" / run.name
+        _check_settings(run, workdirs[run])
+        if not is_finished(workdirs[run]):
+            workdirs[run] = finished.get(_settings_key(run.config), workdirs[run])
     left = [run for run in planned if not is_finished(workdirs[run])]
     jobs = min(jobs or count_devices(), max(1, len(left)))
     _announce(folder, planned, left, jobs, dry_run)
@@ -190,6 +210,20 @@ def run_all(folder, planned, *, jobs=1, dry_run=False):
 def is_finished(workdir):
     """Returns whether a run has ended and was scored."""
     return (workdir / "summary.json").is_file()
+
+
+def _find_finished(folders):
+    """Returns {key of the settings: workdir} of the finished runs of other studies."""
+    paths = [path for folder in folders for path in sorted((folder / "runs").glob("*")) if is_finished(path)]
+    return {_settings_key(runs.read_config(path)): path for path in paths}
+
+
+def _settings_key(config):
+    """Returns a text that is the same for runs with the same result."""
+    settings = html.flatten(runs.config_to_dict(config))
+    return json.dumps(
+        {key: value for key, value in settings.items() if key not in compare.FREE}, sort_keys=True
+    )
 
 
 def _check_settings(run, workdir):
@@ -450,11 +484,13 @@ def define_flags(*, seeds=(1, 2, 3), folds=(0,), out):
     flags.DEFINE_integer("size", None, "rows and columns of an image; default: the config's", lower_bound=16)
     flags.DEFINE_integer("epochs", None, "at most; default: the config's", lower_bound=1)
     flags.DEFINE_integer("batch_size", None, "examples in a step; default: the config's", lower_bound=1)
+    flags.DEFINE_list("arms", [], "of the study; default: all")
     flags.DEFINE_multi_enum("score", ["dice"], sorted(compare.SCORES), "to compare; repeat for several")
     flags.DEFINE_bool("quick", False, "a tiny phantom: shows that everything works, scores mean nothing")
     flags.DEFINE_bool("dry_run", False, "list the runs and the time, and stop")
     flags.DEFINE_integer("jobs", 1, "runs at once, each in its process; 0: one on each device", lower_bound=0)
     flags.DEFINE_string("out", out, "folder of the study")
+    flags.DEFINE_list("reuse", [], "folders of other studies whose runs of the same settings are taken over")
     config_flags.DEFINE_config_file("config", None, "settings to start from instead of those of --data")
 
 
@@ -486,6 +522,25 @@ def whole_numbers(name, texts):
     if len(numbers) != len(texts) or len(set(numbers)) != len(numbers) or not numbers:
         raise InputError(f"{name}: got {','.join(texts)!r}, expected different whole numbers, such as 1,2,3")
     return numbers
+
+
+def main_of(study):
+    """Returns the main(argv) of a study: `study(protocol, folder, jobs=, dry_run=, reuse=, only=, names=)`."""
+
+    def run():
+        given = flags.FLAGS
+        study(
+            read_protocol(),
+            pathlib.Path(given.out),
+            jobs=given.jobs,
+            dry_run=given.dry_run,
+            reuse=tuple(pathlib.Path(name) for name in given.reuse),
+            only=tuple(given.arms),
+            names=tuple(given.score),
+        )
+        return 0
+
+    return guard(run)
 
 
 def guard(study):

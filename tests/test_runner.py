@@ -136,6 +136,29 @@ def test_a_run_that_fails_does_not_stop_the_others(npz, tmp_path, calls, monkeyp
         runner.run_all(tmp_path / "all", planned)
 
 
+def test_a_run_of_another_study_is_taken_over(npz, tmp_path, calls):
+    protocol = small_protocol(npz)
+    config = runner.create_config(protocol)
+    runner.run_all(tmp_path / "first", runner.plan(config, ARMS, protocol))
+    planned = runner.plan(config, {"whole": {}, "aux_0": {"loss.aux_weight": 0.0}}, protocol)
+    workdirs = runner.run_all(tmp_path / "second", planned, reuse=[tmp_path / "first", tmp_path / "nowhere"])
+    assert calls[4:] == ["aux_0-f0-s1", "aux_0-f0-s2"]
+    assert [str(path.relative_to(tmp_path)) for path in workdirs.values()] == [
+        "first/runs/se-f0-s1",
+        "second/runs/aux_0-f0-s1",
+        "first/runs/se-f0-s2",
+        "second/runs/aux_0-f0-s2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("only", "words"), [(("sse",), "'se', 'no_se'"), (("se",), "at least two of se, no_se")]
+)
+def test_arms_that_there_are_not(only, words):
+    with pytest.raises(InputError, match=words):
+        runner.choose_arms(ARMS, only)
+
+
 def test_runs_of_other_settings_are_not_one_arm(npz, tmp_path, calls):
     protocol = small_protocol(npz)
     planned = runner.plan(runner.create_config(protocol), ARMS, protocol)
