@@ -127,7 +127,7 @@ def train_step(
         bn_momentum: of the moving statistics.
         bn_warmup: see `statistics_momentum`.
         augmentation: augment.Ranges, or None for none.
-        augment_seed: seed of the augmentation.
+        augment_seed: seed of the augmentation, and of dropout where the network has it.
         aux_labels: as `input_pipeline.to_batch`.
         insertion_plan: insertion.Plan, or None for none.
         axis_name: of the devices, or None.
@@ -150,6 +150,7 @@ def train_step(
             weights=batch.weights,
             momentum=momentum,
             mutable=["batch_stats"],
+            **_dropout_keys(model, augment_seed, state.step, raw.indices),
         )
         cases = case_losses(
             outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight, train=True
@@ -169,6 +170,13 @@ def train_step(
         opt_state=opt_state,
     )
     return state, _add_sums(sums, new, state.step - 1)
+
+
+def _dropout_keys(model, seed, step, indices):
+    """Returns {'keys': [N]}, other ones than augmentation's, for a network with dropout; else {}."""
+    if not getattr(model, "DROPS", False):
+        return {}
+    return {"keys": augment.case_keys(seed + 1, step, indices)}
 
 
 def eval_step(

@@ -42,7 +42,7 @@ def get_config():
     phantom.seed = 0
 
     config.model = model = ml_collections.ConfigDict()
-    model.name = "aux_unet"
+    model.name = "aux_unet"  # or one that it is compared with: see auxseg.models.NAMES
     model.base_width = 64  # channels of the first level, doubled at each
     model.depth = 4  # poolings
     model.num_classes = 4
@@ -55,6 +55,11 @@ def get_config():
     model.bn_momentum = 0.99  # Keras' default; the paper is silent
     model.bn_epsilon = 1e-3  # Keras' default
     model.lowering = "auto"  # 'auto', 'plain', 'shifted', 'blocked': how it is computed; same results
+
+    model.dropout = 0.5  # 'bidirectional_unet': share of the fourth level's features left out
+    model.deep_supervision = True  # 'unet_plus_plus': average the masks of all columns
+    model.gate = "additive"  # 'attention_res_unet': 'additive' or 'grid'
+    model.lung_first = False  # 'attention_res_unet': the lungs first, then the nodules in them
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dice_ce"

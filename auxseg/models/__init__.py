@@ -5,12 +5,29 @@ from __future__ import annotations
 import dataclasses
 
 from auxseg.errors import InputError, check_choice
+from auxseg.models.attention_res_unet import GATES, AttentionResUNet, LungFirst
+from auxseg.models.attention_unet import AttentionUNet
 from auxseg.models.aux_unet import AuxUNet, Settings
+from auxseg.models.bidirectional_unet import BidirectionalUNet
 from auxseg.models.inference import create_inference
 from auxseg.models.keras_weights import from_keras_weights, to_keras_weights
 from auxseg.models.layers import resolve_lowering
+from auxseg.models.unet import UNet
+from auxseg.models.unet3d import UNet3D
+from auxseg.models.unet_plus_plus import UNetPlusPlus
 
-__all__ = ["create_inference", "create_model", "from_keras_weights", "to_keras_weights"]
+__all__ = ["NAMES", "create_inference", "create_model", "from_keras_weights", "to_keras_weights"]
+
+NAMES = (
+    "aux_unet",
+    "unet",
+    "unet3d",
+    "bidirectional_unet",
+    "attention_res_unet",
+    "attention_unet",
+    "unet_plus_plus",
+)
+"""Valid values of config.model.name: the paper's network, and those that it is compared with."""
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -30,8 +47,29 @@ def create_model(model_config, *, axis_name=None):
     Raises:
         InputError: a setting that is no network's.
     """
-    check_choice("model.name", model_config.name, ("aux_unet",))
-    return AuxUNet(create_settings(model_config), axis_name)
+    name = check_choice("model.name", model_config.name, NAMES)
+    settings = create_settings(model_config)
+    if name == "aux_unet":
+        return AuxUNet(settings, axis_name)
+    # What only the Auxiliary U-Net has.
+    settings = dataclasses.replace(settings, separable=False, se=False, aux=False)
+    if name == "attention_res_unet":
+        # A config of before these networks lacks their settings.
+        gate = check_choice("model.gate", getattr(model_config, "gate", GATES[0]), GATES)
+        network = LungFirst if getattr(model_config, "lung_first", False) else AttentionResUNet
+        return network(settings, axis_name, gate)
+    if name == "bidirectional_unet":
+        return BidirectionalUNet(settings, axis_name, _dropout(model_config))
+    if name == "unet_plus_plus":
+        return UNetPlusPlus(settings, axis_name, getattr(model_config, "deep_supervision", True))
+    return {"unet": UNet, "unet3d": UNet3D, "attention_unet": AttentionUNet}[name](settings, axis_name)
+
+
+def _dropout(model_config):
+    share = getattr(model_config, "dropout", 0.5)
+    if not 0.0 <= share < 1.0:
+        raise InputError(f"model.dropout: got {share}, expected 0 to under 1")
+    return share
 
 
 def create_settings(model_config):

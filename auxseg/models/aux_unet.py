@@ -28,16 +28,15 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from auxseg.errors import InputError
 from auxseg.models import blocks, layers
 from auxseg.models.blocks import Signal
 from auxseg.models.initial import draw_variables
+from auxseg.models.norm import normalisation
 from auxseg.structs import Outputs
 
 _ZEROS = nn.initializers.zeros
-_ONES = nn.initializers.ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,28 +67,16 @@ class Settings:
         return [self.base_width << level for level in range(self.depth + 1)]
 
 
-def batch_statistics(moments, weights, axis_name):
-    """Returns the mean and (biased) variance of each channel over the examples that count.
-
-    Args:
-        moments: mean and variance of each example, float32 [N, C] both.
-        weights: float32 [N], 0.0 for examples that do not count, or None where all do.
-        axis_name: mapped axis over whose devices to sum, or None.
-
-    Returns:
-        mean float32 [C], variance float32 [C], sum of weights float32 []; all 0 where nothing counts.
-    """
-    means, variances = moments
-    weights = jnp.ones(means.shape[0], jnp.float32) if weights is None else weights.astype(jnp.float32)
-    total = _sum_devices(jnp.sum(weights), axis_name)
-    shares = (weights / jnp.maximum(total, 1.0))[:, None]
-    mean = _sum_devices(jnp.sum(shares * means, 0), axis_name)
-    spread = variances + jnp.square(means - mean[None])
-    return mean, _sum_devices(jnp.sum(shares * spread, 0), axis_name), total
-
-
-def _sum_devices(value, axis_name):
-    return value if axis_name is None else lax.psum(value, axis_name)
+def check_images(images, depth, *, channels=1):
+    """Raises an InputError unless the images are [N, H, W, channels] and can be halved `depth` times."""
+    if images.ndim != 4 or images.shape[-1] != channels:
+        raise InputError(f"model: images of shape {images.shape}, expected [N, H, W, {channels}]")
+    step = 2**depth
+    if images.shape[1] % step or images.shape[2] % step or 0 in images.shape:
+        raise InputError(
+            f"model: images of {images.shape[1]} x {images.shape[2]} pixels, expected multiples of {step}"
+            f" (2^depth, depth {depth}): choose another data.size, or pad"
+        )
 
 
 class Unit(nn.Module):
@@ -109,14 +96,14 @@ class Unit(nn.Module):
         Args:
             signals: tuple of `Signal`, concatenated along the channels.
             train: use the batch's statistics and update the moving ones.
-            weights: float32 [N] or None, see `batch_statistics`.
+            weights: float32 [N] or None, see `norm.batch_statistics`.
             momentum: of the moving statistics, float or float32 [], or None for the setting.
         """
         spread, values, moments = self._convolve(signals)
         if self.settings.folded:
             factor, shift = 1.0, self.param("shift", _ZEROS, (self.features,))
         else:
-            factor, shift = self._normalisation(moments, train, weights, momentum)
+            factor, shift = normalisation(self, moments, train, weights, momentum)
         rows = (values.shape[0], self.features)
         return Signal(
             values, jnp.broadcast_to((spread * factor)[None], rows), jnp.broadcast_to(shift[None], rows)
@@ -139,24 +126,6 @@ class Unit(nn.Module):
             )
             return pointwise[0], values, (mean * pointwise, variance * jnp.square(pointwise))
         return ones, *blocks.separable_conv(signals, depthwise, pointwise.astype(dtype), lowering=lowering)
-
-    def _normalisation(self, moments, train, weights, momentum):
-        """Returns the factor and shift of batch norm for values without the bias, float32 [features] each."""
-        shape = (self.features,)
-        bias = self.param("bias", _ZEROS, shape)
-        scale = self.param("scale", _ONES, shape)
-        offset = self.param("offset", _ZEROS, shape)
-        moving_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        moving_variance = self.variable("batch_stats", "variance", jnp.ones, shape)
-        mean, variance = moving_mean.value - bias, moving_variance.value
-        if train and not self.is_initializing():
-            mean, variance, total = batch_statistics(moments, weights, self.axis_name)
-            momentum = self.settings.bn_momentum if momentum is None else momentum
-            keep = jnp.where(total > 0, momentum, 1.0)
-            moving_mean.value = keep * moving_mean.value + (1.0 - keep) * (mean + bias)
-            moving_variance.value = keep * moving_variance.value + (1.0 - keep) * variance
-        factor = scale * lax.rsqrt(variance + self.settings.bn_epsilon)
-        return factor, offset - mean * factor
 
 
 class SqueezeExcite(nn.Module):
@@ -280,7 +249,7 @@ class AuxUNet(nn.Module):
         Raises:
             InputError: images of another rank, channel count or size.
         """
-        self._check(images)
+        check_images(images, self.settings.depth)
         depth, widths = self.settings.depth, self.settings.widths()
         context = (train, weights, momentum)
         signal = Signal(images.astype(self.settings.dtype))
@@ -297,13 +266,3 @@ class AuxUNet(nn.Module):
 
     def _block(self, name, features):
         return ConvBlock(self.settings, features, self.axis_name, name=name)
-
-    def _check(self, images):
-        if images.ndim != 4 or images.shape[-1] != 1:
-            raise InputError(f"model: images of shape {images.shape}, expected [N, H, W, 1]")
-        step = 2**self.settings.depth
-        if images.shape[1] % step or images.shape[2] % step or 0 in images.shape:
-            raise InputError(
-                f"model: images of {images.shape[1]} x {images.shape[2]} pixels, expected multiples of {step}"
-                f" (2^depth, depth {self.settings.depth}): choose another data.size, or pad"
-            )

@@ -16,8 +16,10 @@ def create_inference(model, variables):
     Each unit's products come out normalised: the factor of batch norm is multiplied into the pointwise
     (or ordinary) kernel, and its shift is all that is left to add.
 
+    A network that is no `AuxUNet` runs as it is.
+
     Args:
-        model: `AuxUNet`, as `create_model` returns it.
+        model: as `create_model` returns it.
         variables: its {'params', 'batch_stats'}.
 
     Returns:
@@ -25,6 +27,8 @@ def create_inference(model, variables):
             be jitted once.
         weights: tree of float32 arrays on the default device.
     """
+    if not isinstance(model, AuxUNet):
+        return lambda weights, images: model.apply(weights, images).mask_logits, jax.device_put(variables)
     settings = dataclasses.replace(model.settings, aux=False, folded=True)
     folded = AuxUNet(settings)
 

@@ -191,7 +191,7 @@ def test_images_of_other_channels_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "unet"}, "model.name: got 'unet'"),
+        ({"name": "vnet"}, "model.name: got 'vnet'"),
         ({"dtype": "float16"}, "model.dtype: got 'float16'"),
         ({"depth": 0}, "model.depth: got 0, expected at least 1"),
         ({"bn_momentum": 1.5}, "model.bn_momentum: got 1.5"),
