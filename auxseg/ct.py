@@ -394,6 +394,18 @@ def _stored_geometry(reader, path):
     return geometry
 
 
+def find_beside(path, name):
+    """Returns the path of the voxel file that a header names.
+
+    Raises:
+        InputError: it is not there, or the name leads out of the header's folder.
+    """
+    data = path.parent / name
+    if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts or not data.is_file():
+        raise InputError(f"scan file: {path} names the voxel file {name}, which is not beside it")
+    return data
+
+
 def _to_hu(array, path):
     if array.dtype == np.int16:
         return np.ascontiguousarray(array)
@@ -426,12 +438,13 @@ def _check_metaimage_size(path):
     fields = _read_metaimage_fields(path)
     name = fields["ElementDataFile"]
     if name == "LIST" or "%" in name:
-        return  # one file a slice: each is checked as ITK opens it
+        # ITK fills missing files of a list with whatever, and hands a pattern to C's printf, which crashes.
+        raise InputError(
+            f"scan file: {path} spreads its voxels over several files ({name}); store it as one file"
+        )
     local = name == "LOCAL"
-    data = path if local else path.parent / name
-    if not data.is_file():
-        raise InputError(f"scan file: {path} names the voxel file {name}, which is not beside it")
-    expected = _expected_bytes(fields, path)
+    data = path if local else find_beside(path, name)
+    expected = expected_metaimage_bytes(fields, path)
     found = os.path.getsize(data) - (fields["header_bytes"] if local else 0)
     if expected is None or found == expected:
         return
@@ -441,7 +454,7 @@ def _check_metaimage_size(path):
     )
 
 
-def _expected_bytes(fields, path):
+def expected_metaimage_bytes(fields, path):
     """Returns the length that the header gives the voxel data, or None where it does not say."""
     try:
         if fields.get("CompressedData", "False").lower() == "true":
@@ -460,9 +473,9 @@ def _check_nifti_size(path):
     packed = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if packed else open(path, "rb") as file:
-            expected = _expected_nifti_bytes(file.read(352))
+            expected = expected_nifti_bytes(file.read(352))
             found = 352 + _count_bytes(file)
-    except (EOFError, OSError, zlib.error, struct.error) as error:
+    except (EOFError, OSError, zlib.error, struct.error, ValueError, OverflowError) as error:
         raise InputError(f"scan file: {path} is damaged or truncated: {error}; copy it again") from error
     if found < expected:
         raise InputError(
@@ -470,19 +483,46 @@ def _check_nifti_size(path):
         )
 
 
-def _expected_nifti_bytes(head):
+def expected_nifti_bytes(head):
     """Returns the length of a NIfTI-1 or NIfTI-2 file from its header, 0 where it is neither."""
+    layout = read_nifti_layout(head)
+    return 0 if layout is None else layout.offset + layout.num_voxels * layout.bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class NiftiLayout:
+    """Where the voxels lie in an uncompressed NIfTI file.
+
+    Attributes:
+        offset: of the first voxel, bytes.
+        num_voxels: how many.
+        bits: of a voxel.
+        float_dtype: '<f4', '>f8' and so on, '' for other kinds of numbers.
+    """
+
+    offset: int
+    num_voxels: int
+    bits: int
+    float_dtype: str
+
+
+def read_nifti_layout(head):
+    """Returns the `NiftiLayout` of the first 352 bytes of a file, None where they are no NIfTI header."""
     for order in "<>":
         if _unpack(order + "i", head, 0) == 348:
             dims = struct.unpack_from(order + "8h", head, 40)
-            bits, offset = _unpack(order + "h", head, 72), _unpack(order + "f", head, 108)
+            kind, bits = struct.unpack_from(order + "2h", head, 70)
+            offset = _unpack(order + "f", head, 108)
         elif _unpack(order + "i", head, 0) == 540:
             dims = struct.unpack_from(order + "8q", head, 16)
-            bits, offset = _unpack(order + "h", head, 14), _unpack(order + "q", head, 168)
+            kind, bits = struct.unpack_from(order + "2h", head, 12)
+            offset = _unpack(order + "q", head, 168)
         else:
             continue
-        return int(offset) + math.prod(max(1, n) for n in dims[1 : dims[0] + 1]) * bits // 8
-    return 0
+        num_voxels = math.prod(max(1, n) for n in dims[1 : dims[0] + 1])
+        name = {16: f"{order}f4", 64: f"{order}f8"}.get(kind, "")
+        return NiftiLayout(int(offset), num_voxels, bits, name)
+    return None
 
 
 def _unpack(form, head, offset):

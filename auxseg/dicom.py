@@ -250,7 +250,7 @@ def create_volume(series, *, allow_one=True):
     if len(frames) == 1 and not allow_one:
         raise InputError(f"DICOM: {where} has one image, expected the slices of a scan")
     stored, tilt = _stack_geometry(frames, where)
-    findings += duplicates + [p for p in series.problems if p.severity != ERROR]
+    findings += duplicates + [p for p in series.problems if p.severity != ERROR] + _rescale_findings(frames)
     if tilt:
         text = (
             f"gantry tilt of {tilt:.1f} degrees: slices are kept as they are, their places follow "
@@ -258,6 +258,18 @@ def create_volume(series, *, allow_one=True):
         )
         findings.append(Finding(WARNING, "tilt", text))
     return Volume(series, tuple(frames), stored, tilt, tuple(findings))
+
+
+def _rescale_findings(frames):
+    """Returns a finding where slices have rescale slopes and intercepts of their own, as CT seldom has."""
+    kinds = {(frame.slope, frame.intercept) for frame in frames}
+    if len(kinds) == 1:
+        return []
+    text = (
+        f"{len(kinds)} different rescale slopes and intercepts among {len(frames)} slices, expected one; look "
+        "whether neighbouring slices have the same brightness"
+    )
+    return [Finding(WARNING, "rescale", text)]
 
 
 def read_frame(frame):
@@ -354,10 +366,10 @@ def _read_frames(dataset, path):
     """Returns the frames of one file."""
     count = int(dataset.get("NumberOfFrames") or 1)
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    if count > 1 and per_frame and len(per_frame) != count:
+    if dataset.get("Modality") == "CT" and count > 1 and len(per_frame) != count:
         raise InputError(f"DICOM: {path} says {count} frames and describes {len(per_frame)}; export it again")
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    groups = [[one, shared] for one in per_frame] or [[None, shared]] * count
+    groups = [[one, shared] for one in per_frame] or [[None, shared]]
     return [_read_one_frame(dataset, path, index, group) for index, group in enumerate(groups)]
 
 

@@ -39,6 +39,8 @@ LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_
 DONE = "prediction.json"
 NUM_CHECKED, NUM_PANELS = 16, 12
 _MAX_SIDE = 8192
+_FORCED = ("not-a-chest", "spacing")
+"""Findings that --force makes warnings of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,8 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
     Raises:
         InputError: the scan's values are no HU, it shows no chest, or no lung was found in it.
     """
+    if not options.force:
+        scan_checks.raise_errors(scan.findings, scan.path)
     findings = [*scan.findings, *_network_findings(networks), *_check(scan, options)]
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
@@ -205,7 +209,7 @@ def _check(scan, options):
     spacing = scan.geometry.spacing_zyx_mm[1:] if scan.has_geometry else None
     findings = scan_checks.check_scan(images, spacing_yx_mm=spacing, native_dtype=scan.dtype)
     if options.force:
-        return [dataclasses.replace(f, severity=WARNING) if f.code == "not-a-chest" else f for f in findings]
+        return [dataclasses.replace(f, severity=WARNING) if f.code in _FORCED else f for f in findings]
     scan_checks.raise_errors(findings, scan.path)
     return findings
 
@@ -639,7 +643,13 @@ def _print_series(scan):
 
 
 def _fingerprint(source):
-    """Returns what tells whether an input is still the same: number, bytes and newest change of its files."""
+    """Returns what tells whether an input is still the same: number, bytes and newest change of its files.
+
+    Raises:
+        InputError: the source is broken.
+    """
+    if source.kind == "broken":
+        raise InputError(source.problem)
     files = {frame.path for one in source.series for frame in one.frames} or {source.path}
     beside = {path.with_suffix(suffix) for path in files for suffix in (".raw", ".zraw", ".gz")}
     stats = [path.stat() for path in files | {path for path in beside if path.is_file()}]

@@ -161,21 +161,29 @@ def check_anatomy(images, spacing_yx_mm, known_spacing=True):
     """
     views = [measure_anatomy(image, spacing_yx_mm) for image in images]
     body = max(view.body_mm2 for view in views)
+    size = _size_findings(body) if known_spacing else []
+    if any(finding.severity == ERROR for finding in size):
+        return size
     lung = max(views, key=lambda view: view.lung_mm2)
     share = lung.lung_mm2 / max(body, 1.0)
     if share < 0.06:
         text = (
             f"not a chest: air-filled lungs cover at most {share:.1%} of the body in {len(images)} "
-            "slices looked "
-            "at, expected 6% or more in one of them; give a chest CT (predict --force segments it all "
-            "the same)"
+            "slices looked at, expected 6% or more in one of them; give a chest CT (predict --force segments "
+            "it all the same)"
         )
         return [Finding(ERROR, "not-a-chest", text)]
-    findings = []
-    if known_spacing and not 1e4 < body < 2.5e5:
-        text = f"the body measures {body / 100:.0f} cm2 in a slice, expected 100 to 2500; check the spacing"
-        findings.append(Finding(WARNING, "body-size", text))
-    return findings + _side_findings(views)
+    return size + _side_findings(views)
+
+
+def _size_findings(body_mm2):
+    """Returns a finding about a body of a size that no chest has; an error where the unit must be wrong."""
+    if body_mm2 == 0 or 1e4 < body_mm2 < 2.5e5:
+        return []
+    text = f"the body measures {body_mm2 / 100:.3g} cm2 in a slice, expected 100 to 2500; check the spacing"
+    if 1e3 < body_mm2 < 2.5e6:
+        return [Finding(WARNING, "body-size", text)]
+    return [Finding(ERROR, "spacing", f"{text}, its unit may not be mm (predict --force goes on)")]
 
 
 def _side_findings(views):

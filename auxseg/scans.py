@@ -6,14 +6,11 @@ temporary one, a stream at a time, so that memory is bounded by the slices asked
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import dataclasses
-import gzip
 import os
 import pathlib
 import re
-import shutil
 import stat
 import zipfile
 import zlib
@@ -21,12 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from auxseg import ct, dicom, progress
+from auxseg import ct, dicom, inflate, progress
 from auxseg.errors import InputError
-from auxseg.scan_checks import INFO, WARNING, Finding
-
-MAX_ZIP_BYTES = 32 * 2**30
-"""What the files of one zip may hold together, unpacked."""
+from auxseg.scan_checks import ERROR, INFO, WARNING, Finding
 
 _BLOCK = 1 << 20
 
@@ -128,10 +122,10 @@ def open_scan(source, scratch, *, series=None):
         return _open_zip(source, scratch, series)
     if source.kind == "dicom":
         return _open_dicom(source, scratch, series)
-    return _open_npz(source) if source.kind == "npz" else _open_file(source, scratch)
+    return _open_npz(source, scratch) if source.kind == "npz" else _open_file(source, scratch)
 
 
-def unpack_zip(path, folder, *, max_bytes=MAX_ZIP_BYTES):
+def unpack_zip(path, folder, *, max_bytes=inflate.MAX_BYTES):
     """Unpacks a zip into an empty folder.
 
     Raises:
@@ -180,7 +174,7 @@ def _unpack_entry(archive, entry, folder, max_bytes, path):
                 written += len(block)
                 if written > max_bytes:
                     raise InputError(
-                        f"zip: {path} holds more than {MAX_ZIP_BYTES / 2**30:.0f} GiB; unpack it first"
+                        f"zip: {path} holds more than {inflate.MAX_BYTES >> 30} GiB; unpack it first"
                     )
                 file.write(block)
     except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
@@ -189,11 +183,12 @@ def _unpack_entry(archive, entry, folder, max_bytes, path):
 
 
 def _list_files(folder):
+    """Returns the files of a folder and its subfolders, and links to nothing; no pipes or devices."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [pathlib.Path(parent, name) for name in sorted(files) if not name.startswith(".")]
-    return found
+    return [path for path in found if path.is_file() or (path.is_symlink() and not path.exists())]
 
 
 def _kind(path):
@@ -214,6 +209,8 @@ def _file_source(path):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
+    if not path.exists():
+        return Source(_file_name(name), path, "broken", problem=f"scan: {path} is a link to nothing")
     return Source(_file_name(name), path, _kind(path))
 
 
@@ -270,14 +267,20 @@ def _open_zip(source, scratch, series):
     folder = scratch / "unzipped"
     folder.mkdir()
     unpack_zip(source.path, folder)
-    inside = [one for one in find_scans(folder) if one.kind != "zip"]
-    if len(inside) != 1:
-        names = ", ".join(one.name for one in inside[:5])
-        raise InputError(
-            f"zip: {source.path} holds {len(inside)} scans ({names}), expected one; unpack it first"
-        )
-    scan = open_scan(dataclasses.replace(inside[0], name=source.name), scratch, series=series)
-    return dataclasses.replace(scan, path=source.path)
+    with _named(folder, source.path):
+        inside = [one for one in find_scans(folder) if one.kind != "zip"]
+        if len(inside) != 1:
+            names = f" ({', '.join(one.name for one in inside[:5])})" if inside else ""
+            raise InputError(
+                f"zip: {source.path} holds {len(inside)} scans{names}, expected one; unpack it first"
+            )
+        scan = open_scan(dataclasses.replace(inside[0], name=source.name), scratch, series=series)
+
+    def read(start, stop):
+        with _named(folder, source.path):
+            return scan.read(start, stop)
+
+    return dataclasses.replace(scan, path=source.path, read=read)
 
 
 def _open_dicom(source, scratch, wanted):
@@ -333,8 +336,8 @@ def _oblique(geometry, tilt_degrees=0.0):
     return (Finding(WARNING, "oblique", text),)
 
 
-def _open_npz(source):
-    images, spacing, dtype = _load_npz(source.path)
+def _open_npz(source, scratch):
+    images, spacing, dtype = _load_npz(source.path, scratch)
     known = spacing is not None
     size = tuple(int(n) for n in images.shape[::-1])
     geometry = ct.Geometry(size, tuple(spacing[::-1]) if known else (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
@@ -342,31 +345,39 @@ def _open_npz(source):
         "orientation is not stated: rows are taken from front to back, columns from the patient's "
         "right to left"
     )
-    findings = [Finding(INFO, "orientation", text)]
+    findings = [Finding(INFO, "orientation", text), *_check_axes(images.shape)]
     if not known:
         text = "NPZ without 'spacing_zyx_mm': sizes are in voxels, millimetres are left empty"
         findings.append(Finding(WARNING, "no-spacing", text))
     orientation = ct.find_orientation(geometry)
-    return Scan(source.name, source.path, "NPZ", geometry, geometry, orientation, dtype, known,
-                _array_reader(images), tuple(findings))  # fmt: skip
+
+    def read(start, stop):
+        return np.ascontiguousarray(to_hu(images[start:stop], source.path))
+
+    return Scan(source.name, source.path, "NPZ", geometry, geometry, orientation, dtype, known, read,
+                tuple(findings))  # fmt: skip
 
 
-def _load_npz(path):
-    """Returns (images int16 [D, H, W], spacing zyx in mm or None, stored dtype)."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = arrays.files
-            name = "image" if "image" in names else names[0] if len(names) == 1 else None
-            if name is None:
-                raise InputError(f"NPZ: {path} has the arrays {', '.join(names) or 'none'}, expected 'image'")
-            image = arrays[name]
-            spacing = np.asarray(arrays["spacing_zyx_mm"]) if "spacing_zyx_mm" in names else None
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError,
-            RuntimeError, SyntaxError, MemoryError, OverflowError) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"NPZ: {path} is damaged or no NPZ of plain arrays: {reason}") from error
+def _check_axes(shape_zyx):
+    """Returns a finding where the last axis of an array without orientation looks like that of the slices."""
+    slices, rows, columns = shape_zyx
+    if slices != rows or rows == columns:
+        return []
+    text = (
+        f"an image of {slices}x{rows}x{columns}: the last axis looks like that of the slices, expected "
+        "[slices, rows, columns]; move it to the front"
+    )
+    return [Finding(ERROR, "axes", text)]
+
+
+def _load_npz(path, scratch):
+    """Returns (images [D, H, W] on disk, spacing zyx in mm or None, stored dtype)."""
+    arrays = inflate.inflate_npz(path, scratch)
+    names = list(arrays)
+    name = "image" if "image" in names else names[0] if len(names) == 1 else None
+    if name is None:
+        raise InputError(f"NPZ: {path} has the arrays {', '.join(names) or 'none'}, expected 'image'")
+    image, spacing = arrays[name], arrays.get("spacing_zyx_mm")
     if image.ndim not in (2, 3) or image.size == 0 or image.dtype.kind not in "iuf":
         raise InputError(
             f"NPZ: {path} has an image of {image.dtype} {image.shape}, expected numbers [H, W] or [D, H, W]"
@@ -380,7 +391,20 @@ def _load_npz(path):
             raise InputError(f"NPZ: {path} has spacing_zyx_mm {spacing}, expected three numbers above 0")
         spacing = [float(v) for v in spacing]
     volume = image[None] if image.ndim == 2 else image
-    return to_hu(volume, path), spacing, str(image.dtype)
+    _check_range(volume, path)
+    return volume, spacing, str(image.dtype)
+
+
+def _check_range(volume, path):
+    """Raises where values on disk are no HU, looking at a slice at a time."""
+    if volume.dtype == np.int16:
+        return
+    ends = [(one.min(), one.max()) for one in volume]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if volume.dtype.kind == "f" and low >= -1 and high <= 1:
+        raise InputError(f"scan: {path} has values from {low:.3g} to {high:.3g}, scaled to 1; expected HU")
+    for one in volume:
+        to_hu(one, path)
 
 
 def to_hu(array, path):
@@ -398,17 +422,15 @@ def to_hu(array, path):
         raise InputError(
             f"scan: {path} has values from {low} to {high}, expected HU (finite, -32768 to 32767)"
         )
-    if array.dtype.kind == "f" and low >= -1 and high <= 1:
-        raise InputError(f"scan: {path} has values from {low:.3g} to {high:.3g}, scaled to 1; expected HU")
     return np.rint(array).astype(np.int16)
 
 
 def _open_file(source, scratch):
-    plain = _inflate(source.path, scratch)
+    plain = inflate.inflate(source.path, scratch)
     with _named(plain, source.path):
         header = ct.read_header(plain)
-        dtype, num_bytes = _value_type(plain)
-        _check_length(plain, header.stored, num_bytes)
+        dtype = _value_type(plain)
+        _check_nifti(plain)
     read = _file_reader(header, source.path)
     name = source.path.name.lower()
     kind = "NIfTI" if ".nii" in name else "NRRD" if name.endswith((".nrrd", ".nhdr")) else "MetaImage"
@@ -435,13 +457,12 @@ def _reader(path):
 
 
 def _value_type(path):
-    """Returns the stored values' type by its NumPy name and its bytes."""
+    """Returns the values' type by its NumPy name, after a slope and an intercept were applied."""
     import SimpleITK as sitk
 
     reader = _reader(path)
     reader.ReadImageInformation()
-    dtype = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelIDValue())).dtype
-    return str(dtype), dtype.itemsize
+    return str(sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelIDValue())).dtype)
 
 
 def _file_reader(header, path):
@@ -466,166 +487,36 @@ def _file_reader(header, path):
     return read
 
 
-def _inflate(path, scratch):
-    """Returns the path of an uncompressed copy, or `path` itself where nothing is compressed.
+def _check_nifti(path):
+    """Raises where a NIfTI file is longer than its header says, or has values that are not finite.
 
-    Raises:
-        InputError: the compressed data are damaged, truncated, or of another length than the header says.
-    """
-    name = path.name.lower()
-    ct.check_scan_path(path)
-    try:
-        if name.endswith(".nii.gz"):
-            with gzip.open(path) as packed:
-                return _copy(packed, scratch / "scan.nii")
-        if name.endswith((".mhd", ".mha")):
-            return _inflate_metaimage(path, scratch)
-        if name.endswith((".nrrd", ".nhdr")):
-            return _inflate_nrrd(path, scratch)
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"scan: {path} is damaged or truncated: {error}; copy it again") from error
-    return path
-
-
-def _copy(stream, target):
-    with open(target, "wb") as file:
-        shutil.copyfileobj(stream, file, _BLOCK)
-    return target
-
-
-def _header_lines(file, is_last, may_end=False):
-    """Returns the text lines at the start of a binary file, up to the one for which `is_last` holds.
-
-    With `may_end` the end of the file ends the header too.
-    """
-    lines = []
-    while len(lines) < 500:
-        line = file.readline(4096)
-        if not line:
-            break
-        lines.append(line.decode("latin-1").rstrip("\r\n"))
-        if is_last(lines[-1]):
-            return lines
-    if may_end and lines and len(lines) < 500:
-        return lines
-    raise ValueError("its header has no end")
-
-
-def _inflate_metaimage(path, scratch):
-    with open(path, "rb") as file:
-        lines = _header_lines(file, lambda line: line.partition("=")[0].strip() == "ElementDataFile")
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-        if fields.get("CompressedData", "False").lower() != "true":
-            return path
-        local = fields["ElementDataFile"] == "LOCAL"
-        data = path if local else path.parent / fields["ElementDataFile"]
-        if not data.is_file():
-            raise InputError(f"scan: {path} names the voxel file {data.name}, which is not beside it")
-        with open(data, "rb") as packed:
-            packed.seek(file.tell() if local else 0)
-            _inflate_zlib(packed, scratch / "scan.raw")
-    dropped = ("CompressedData", "CompressedDataSize", "ElementDataFile", "HeaderSize")
-    kept = [line for line in lines if line.partition("=")[0].strip() not in dropped]
-    plain = scratch / "scan.mhd"
-    plain.write_text(
-        "\n".join([*kept, "CompressedData = False", "ElementDataFile = scan.raw", ""]), "latin-1"
-    )
-    return plain
-
-
-def _inflate_zlib(packed, target):
-    inflater = zlib.decompressobj()
-    with open(target, "wb") as file:
-        while not inflater.eof and (block := packed.read(_BLOCK)):
-            while block and not inflater.eof:
-                file.write(inflater.decompress(block, _BLOCK))
-                block = inflater.unconsumed_tail
-        if not inflater.eof:
-            raise ValueError("the compressed voxels end too early")
-
-
-def _inflate_nrrd(path, scratch):
-    """Returns an uncompressed NRRD, header and voxels in one file, after checking the voxels' length."""
-    with open(path, "rb") as file:
-        lines = _header_lines(file, lambda line: not line.strip(), path.suffix.lower() == ".nhdr")
-        fields = {
-            key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
-        }
-        encoding = fields.get("encoding", "raw").lower()
-        name = fields.get("data file", fields.get("datafile"))
-        skips = {fields.get(key, "0") for key in ("line skip", "lineskip", "byte skip", "byteskip")}
-        if (name and (len(name.split()) > 1 or name == "LIST")) or skips != {"0"}:
-            raise InputError(
-                f"scan: {path} spreads or hides its voxels (data file, skip); store it as one plain NRRD"
-            )
-        data = path.parent / name if name else path
-        if not data.is_file():
-            raise InputError(f"scan: {path} names the voxel file {data.name}, which is not beside it")
-        opener = {"raw": open, "gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}.get(
-            encoding
-        )
-        if opener is None:
-            raise InputError(f"scan: {path} has the encoding {encoding!r}, expected raw, gzip or bzip2")
-        if encoding == "raw":
-            found = os.path.getsize(data) - (0 if name else file.tell())
-            _check_nrrd_length(fields, found, path)
-            return path
-        with open(data, "rb") as packed:
-            packed.seek(0 if name else file.tell())
-            with opener(packed) as stream:
-                raw = _copy(stream, scratch / "scan.raw")
-    _check_nrrd_length(fields, os.path.getsize(raw), path)
-    dropped = ("encoding", "data file", "datafile")
-    kept = [line for line in lines if line.strip() and line.partition(":")[0].strip().lower() not in dropped]
-    plain = scratch / "scan.nhdr"
-    plain.write_text("\n".join([*kept, "encoding: raw", "data file: scan.raw", "", ""]), "latin-1")
-    return plain
-
-
-def _check_nrrd_length(fields, found, path):
-    num_bytes = _nrrd_bytes(fields.get("type", ""))
-    expected = int(np.prod([int(n) for n in fields.get("sizes", "").split()], dtype=object)) * num_bytes
-    if num_bytes == 0 or found != expected:
-        raise InputError(
-            f"scan: {path} holds {found} bytes of voxels, its header says {expected} "
-            f"({fields.get('sizes')} of type "
-            f"{fields.get('type')!r}); copy or export it again"
-        )
-
-
-def _nrrd_bytes(name):
-    """Returns the bytes of a value of an NRRD type by any of its names ('unsigned short int', 'uint16_t')."""
-    sized = re.fullmatch(r"u?int(8|16|32|64)(_t)?", name)
-    if sized:
-        return int(sized[1]) // 8
-    words = name.replace("uchar", "char").replace("ushort", "short").replace("longlong", "long").split()
-    sizes = {
-        "char": 1,
-        "short": 2,
-        "long": 8,
-        "ulonglong": 8,
-        "ulong": 8,
-        "float": 4,
-        "double": 8,
-        "int": 4,
-        "uint": 4,
-    }
-    return next((sizes[kind] for kind in sizes if kind in words), 0)
-
-
-def _check_length(path, stored, num_bytes):
-    """Raises where a NIfTI file is longer than its header says: the header is then another's.
-
-    MetaImage is checked by `ct`, NRRD on the way here. NIfTI may hold extensions between header and voxels.
+    The header of a longer file is then another's. What is not finite must be looked for in the file itself,
+    since ITK turns it into 0 HU, which is tissue. MetaImage and NRRD are checked by `ct`, `inflate` and on
+    reading.
     """
     if path.suffix.lower() != ".nii":
         return
-    extra = os.path.getsize(path) - num_bytes * int(np.prod(stored.size_xyz, dtype=object))
-    if not 0 <= extra <= (1 << 16) + 352:
+    with open(path, "rb") as file:
+        head = file.read(352)
+    layout = ct.read_nifti_layout(head)
+    if layout is None:
+        raise InputError(f"scan: {path} is no NIfTI file: its header is none; copy or export it again")
+    extra = os.path.getsize(path) - ct.expected_nifti_bytes(head)
+    if layout.offset < 352 or not 0 <= extra <= inflate.NIFTI_SLACK:
         raise InputError(
             f"scan: {path} is {extra} bytes longer than its header says, expected a header and voxels; "
-            "its header "
-            "is damaged or another file's: export it again"
+            "its header is damaged or another file's: export it again"
         )
+    if layout.float_dtype:
+        _check_finite(path, layout)
+
+
+def _check_finite(path, layout):
+    values = np.memmap(path, layout.float_dtype, "r", layout.offset, (layout.num_voxels,))
+    for start in range(0, layout.num_voxels, _BLOCK):
+        count = int((~np.isfinite(values[start : start + _BLOCK])).sum())
+        if count:
+            raise InputError(
+                f"scan: {path} has {count} or more values that are not finite, expected HU; outside the "
+                "field of view write -1024"
+            )

@@ -75,7 +75,22 @@ def test_slope_may_differ_by_slice(tmp_path, volume):
             one.PixelData, one.RescaleSlope = stored.astype("<i2").tobytes(), "0.5"
 
     dicom_files.write_series(tmp_path / "in", volume, edit=edit)
-    np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume)
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, scan.num_slices), volume)
+    assert [one.text[:33] for one in scan.findings if one.code == "rescale"] == [
+        "2 different rescale slopes and in"
+    ]
+
+
+def test_frames_that_are_claimed_and_not_described(tmp_path, volume):
+    """A number of frames is no reason to set memory aside for them."""
+
+    def edit(one):
+        one.NumberOfFrames = 2_000_000_000
+        del one.PerFrameFunctionalGroupsSequence
+
+    dicom_files.write_enhanced(tmp_path / "in" / "a.dcm", volume[:2], edit=edit)
+    _refused(tmp_path / "in", tmp_path / "s", "says 2000000000 frames and describes 0")
 
 
 def test_padding_becomes_air(tmp_path, volume):

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = (
     ("allocator", "errors", "structs", "progress"),
     ("ct", "scan_checks"),
-    ("dicom", "scans"),
+    ("dicom", "inflate", "scans"),
     ("datasets",),
     ("augment", "insertion"),
     ("parallel",),

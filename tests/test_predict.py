@@ -338,6 +338,32 @@ def test_what_is_no_chest_is_refused_unless_forced(tmp_path):
     assert any(f.code == "not-a-chest" and f.severity == "warning" for f in result.findings)
 
 
+def test_a_wrong_unit_and_swapped_axes_are_refused_unless_forced(tmp_path):
+    network = [fake_network.create((56, 56))]
+    np.savez(tmp_path / "unit.npz", image=chest.draw(), spacing_zyx_mm=[0.006, 0.006, 0.006])
+    square = np.pad(chest.draw(), ((0, 0), (4, 4), (0, 0)), constant_values=-1000)
+    np.savez(tmp_path / "axes.npz", image=np.moveaxis(square, 0, 2))
+    for name, match in (("unit", "its unit may not be mm"), ("axes", "move it to the front")):
+        with pytest.raises(InputError, match=match):
+            predict.predict(tmp_path / f"{name}.npz", tmp_path / name, network)
+        assert not list((tmp_path / name).iterdir())
+        options = predict.Options(force=True)
+        predict.predict(tmp_path / f"{name}.npz", tmp_path / name, network, options=options)
+        assert (tmp_path / name / "prediction.json").is_file()
+
+
+def test_weights_that_are_not_finite_give_one_line_and_no_mask(tmp_path):
+    np.savez(tmp_path / "a.npz", image=chest.draw())
+
+    def forward(images):
+        return np.full((*images.shape, 4), np.nan, np.float32), None
+
+    network = bundle.Network("n", (56, 56), "0" * 64, "anatomy", forward)
+    with pytest.raises(InputError, match="not finite"):
+        predict.predict(tmp_path / "a.npz", tmp_path / "out", [network])
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_network_of_airways_says_so(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw())
     network = bundle.Network("n", (56, 56), "0" * 64, "airway_as_nodule", fake_network.create().forward)

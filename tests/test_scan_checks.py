@@ -58,7 +58,13 @@ def test_back_to_front():
 
 def test_a_wrong_spacing_is_noticed():
     findings = scan_checks.check_scan(chest.draw(), spacing_yx_mm=(2.5, 2.5))
-    assert "body-size" in [finding.code for finding in findings]
+    assert [(finding.code, finding.severity) for finding in findings] == [("body-size", "warning")]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-1, 1e3])
+def test_a_spacing_in_another_unit_is_an_error(factor):
+    findings = scan_checks.check_scan(chest.draw(), spacing_yx_mm=(6.0 * factor, 6.0 * factor))
+    assert [(finding.code, finding.severity) for finding in findings] == [("spacing", "error")]
 
 
 def test_anatomy_by_hand():

@@ -1,14 +1,18 @@
 """Tests of opening any scan: every format, compressed or not, turned or not, gives the same slices."""
 
+import gzip
+import os
 import shutil
+import struct
 import zipfile
+import zlib
 
 import chest
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import ct, scans
+from auxseg import ct, inflate, scans
 from auxseg.errors import InputError
 
 FORMATS = ("mhd", "mha", "nrrd", "nhdr", "nii", "nii.gz")
@@ -113,9 +117,6 @@ def test_a_header_of_a_smaller_scan_is_refused(tmp_path, suffix):
         data = (tmp_path / f"a.{suffix}").read_bytes()
         (tmp_path / f"a.{suffix}").write_bytes(data.replace(b"24 20 8", b"24 20 4"))
     else:
-        import gzip
-        import struct
-
         sitk.WriteImage(_image(np.tile(volume, (30, 1, 1))), str(tmp_path / "b.nii"))
         data = bytearray((tmp_path / "b.nii").read_bytes())
         struct.pack_into("<h", data, 46, 8)
@@ -231,3 +232,129 @@ def test_a_damaged_zip_is_refused(tmp_path):
     (tmp_path / "x.zip").write_bytes(data)
     with pytest.raises(InputError, match="damaged"):
         _open(tmp_path / "x.zip", tmp_path / "s")
+
+
+def _bomb(folder, suffix):
+    """Writes a scan whose compressed voxels are a hundred times what its header says."""
+    path, zeros = folder / f"a.{suffix}", bytes(2_000_000)
+    plain = folder / ("b.nii" if suffix == "nii.gz" else f"b.{suffix}")
+    sitk.WriteImage(_image(chest.draw((3, 20, 24), (20.0, 14.0, 14.0))), str(plain))
+    whole = plain.read_bytes()
+    if suffix == "nii.gz":
+        path.write_bytes(gzip.compress(whole + zeros))
+    elif suffix == "nrrd":
+        end = whole.index(b"\n\n") + 2
+        head = whole[:end].replace(b"encoding: raw", b"encoding: gzip")
+        path.write_bytes(head + gzip.compress(zeros))
+    else:
+        end = whole.index(b"LOCAL\n") + 6
+        head = whole[:end].replace(b"CompressedData = False", b"CompressedData = True")
+        path.write_bytes(head + zlib.compress(zeros))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "nrrd", "mha"])
+def test_no_more_is_inflated_than_the_header_says(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(inflate, "_BLOCK", 4096)
+    path, scratch = _bomb(tmp_path, suffix), tmp_path / "s"
+    with pytest.raises(InputError, match=f"a.{suffix} is longer than its header says"):
+        _open(path, scratch)
+    assert sum(file.stat().st_size for file in scratch.iterdir()) < 200_000
+
+
+def test_an_npz_that_holds_less_or_more_than_its_header_says(tmp_path):
+    np.save(tmp_path / "image.npy", chest.draw((3, 20, 24), (20.0, 14.0, 14.0)))
+    whole = (tmp_path / "image.npy").read_bytes()
+    for number, data in enumerate((whole[:-100], whole + bytes(3_000_000), whole.replace(b"3, 2", b"9**"))):
+        with zipfile.ZipFile(tmp_path / f"{number}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("image.npy", data)
+        with pytest.raises(InputError) as caught:
+            _open(tmp_path / f"{number}.npz", tmp_path / f"s{number}")
+        assert "\n" not in str(caught.value)
+        held = sum(file.stat().st_size for file in (tmp_path / f"s{number}").iterdir())
+        assert held < 100_000
+
+
+def test_an_npz_stays_on_disk(tmp_path):
+    """Only the slices asked for are read, rounded to HU, also of floating point numbers in Fortran's order."""
+    volume = chest.draw((4, 20, 24), (20.0, 14.0, 14.0))
+    np.savez(tmp_path / "a.npz", image=np.asfortranarray(volume.astype(np.float32) + 0.25))
+    scan = _open(tmp_path / "a.npz", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(1, 3), volume[1:3])
+    assert scan.read(0, 1).dtype == np.int16 and scan.dtype == "float32"
+
+
+def test_an_npz_with_the_slices_last_is_refused(tmp_path):
+    volume = chest.draw((12, 48, 48), (12.0, 7.0, 7.0))
+    np.savez(tmp_path / "a.npz", image=np.moveaxis(volume, 0, 2))
+    finding = _open(tmp_path / "a.npz", tmp_path / "s").findings[1]
+    assert (finding.severity, finding.code) == ("error", "axes") and "48x48x12" in finding.text
+    np.savez(tmp_path / "b.npz", image=volume)
+    assert "axes" not in {one.code for one in _open(tmp_path / "b.npz", tmp_path / "t").findings}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_slope_and_intercept_of_a_nifti_file_are_applied(tmp_path, packed):
+    volume = chest.draw((3, 20, 24), (20.0, 14.0, 14.0)) // 2 * 2
+    sitk.WriteImage(_image(((volume + 1024) // 2).astype(np.int16)), str(tmp_path / "a.nii"))
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<2f", data, 112, 2.0, -1024.0)
+    path = tmp_path / ("a.nii.gz" if packed else "a.nii")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    np.testing.assert_array_equal(_open(path, tmp_path / "s").read(0, 3), volume)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_nifti_file_with_a_value_that_is_not_finite(tmp_path, value, packed):
+    """ITK reads it as 0 HU, tissue, without a word."""
+    volume = chest.draw((3, 20, 24), (20.0, 14.0, 14.0)).astype(np.float32)
+    volume[2, 19, 23] = value
+    path = tmp_path / ("a.nii.gz" if packed else "a.nii")
+    sitk.WriteImage(_image(volume), str(path))
+    with pytest.raises(InputError, match="not finite"):
+        _open(path, tmp_path / "s")
+
+
+def test_a_nifti_offset_that_is_no_number(tmp_path):
+    sitk.WriteImage(_image(chest.draw((3, 20, 24), (20.0, 14.0, 14.0))), str(tmp_path / "a.nii"))
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    for number, value in enumerate((np.nan, np.inf, 8.0)):
+        struct.pack_into("<f", data, 108, value)
+        (tmp_path / "a.nii").write_bytes(data)
+        with pytest.raises(InputError):
+            _open(tmp_path / "a.nii", tmp_path / f"s{number}")
+
+
+@pytest.mark.parametrize("name", ["LIST\na.raw", "%s%n%s.raw 1 3 1", "../a.raw", "/etc/hostname"])
+def test_a_header_that_names_other_files(tmp_path, name):
+    """ITK takes a pattern for C's printf and dies of it; a list of missing files it reads all the same."""
+    sitk.WriteImage(_image(chest.draw((3, 20, 24), (20.0, 14.0, 14.0))), str(tmp_path / "a.mhd"))
+    text = (tmp_path / "a.mhd").read_text(encoding="latin-1")
+    (tmp_path / "a.mhd").write_text(text.replace("a.raw", name), encoding="latin-1")
+    with pytest.raises(InputError, match="several files|not beside it"):
+        _open(tmp_path / "a.mhd", tmp_path / "s")
+
+
+def test_a_pipe_is_passed_over_and_a_link_to_nothing_is_named(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.savez(folder / "a.npz", image=chest.draw((3, 20, 24), (20.0, 14.0, 14.0)))
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "pipe.mha")
+    os.symlink("nowhere.mha", folder / "b.mha")
+    os.symlink(folder, folder / "loop")
+    found = scans.find_scans(folder)
+    assert [(one.name, one.kind) for one in found] == [("a", "npz"), ("b", "broken")]
+    with pytest.raises(InputError, match="b.mha is a link to nothing"):
+        scans.open_scan(found[1], tmp_path)
+
+
+@pytest.mark.parametrize("content", [(), ("text.txt",), ("a.mha",)])
+def test_what_is_wrong_in_a_zip_is_said_of_the_zip(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in content:
+            archive.writestr(name, "no scan")
+    with pytest.raises(InputError, match="x.zip") as caught:
+        _open(tmp_path / "x.zip", tmp_path / "scratch")
+    assert "scratch" not in str(caught.value)
