@@ -400,6 +400,8 @@ def judge(row, p_holm, family):
 
 
 def _sentences(arms, differences):
+    if not differences and len(arms) > 1:
+        return ["These arms are shown beside each other and not tested: no pair of them is to be compared."]
     if not differences:
         return [
             f"All {len(arms[0].runs)} runs have the same settings but for seeds: nothing to compare, "
