@@ -1,8 +1,9 @@
 """One evaluation, used after every epoch, at the end of a run, and as a command that writes the report.
 
-python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:CLASS,...]
+python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:CLASS,...] [--tune | --tuned]
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -14,6 +15,7 @@ from absl import flags
 from auxseg import (
     checkpoints,
     cli,
+    decision,
     input_pipeline,
     losses,
     metrics,
@@ -108,7 +110,10 @@ def main(argv):
     del argv
     workdir = pathlib.Path(flags.FLAGS.workdir)
     explained = parse_explain(flags.FLAGS.explain)
-    summary, page = report(workdir, split=flags.FLAGS.split, explained=explained)
+    if flags.FLAGS.tune:
+        print(describe_decision(tune(workdir)))
+    tuned = flags.FLAGS.tuned or flags.FLAGS.tune
+    summary, page = report(workdir, split=flags.FLAGS.split, explained=explained, tuned=tuned)
     print(json.dumps(summary, indent=2))
     print(f"report: {page}")
 
@@ -131,12 +136,43 @@ def parse_explain(text):
     return tuple(pairs)
 
 
-def report(workdir, *, split=None, explained=()):
+def tune(workdir):
+    """Returns what the nodule threshold and least size found on validation, after storing them with the run.
+
+    Args:
+        workdir: pathlib.Path of a run.
+
+    Raises:
+        InputError: as `evaluate`; the validation split has no nodule.
+    """
+    from auxseg import judge
+
+    subject, _, _ = open_run(workdir, "val")
+    allowed = subject.config.eval.get(
+        "max_false_per_slice", 1.0
+    )  # runs from before the setting are tuned too
+    chosen, found = judge.choose_decision(subject, max_false=allowed)
+    decision.write_decision(workdir, chosen, found)
+    return found
+
+
+def describe_decision(found):
+    """Returns one line of text on what `tune` chose."""
+    best = found["chosen"]
+    return (
+        f"nodules from a probability of {best['threshold']:g} and {best['min_mm']:g} mm on: {best['found']} of "
+        f"{found['nodules']} found, {best['false_per_slice']:.2f} false a slice on {found['slices']} validation "
+        f"slices (stored in {decision.FILE})"
+    )
+
+
+def report(workdir, *, split=None, explained=(), tuned=False):
     """Returns (summary, page) of a run's best weights on a split, after writing `workdir/report`.
 
     Args:
         workdir: pathlib.Path of a run.
         split: as `evaluate`.
+        tuned: take the run's stored threshold and least size of nodules instead of the most likely class.
         explained: (case id, class) pairs for Grad-CAM, () for a choice, None for none.
 
     Raises:
@@ -146,10 +182,28 @@ def report(workdir, *, split=None, explained=()):
 
     subject, split, found = open_run(workdir, split)
     judge.find_cases(subject.dataset, explained or ())
+    if tuned:
+        subject = dataclasses.replace(subject, decision=decision.read_decision(workdir))
     results = _evaluate(subject, split)
     judgement = judge.judge_split(subject, split)
     page = judge.write(workdir, subject, judgement, explained=explained)
-    return {"split": split, "epoch": found["epoch"], **summarise(results)}, page
+    return {"split": split, "epoch": found["epoch"], **_summarise_decided(results, judgement, tuned)}, page
+
+
+def _summarise_decided(results, judgement, tuned):
+    """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
+    if not tuned:
+        return summarise(results)
+    rows = judgement.evaluation.rows
+    confusion = np.array([
+        [[row[f"pixels_{true}_as_{given}"] for given in CLASS_NAMES] for true in CLASS_NAMES] for row in rows
+    ])  # fmt: skip
+    counts = metrics.Counts(
+        overlap=np.diagonal(confusion, axis1=1, axis2=2),
+        predicted=confusion.sum(axis=1),
+        reference=confusion.sum(axis=2),
+    )
+    return summarise(results._replace(counts=counts))
 
 
 def evaluate(workdir, *, split=None):
@@ -220,6 +274,12 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     variables, found = checkpoints.restore_best(workdir)
     predict_fn = judge.create_predict_fn(config, feed.devices)
     subject = judge.Subject(config, dataset, members, feed, variables, predict_fn)
+    tuned = config.eval.tune_nodules
+    if tuned:
+        chosen, on_val = judge.choose_decision(subject, max_false=config.eval.max_false_per_slice)
+        decision.write_decision(workdir, chosen, on_val)
+        print(describe_decision(on_val), flush=True)
+        subject = dataclasses.replace(subject, decision=chosen)
     names = [split for split in ("val", "test") if split in members]
     results = {split: _evaluate(subject, split) for split in names}
     judgements = {split: judge.judge_split(subject, split) for split in names}
@@ -234,7 +294,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         "dataset": dataset.name,
         "notes": list(dataset.notes),
         "parameters": state.count_values(variables),
-        "scores": {split: summarise(results[split]) for split in names},
+        "scores": {split: _summarise_decided(results[split], judgements[split], tuned) for split in names},
     }
     runs.write_json(workdir / "summary.json", summary)
     if not config.eval.num_panels:
@@ -305,4 +365,8 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "explain", "", "Grad-CAM of these: CASE:CLASS,...; 'none'; default: the worst and the best nodule"
     )
+    flags.DEFINE_bool(
+        "tune", False, "first choose the nodule threshold and least size on val, and store them"
+    )
+    flags.DEFINE_bool("tuned", False, "take the stored nodule threshold and least size")
     cli.run(main)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from auxseg import explain, input_pipeline, models, parallel, progress, scores, steps
+from auxseg import decision, explain, input_pipeline, models, parallel, progress, scores, steps
 from auxseg.errors import InputError
 from auxseg.report import inputs, macs, viewer, write_report
 
@@ -31,6 +31,7 @@ class Subject:
         feed: input_pipeline.Feed that has the cases.
         variables: the best weights, on the host.
         predict_fn: from `create_predict_fn`.
+        decision: decision.Decision; the most likely class unless another was asked for.
     """
 
     config: Any
@@ -39,6 +40,7 @@ class Subject:
     feed: input_pipeline.Feed
     variables: Any
     predict_fn: Any
+    decision: decision.Decision = decision.Decision()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +73,10 @@ def judge_split(subject, split):
     start = time.monotonic()
     table, indices = subject.dataset.table, subject.members[split]
     native = bool((table.native_size_yx[indices] != subject.dataset.size_yx).any())
-    score = functools.partial(_score_both, subject.dataset, split, native)
+    score = functools.partial(_score_both, subject, split, native)
     both = list(scores.stream(score, predict(subject, indices, label=f"scoring {split}"), num_threads=2))
     if not both:
-        raise InputError(
-            f"split {split!r}: got no case, expected at least one; choose another with --split"
-        )
+        raise InputError(f"split {split!r}: got no case, expected at least one; choose another with --split")
     evaluations = [scores.collect(each) for each in zip(*both, strict=True) if each[0] is not None]
     return Judgement(split, evaluations[0], evaluations[1] if native else None, time.monotonic() - start)
 
@@ -103,10 +103,43 @@ def predict(subject, indices, *, label=None):
         )
 
 
-def _score_both(dataset, split, native, predicted):
+def choose_decision(subject, *, max_false):
+    """Returns (Decision, what it found) chosen on a run's validation split, see `decision.tune`.
+
+    Args:
+        subject: Subject.
+        max_false: false nodules a slice that are allowed.
+
+    Raises:
+        InputError: no case of the split has a nodule.
+    """
+    dataset, split = subject.dataset, "val"
+    cases = (
+        (probabilities, dataset.read(np.array([index]))[1][0], _resized_spacing(dataset, index))
+        for index, probabilities in predict(subject, subject.members[split], label=f"choosing on {split}")
+    )
+    chosen, found = decision.tune(
+        cases,
+        max_false=max_false,
+        nominal_pixel_mm=decision.NOMINAL_FIELD_MM / dataset.size_yx[1],
+    )
+    return chosen, {"split": split, **found}
+
+
+def _resized_spacing(dataset, index):
+    """Returns float64 [2], mm between pixels of a case as the network sees it; NaN where unknown."""
+    table = dataset.table
+    return scores.resized_spacing(
+        table.spacing_zyx_mm[index, 1:],
+        native_size_yx=table.native_size_yx[index],
+        size_yx=dataset.size_yx,
+    )
+
+
+def _score_both(subject, split, native, predicted):
     """Returns the CaseScores at the network's size and at the scan's, or None for the latter."""
     index, probabilities = predicted
-    table = dataset.table
+    dataset, table = subject.dataset, subject.dataset.table
     spacing = table.spacing_zyx_mm[index, 1:]
     identity = {
         "case_id": str(table.case_id[index]),
@@ -116,11 +149,9 @@ def _score_both(dataset, split, native, predicted):
         "slice_index": int(table.slice_index[index]),
     }
     _, masks = dataset.read(np.array([index]))
-    resized = scores.resized_spacing(
-        spacing, native_size_yx=table.native_size_yx[index], size_yx=dataset.size_yx
-    )
+    resized = _resized_spacing(dataset, index)
     first = scores.score_case(
-        prediction=probabilities.argmax(-1).astype(np.uint8),
+        prediction=decision.decide(probabilities, subject.decision, spacing_yx_mm=resized),
         reference=masks[0],
         spacing_yx_mm=resized,
         probabilities=probabilities,
@@ -129,7 +160,12 @@ def _score_both(dataset, split, native, predicted):
     if not native:
         return first, None
     reference = dataset.read_native_mask(index)
-    prediction = resize_probabilities(probabilities, reference.shape).argmax(-1).astype(np.uint8)
+    prediction = decision.decide(
+        resize_probabilities(probabilities, reference.shape),
+        subject.decision,
+        spacing_yx_mm=spacing,
+        pixels_per_pixel=reference.shape[1] / dataset.size_yx[1],
+    )
     return first, scores.score_case(
         prediction=prediction, reference=reference, spacing_yx_mm=spacing, identity=identity
     )
@@ -142,8 +178,7 @@ def resize_probabilities(probabilities, size_yx):
     size_xy = (size_yx[1], size_yx[0])
     channels = np.moveaxis(probabilities, -1, 0)
     resized = [
-        Image.fromarray(np.ascontiguousarray(c)).resize(size_xy, Image.Resampling.BILINEAR)
-        for c in channels
+        Image.fromarray(np.ascontiguousarray(c)).resize(size_xy, Image.Resampling.BILINEAR) for c in channels
     ]
     return np.stack(resized, axis=-1)
 
@@ -160,7 +195,8 @@ def read_cases(subject, judgement):
         chosen.items(), predict(subject, indices), strict=True
     ):
         images, masks = subject.dataset.read(np.array([index]))
-        prediction = probabilities.argmax(-1).astype(np.uint8)
+        spacing = _resized_spacing(subject.dataset, index)
+        prediction = decision.decide(probabilities, subject.decision, spacing_yx_mm=spacing)
         cases.append(
             viewer.CaseImage(case_id, reasons, images[0], masks[0], prediction, window, rows[case_id])
         )

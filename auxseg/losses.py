@@ -15,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from auxseg import parallel
@@ -183,6 +184,7 @@ def create_segmentation_loss(config, axis_name=None):
         InputError: an unknown name, or a setting out of its range.
     """
     check_choice("loss.name", config.name, LOSSES)
+    config = _complete(config)
     _check_ranges(config)
     weights = _unless_ones(config.class_weights)
     pixels = {"class_weights": weights, "hard_fraction": config.hard_fraction}
@@ -213,6 +215,18 @@ def create_segmentation_loss(config, axis_name=None):
         "tversky_ce": _sum(plain, entropy),
         "focal_tversky_ce": _sum(focal, entropy),
     }[config.name]
+
+
+def _complete(config):
+    """Returns the settings with what runs from before there were weights of the overlap terms lack."""
+    num_classes = len(config.class_weights)
+    old = {
+        name: (config[name],) * num_classes
+        for name in ("tversky_alpha", "tversky_beta")
+        if isinstance(config[name], float)
+    }
+    defaults = {"overlap_weights": (1.0,) * num_classes, "hard_fraction": 1.0}
+    return ml_collections.ConfigDict(defaults | dict(config) | old)
 
 
 def _check_ranges(config):

@@ -28,11 +28,13 @@ class Options:
         fill_holes: background that a lung (with its nodules) encloses in a slice becomes that lung.
         min_nodule_mm: nodules whose equivalent diameter in their largest slice is smaller become lung or
             background, whichever surrounds them.
+        min_nodule_px: the same in pixels, for scans whose pixel size is not known.
     """
 
     largest_components: bool = False
     fill_holes: bool = False
     min_nodule_mm: float = 0.0
+    min_nodule_px: float = 0.0
 
     def __post_init__(self):
         if not 0.0 <= self.min_nodule_mm < 100.0:
@@ -176,7 +178,9 @@ def clean(masks, options, *, pixel_mm2):
         changed["largest_components"] = sum(keep_largest(masks, value) for value in (LEFT, RIGHT))
     if options.fill_holes:
         changed["fill_holes"] = sum(fill_holes(masks, value) for value in (LEFT, RIGHT))
-    if options.min_nodule_mm:
+    if options.min_nodule_px and not np.isfinite(pixel_mm2):
+        changed["min_nodule_px"] = drop_small_nodules(masks, options.min_nodule_px, 1.0)
+    elif options.min_nodule_mm:
         if not np.isfinite(pixel_mm2):
             raise InputError("--min_nodule_mm: the scan has no pixel size in mm; give one, or leave it off")
         changed["min_nodule_mm"] = drop_small_nodules(masks, options.min_nodule_mm, pixel_mm2)

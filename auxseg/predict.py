@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import __version__, cli, ct, native, outputs, postprocess, progress, scan_checks, scans
+from auxseg import __version__, cli, ct, decision, native, outputs, postprocess, progress, scan_checks, scans
 from auxseg.bundle import load_network
 from auxseg.datasets.resize import AIR_HU, resize_image
 from auxseg.errors import InputError, check_choice
@@ -54,6 +54,8 @@ class Options:
         clean: clean-up of the mask.
         probabilities: keep the probabilities of each class.
         force: segment also what does not look like a chest, and keep a mask without lungs.
+        nodule_threshold: least share of the nodule's probability in it and the most likely other class; 0.5
+            is the most likely class (`decision`).
     """
 
     slices: str | int = "all"
@@ -62,8 +64,10 @@ class Options:
     clean: postprocess.Options = postprocess.Options()
     probabilities: bool = False
     force: bool = False
+    nodule_threshold: float = 0.5
 
     def __post_init__(self):
+        decision.Decision(self.nodule_threshold)
         if not 1 <= self.batch_size <= 1024:
             raise InputError(f"--batch_size: got {self.batch_size}, expected 1 to 1024")
         if self.slices not in ("all", "middle") and not str(self.slices).isdigit():
@@ -166,7 +170,11 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
         if probabilities is not None:
             probabilities[:, first - start : first - start + len(mask)] = probability
     pixel_mm2 = float(np.prod(scan.geometry.spacing_zyx_mm[1:])) if scan.has_geometry else np.nan
-    changed = postprocess.clean(masks, options.clean, pixel_mm2=pixel_mm2)
+    field = _field(scan)
+    # A least size in pixels is of the network's image, whose pixels are larger than the scan's.
+    scale = field.padded_yx[1] / networks[0].size_yx[1]
+    clean = dataclasses.replace(options.clean, min_nodule_px=options.clean.min_nodule_px * scale)
+    changed = postprocess.clean(masks, clean, pixel_mm2=pixel_mm2)
     findings += [
         Finding(INFO, "clean-up", f"{name}: {count} voxels changed") for name, count in changed.items()
     ]
@@ -277,19 +285,47 @@ def _predict_batches(batches, networks, options, field):
     """
     decide = native.create_decide(field, probabilities=options.probabilities)
     before = None
+    weights = np.ones(len(CLASS_NAMES), np.float32)
+    weights[NODULE] = decision.Decision(options.nodule_threshold).nodule_weight
     for first, inputs, count in batches:
-        finish = decide([_probabilities(network, inputs, options) for network in networks])
+        maps = [_probabilities(network, inputs, options) for network in networks]
+        finish = decide([_weigh(each, weights) for each in maps] if weights[NODULE] != 1.0 else maps)
         if before is not None:
-            yield _finish(*before)
+            yield _finish(*before, weights)
         before = first, count, finish
-    yield _finish(*before)
+    yield _finish(*before, weights)
 
 
-def _finish(first, count, finish):
+@jax.jit
+def _weigh(probabilities, weights):
+    """Returns probabilities [N, h, w, C] times weights [C], of the same dtype."""
+    return probabilities * jnp.broadcast_to(weights, probabilities.shape).astype(probabilities.dtype)
+
+
+def _finish(first, count, finish, weights):
     masks, probabilities = finish()
     if probabilities is not None:
-        probabilities = np.moveaxis(probabilities[:count], -1, 0)
+        probabilities = np.moveaxis(probabilities[:count] / weights, -1, 0)
     return first, masks[:count], probabilities
+
+
+def read_decision(workdirs):
+    """Returns the `decision.Decision` that was chosen for all of some runs.
+
+    Args:
+        workdirs: paths of runs or bundles.
+
+    Raises:
+        InputError: none was chosen for one of them, or they differ.
+    """
+    chosen = {workdir: decision.read_decision(pathlib.Path(workdir)) for workdir in workdirs}
+    if len(set(chosen.values())) > 1:
+        listed = ", ".join(f"{one.threshold:g} in {workdir}" for workdir, one in chosen.items())
+        raise InputError(
+            f"--tuned: the runs have other nodule thresholds or sizes each ({listed}); give one with "
+            "--nodule_threshold and --min_nodule_mm"
+        )
+    return next(iter(chosen.values()))
 
 
 def _probabilities(network, inputs, options):
@@ -698,6 +734,10 @@ def _define_flags():
     flags.DEFINE_bool("largest_components", False, "keep the largest piece of each lung only")
     flags.DEFINE_bool("fill_holes", False, "fill holes that a lung encloses in a slice")
     flags.DEFINE_float("min_nodule_mm", 0.0, "drop nodules of a smaller equivalent diameter")
+    flags.DEFINE_float(
+        "nodule_threshold", 0.5, "share of a nodule's probability, against the next best class"
+    )
+    flags.DEFINE_bool("tuned", False, "nodule threshold and least size as `evaluate --tune` stored them")
     flags.DEFINE_bool("force", False, "also segment what does not look like a chest CT")
 
 
@@ -708,8 +748,23 @@ def main(argv):
     for name in ("workdir", "input", "output"):
         if not getattr(values, name):
             raise InputError(f"--{name}: not given (try --help)")
-    clean = postprocess.Options(values.largest_components, values.fill_holes, values.min_nodule_mm)
-    options = Options(values.slice, values.batch_size, values.flip, clean, values.probabilities, values.force)
+    chosen = decision.Decision(values.nodule_threshold, values.min_nodule_mm)
+    if values.tuned:
+        if chosen != decision.Decision():
+            raise InputError(
+                "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"
+            )
+        chosen = read_decision(values.workdir.split(","))
+    clean = postprocess.Options(values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px)
+    options = Options(
+        values.slice,
+        values.batch_size,
+        values.flip,
+        clean,
+        values.probabilities,
+        values.force,
+        chosen.threshold,
+    )
     for form in values.format:
         check_choice("--format", form, outputs.FORMATS)
     networks = [load_network(one) for one in values.workdir.split(",")]

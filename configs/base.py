@@ -119,6 +119,8 @@ def get_config():
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 8
     evaluation.num_panels = 6  # cases drawn at the end of a run
+    evaluation.tune_nodules = False  # choose threshold and least size of nodules on val, and score by them
+    evaluation.max_false_per_slice = 1.0  # nodules that such a choice may find where there is none
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_epochs = 1

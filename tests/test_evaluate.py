@@ -6,7 +6,7 @@ import re
 import fakes
 import pytest
 
-from auxseg import evaluate, train
+from auxseg import decision, evaluate, train
 from auxseg.errors import InputError
 from auxseg.report import tables
 from configs import base
@@ -61,6 +61,24 @@ def test_the_command_writes_the_report_and_explains(workdir, capsys):
     assert {row["block"] for row in scales} == {"encoder_0", "bottleneck", "decoder_0"}
     assert all(0 < row["scale"] < 1 for row in scales) and len(scales) == 4 + 8 + 4
     assert re.search(r"aux_unet: [\d,]+ trainable parameters", text)
+
+
+def test_a_threshold_is_chosen_on_val_stored_and_applied(workdir, capsys):
+    assert not (workdir / "nodules.json").exists()
+    with pytest.raises(InputError, match="nodules.json: no such file; choose a threshold .* --tune"):
+        evaluate.report(workdir, split="test", explained=None, tuned=True)
+    found = evaluate.tune(workdir)
+    stored = json.loads((workdir / "nodules.json").read_text(encoding="utf-8"))
+    assert stored["split"] == "val" and stored["chosen"] == found["chosen"]
+    assert "of 1 found" in evaluate.describe_decision(found)
+    assert {row["threshold"] for row in stored["all"]} == set(decision.THRESHOLDS)
+    # Whatever was chosen, a threshold of next to nothing makes all that is no nodule disappear.
+    decision.write_decision(workdir, decision.Decision(0.001), {})
+    summary, _ = evaluate.report(workdir, split="test", explained=None, tuned=True)
+    assert summary["dice"]["left_lung"] == 0.0 and summary["false_positive_cases"]["nodule"] > 0
+    plain, _ = evaluate.report(workdir, split="test", explained=None)
+    stored = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["scores"]["test"]
+    assert {key: plain[key] for key in stored} == stored
 
 
 def test_which_cases_to_explain():

@@ -90,6 +90,10 @@ def test_off_by_default_and_refused_without_a_pixel_size():
         postprocess.clean(masks, postprocess.Options(min_nodule_mm=3.0), pixel_mm2=float("nan"))
     with pytest.raises(InputError, match="min_nodule_mm"):
         postprocess.Options(min_nodule_mm=-1.0)
+    changed = postprocess.clean(
+        masks, postprocess.Options(min_nodule_mm=3.0, min_nodule_px=90.0), pixel_mm2=float("nan")
+    )
+    assert set(changed) == {"min_nodule_px"} and not (masks == 3).any()
 
 
 def test_equivalent_diameter_of_a_circle():

@@ -1,6 +1,7 @@
 """Tests of prediction: the mask lies where the scan lies, whatever the format, turn or order of the file."""
 
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import bundle, ct, outputs, postprocess, predict, scans
+from auxseg import bundle, ct, decision, outputs, postprocess, predict, scans
 from auxseg.errors import InputError
 
 SPACING_XYZ, ORIGIN = (6.0, 6.0, 6.0), (-150.0, -120.5, 33.25)
@@ -247,6 +248,39 @@ def test_clean_up_is_measured(tmp_path):
     assert set(result.changed) == {"largest_components", "fill_holes", "min_nodule_mm"}
     assert result.changed["min_nodule_mm"] > 20 and not (result.masks == 3).any()
     assert any("min_nodule_mm" in finding.text for finding in result.findings)
+
+
+def test_threshold_of_nodules_decides_and_leaves_the_probabilities(tmp_path):
+    np.savez(tmp_path / "a.npz", image=chest.draw()[8])
+    flat = np.array([0.2, 0.3, 0.1, 0.4], np.float32)
+    network = bundle.Network(
+        "flat", (32, 32), "0" * 64, "anatomy", lambda x: (np.tile(flat, (*x.shape, 1)), None)
+    )
+    for threshold, expected in ((0.5, 3), (0.57, 3), (0.58, 1)):
+        options = predict.Options(force=True, nodule_threshold=threshold)
+        assert (predict.segment(tmp_path / "a.npz", [network], options=options).masks == expected).all()
+        options = dataclasses.replace(options, probabilities=True)
+        result = predict.segment(tmp_path / "a.npz", [network], options=options)
+        np.testing.assert_allclose(result.probabilities[:, 0].mean((1, 2)), flat, atol=1e-5)
+        assert (result.masks == expected).all()
+    # A least size in pixels is of the network's image, 32 pixels wide, and counts where there are no mm.
+    for pixels, expected in ((30.0, 3), (40.0, 0)):
+        clean = postprocess.Options(min_nodule_mm=1.0, min_nodule_px=pixels)
+        result = predict.segment(
+            tmp_path / "a.npz", [network], options=predict.Options(force=True, clean=clean)
+        )
+        assert (result.masks == expected).all()
+
+
+def test_tuned_reads_what_the_runs_agree_on(tmp_path):
+    for name, threshold in (("a", 0.7), ("b", 0.7), ("c", 0.9)):
+        (tmp_path / name).mkdir()
+        decision.write_decision(tmp_path / name, decision.Decision(threshold, 4.0, 3.0), {})
+    assert predict.read_decision([tmp_path / "a", tmp_path / "b"]) == decision.Decision(0.7, 4.0, 3.0)
+    with pytest.raises(InputError, match="--tuned: the runs have other nodule thresholds .*0.7 in .*0.9 in"):
+        predict.read_decision([tmp_path / "a", tmp_path / "c"])
+    with pytest.raises(InputError, match="no such file; choose a threshold on the validation split first"):
+        predict.read_decision([tmp_path])
 
 
 def test_measurements_by_hand(tmp_path):

@@ -1,0 +1,168 @@
+"""When a pixel is called nodule, and which nodules are too small to keep: one operating point of a network.
+
+A network trained with weights, or on more nodules than there are, gives probabilities that are too high: the
+most likely class is then not the best answer. A pixel is nodule where the nodule's share of the two, itself
+and the most likely other class, reaches a threshold; 0.5 is the most likely class, the paper's rule. That is
+the same as multiplying the nodule's probability by (1 - threshold) / threshold, so it agrees with any linear
+resizing. Threshold and least size are chosen on validation alone and stored with the run, in `FILE`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from auxseg import postprocess, runs, scores
+from auxseg.errors import InputError
+from auxseg.structs import CLASS_NAMES
+
+FILE = "nodules.json"
+NODULE = CLASS_NAMES.index("nodule")
+
+NOMINAL_FIELD_MM = 350.0
+"""Width of a slice whose spacing is not known, by which a least size in mm becomes pixels."""
+
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99)
+SIZES_MM = (0.0, 3.0, 4.0, 5.0, 6.0)
+"""What `tune` chooses from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """How probabilities become a mask; the default is the most likely class.
+
+    Attributes:
+        threshold: least share of the nodule in itself and the most likely other class.
+        min_mm: nodules of a smaller equivalent diameter go to what surrounds them.
+        min_px: the same where the size of a pixel is not known, in pixels of the network's image.
+    """
+
+    threshold: float = 0.5
+    min_mm: float = 0.0
+    min_px: float = 0.0
+
+    def __post_init__(self):
+        if not 0.0 < self.threshold < 1.0:
+            raise InputError(f"nodule threshold: got {self.threshold}, expected above 0 and below 1")
+        for name in ("min_mm", "min_px"):
+            if not 0.0 <= getattr(self, name) < 100.0:
+                raise InputError(f"nodule {name}: got {getattr(self, name)}, expected 0 (off) to 100")
+
+    @property
+    def nodule_weight(self):
+        """The factor of the nodule's probability after which the most likely class is the decision."""
+        return (1.0 - self.threshold) / self.threshold
+
+
+def read_decision(workdir):
+    """Returns the Decision that is stored with a run.
+
+    Raises:
+        InputError: none was chosen, or the file is damaged.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file; choose a threshold on the validation split first "
+            f"(python -m auxseg.evaluate --workdir={workdir} --tune)"
+        )
+    try:
+        stored = runs.read_json(path)["decision"]
+        return Decision(**{key: float(value) for key, value in stored.items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: cannot be read ({error!r}); choose the threshold again (--tune)"
+        ) from error
+
+
+def write_decision(workdir, decision, found):
+    """Stores a Decision with what it found on validation, JSON types."""
+    runs.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), **found})
+
+
+def decide(probabilities, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):
+    """Returns the mask, uint8 [H, W], of probabilities float32 [H, W, C].
+
+    Args:
+        probabilities: softmax.
+        decision: Decision.
+        spacing_yx_mm: two floats, mm between pixels; NaN where unknown.
+        pixels_per_pixel: how many of these pixels lie along one of the network's image.
+    """
+    weights = np.ones(probabilities.shape[-1], np.float32)
+    weights[NODULE] = decision.nodule_weight
+    masks = (probabilities * weights).argmax(-1).astype(np.uint8)[None]
+    pixel_mm2 = float(np.prod(spacing_yx_mm))
+    if np.isfinite(pixel_mm2) and decision.min_mm:
+        postprocess.drop_small_nodules(masks, decision.min_mm, pixel_mm2)
+    elif decision.min_px and not np.isfinite(pixel_mm2):
+        postprocess.drop_small_nodules(masks, decision.min_px * pixels_per_pixel, 1.0)
+    return masks[0]
+
+
+def tune(cases, *, max_false, nominal_pixel_mm):
+    """Returns (Decision, what it and all others found, JSON types): the operating point of these cases.
+
+    It finds the most nodules of those with at most `max_false` false ones a slice (where none has so few:
+    those with the fewest); among equals it has the best mean Dice over the slices with a nodule, then the
+    fewest false ones, then the lowest threshold and size.
+
+    Args:
+        cases: of the validation split: iterable of (probabilities float32 [H, W, C], reference mask uint8
+            [H, W], spacing_yx_mm two floats).
+        max_false: false nodules a slice.
+        nominal_pixel_mm: by which a least size becomes pixels where the spacing is not known.
+
+    Raises:
+        InputError: no case has a nodule: nothing could be chosen.
+    """
+    choices = [
+        Decision(threshold, size_mm, size_mm / nominal_pixel_mm)
+        for threshold, size_mm in itertools.product(THRESHOLDS, SIZES_MM)
+    ]
+    counts = np.array([[_count(decide_case, *case) for decide_case in choices] for case in cases])
+    num_nodules = counts[:, 0, :2].sum()
+    if not num_nodules:
+        raise InputError(
+            f"nodule threshold: none of the {len(counts)} validation slices has a nodule, so that none can be "
+            "chosen; take a split that has some (data.split, data.split_seed)"
+        )
+    found, _, false, dice, with_nodule = np.moveaxis(counts.sum(axis=0), -1, 0)
+    false, dice = false / len(counts), dice / with_nodule
+    rows = [
+        {**dataclasses.asdict(choice), "found": int(f), "false_per_slice": float(n), "dice": float(d)}
+        for choice, f, n, d in zip(choices, found, false, dice, strict=True)
+    ]
+    allowed = max(max_false, float(false.min()))
+    best = max(
+        (row for row in rows if row["false_per_slice"] <= allowed),
+        key=lambda row: (
+            row["found"],
+            row["dice"],
+            -row["false_per_slice"],
+            -row["threshold"],
+            -row["min_mm"],
+        ),
+    )
+    decision = choices[rows.index(best)]
+    about = {"slices": len(counts), "nodules": int(num_nodules), "max_false_per_slice": max_false}
+    return decision, {**about, "chosen": best, "all": rows}
+
+
+def _count(decision, probabilities, reference, spacing_yx_mm):
+    """Returns found, missed and false nodules, Dice of the nodules, 1 where the slice has one."""
+    prediction = decide(probabilities, decision, spacing_yx_mm=spacing_yx_mm) == NODULE
+    true = reference == NODULE
+    kinds = [
+        each["kind"]
+        for each in scores.match_objects(
+            prediction=prediction, reference=true, spacing_yx_mm=np.asarray(spacing_yx_mm, float)
+        )
+    ]
+    total = prediction.sum() + true.sum()
+    dice = 2.0 * np.sum(prediction & true) / total if true.any() else 0.0
+    return (*(kinds.count(kind) for kind in ("found", "missed", "false")), dice, float(true.any()))

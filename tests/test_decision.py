@@ -1,0 +1,104 @@
+"""From probabilities to masks by a threshold and a least size, and how both are chosen; by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from auxseg import decision
+from auxseg.errors import InputError
+
+UNKNOWN = (float("nan"), float("nan"))
+
+
+def slice_with(*spots, size=24):
+    """Returns probabilities [size, size, 4] of left lung with spots (row, column, side, probability) of nodule."""
+    probabilities = np.zeros((size, size, 4), np.float32)
+    for row, column, side, value in spots:
+        probabilities[row : row + side, column : column + side, 3] = value
+    probabilities[..., 1] = 1.0 - probabilities[..., 3]
+    return probabilities
+
+
+def mask_of(*spots, size=24):
+    mask = np.ones((size, size), np.uint8)
+    for row, column, side in spots:
+        mask[row : row + side, column : column + side] = 3
+    return mask
+
+
+def test_default_is_the_most_likely_class():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(4), (9, 7)).astype(np.float32)
+    mask = decision.decide(probabilities, decision.Decision(), spacing_yx_mm=(0.7, 0.7))
+    np.testing.assert_array_equal(mask, probabilities.argmax(-1))
+    assert mask.dtype == np.uint8
+
+
+def test_threshold_is_a_share_against_the_next_best_class():
+    probabilities = np.array([[[0.1, 0.5, 0.0, 0.4], [0.3, 0.3, 0.1, 0.3]]], np.float32)
+    for threshold, expected in ((0.44, [3, 3]), (0.45, [1, 3]), (0.49, [1, 3]), (0.51, [1, 0])):
+        mask = decision.decide(probabilities, decision.Decision(threshold), spacing_yx_mm=UNKNOWN)
+        np.testing.assert_array_equal(mask[0], expected)
+
+
+def test_least_size_is_in_mm_where_the_spacing_is_known_and_in_pixels_elsewhere():
+    probabilities = slice_with((2, 2, 2, 0.9), (10, 10, 4, 0.9))  # equivalent diameters 2.26 and 4.51 pixels
+    choice = decision.Decision(min_mm=3.0, min_px=2.0)
+    for spacing, scale, num_pixels in (
+        ((0.5, 0.5), 1.0, 0),
+        ((1.0, 1.0), 1.0, 16),
+        ((2.0, 2.0), 1.0, 20),
+        (UNKNOWN, 1.0, 20),
+        (UNKNOWN, 2.0, 16),
+        (UNKNOWN, 3.0, 0),
+    ):
+        mask = decision.decide(probabilities, choice, spacing_yx_mm=spacing, pixels_per_pixel=scale)
+        assert (mask == 3).sum() == num_pixels
+        assert set(np.unique(mask)) <= {1, 3}
+
+
+def test_the_most_nodules_within_the_false_ones_that_are_allowed():
+    cases = [
+        (slice_with((4, 4, 4, 0.75)), mask_of((4, 4, 4)), UNKNOWN),  # found up to 0.7
+        (slice_with((4, 4, 4, 0.35)), mask_of((4, 4, 4)), UNKNOWN),  # found up to 0.3
+        (slice_with((15, 15, 5, 0.55), (4, 4, 5, 0.45)), mask_of(), UNKNOWN),  # false up to 0.5 and 0.4
+    ]
+
+    def chosen(max_false):
+        return decision.tune(iter(cases), max_false=max_false, nominal_pixel_mm=1.0)
+
+    choice, found = chosen(0.7)  # two false ones in three slices are allowed
+    assert choice.threshold <= 0.3 and found["chosen"]["found"] == 2 and found["nodules"] == 2
+    assert found["chosen"]["false_per_slice"] == pytest.approx(2 / 3)
+    choice, found = chosen(0.0)
+    assert choice == decision.Decision(0.6) and found["chosen"]["found"] == 1
+    assert found["chosen"]["dice"] == 0.5 and found["slices"] == 3
+    # Where the false ones are the smaller ones, a least size does what no threshold can.
+    cases[2] = (slice_with((15, 15, 3, 0.95)), mask_of(), UNKNOWN)
+    choice, found = chosen(0.0)
+    assert (choice.min_mm, choice.min_px) == (4.0, 4.0) and found["chosen"]["found"] == 2
+    assert len(found["all"]) == len(decision.THRESHOLDS) * len(decision.SIZES_MM)
+
+
+def test_the_fewest_false_ones_where_none_has_few_enough():
+    cases = [(slice_with((2, 2, 9, 0.995), (15, 15, 4, 0.6)), mask_of((15, 15, 4)), UNKNOWN)]
+    choice, found = decision.tune(cases, max_false=0.5, nominal_pixel_mm=1.0)
+    assert found["chosen"]["false_per_slice"] == 1.0 and found["chosen"]["found"] == 1
+    assert choice.threshold <= 0.6
+
+
+def test_nothing_is_chosen_without_a_nodule():
+    with pytest.raises(InputError, match="none of the 1 validation slices has a nodule"):
+        decision.tune([(slice_with(), mask_of(), UNKNOWN)], max_false=1.0, nominal_pixel_mm=1.0)
+
+
+def test_stored_and_read_again(tmp_path):
+    choice = decision.Decision(0.7, 4.0, 3.0)
+    decision.write_decision(tmp_path, choice, {"split": "val"})
+    assert decision.read_decision(tmp_path) == choice
+    (tmp_path / decision.FILE).write_text(json.dumps({"decision": {"threshold": "high"}}), encoding="utf-8")
+    with pytest.raises(InputError, match="nodules.json: cannot be read .* choose the threshold again"):
+        decision.read_decision(tmp_path)
+    for change in ({"threshold": 1.0}, {"min_mm": -1.0}, {"min_px": 100.0}):
+        with pytest.raises(InputError, match="nodule .*: got .*, expected"):
+            decision.Decision(**change)
