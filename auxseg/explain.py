@@ -48,6 +48,12 @@ class Explanation:
     se_scales: dict
 
 
+def can_explain(name):
+    """Returns whether the network of `config.model.name` can be explained: all but the 3D one, whose layers
+    are volumes."""
+    return name != "unet3d"
+
+
 def create_explain_fn(model):
     """Returns a compiled function (variables, image, pixels, class index) -> (maps, scales).
 
@@ -56,7 +62,7 @@ def create_explain_fn(model):
     [channels].
 
     Args:
-        model: from `models.create_model`, an AuxUNet.
+        model: from `models.create_model`, one that `can_explain`.
     """
     return jax.jit(lambda variables, image, pixels, index: _explain(model, variables, image, pixels, index))
 
@@ -134,9 +140,7 @@ def _titles(features):
     """Returns {part that reads a layer: the layer's name}, from the input side to the output."""
     depth = sum(name.startswith("up_") for name in features)
     if "mask" not in features or not depth:
-        raise InputError(
-            "explain: this network has no parts named up_0 and mask; only model.name 'aux_unet' is explained"
-        )
+        raise InputError("explain: this network has no parts named up_0 and mask, whose inputs are explained")
     titles = {"aux": "aux head (bottleneck)"} if "aux" in features else {}
     titles[f"up_{depth - 1}"] = "bottleneck"
     titles |= {f"up_{level - 1}": f"decoder_{level}" for level in reversed(range(1, depth))}
@@ -161,7 +165,9 @@ def _apply(model, variables, images, change):
     def intercept(call, args, kwargs, context):
         name = context.module.name or ""
         reads = name in ("mask", "aux") or name.startswith("up_")
-        if context.method_name == "__call__" and reads and len(context.module.path) == 1:
+        # Of two stages the second, which says where a nodule is, is explained.
+        path = [part for part in context.module.path if part != "nodules"]
+        if context.method_name == "__call__" and reads and len(path) == 1:
             args = (blocks.Signal(change(name, blocks.activate(args[0]))), *args[1:])
         return call(*args, **kwargs)
 

@@ -144,7 +144,7 @@ def _write_onnx(folder, trained):
         import onnx  # noqa: F401
     except ImportError as error:
         raise InputError("--format=onnx: needs onnx and onnxruntime: pip install 'auxseg[onnx]'") from error
-    if trained.config.model.name != "aux_unet":
+    if trained.config.model.name not in ("aux_unet", "unet"):
         raise InputError(f"--format=onnx: cannot write {trained.config.model.name!r}; use stablehlo")
     about = bundle.describe(trained, "onnx")
     metadata = {key: about[key] if isinstance(about[key], str) else json.dumps(about[key]) for key in about}

@@ -214,7 +214,7 @@ def explain_cases(subject, cases, wanted=()):
     Raises:
         InputError: the data set has no such case, or there is no such class.
     """
-    if subject.config.model.name != "aux_unet":
+    if not explain.can_explain(subject.config.model.name):
         return ()
     pairs = wanted or _default_explanations(cases)
     places = find_cases(subject.dataset, pairs)
@@ -292,6 +292,9 @@ def list_facts(subject, judgement, run):
     trainable = sum(math.prod(shape) for shape in shapes.values())
     fixed = sum(np.size(leaf) for leaf in jax.tree.leaves(subject.variables.get("batch_stats", {})))
     count = macs.count_macs(shapes, size_yx=subject.dataset.size_yx, depth=subject.config.model.depth)
+    if count is None:
+        model = models.create_model(subject.config.model)
+        count = sum(macs.trace_macs(model, size_yx=subject.dataset.size_yx).values())
     cases = len(judgement.evaluation.rows)
     facts = {
         "Network": f"{subject.config.model.name}: {trainable:,} trainable parameters, {fixed:,} statistics",

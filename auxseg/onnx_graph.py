@@ -1,4 +1,4 @@
-"""The Auxiliary U-Net as an ONNX graph, written operator by operator from its weights.
+"""The Auxiliary U-Net, or the U-Net, as an ONNX graph, written operator by operator from its weights.
 
 Batch norm is folded into the convolution before it. Inside, arrays are [N, C, H, W]; the graph takes and
 gives the layout of `auxseg`: images [N, H, W] in HU, probabilities [N, H, W, C].
@@ -46,10 +46,10 @@ class _Graph:
 
 
 def create_model(config, variables, metadata):
-    """Returns the ONNX ModelProto of a trained Auxiliary U-Net, checked by onnx itself.
+    """Returns the ONNX ModelProto of a trained network, checked by onnx itself.
 
     Args:
-        config: the run's settings; `model.name` is 'aux_unet'.
+        config: the run's settings; `model.name` is 'aux_unet' or 'unet'.
         variables: the run's weights.
         metadata: {str: str} to keep in the file.
     """

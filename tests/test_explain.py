@@ -123,6 +123,22 @@ def test_network_without_se_and_aux():
     assert figures.to_png(figures.draw_explanation(found)).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("attention_res_unet", {"lung_first": True}), ("unet_plus_plus", {}), ("bidirectional_unet", {})],
+)
+def test_other_networks(name, changes):
+    """The same layers as in a U-Net; of two stages those of the second."""
+    model, variables = create(name=name, base_width=4, depth=2 if name == "unet_plus_plus" else 1, **changes)
+    found = explain_case(explain.create_explain_fn(model), variables)
+    expected = (
+        ["bottleneck", "decoder_1", "decoder_0"] if name == "unet_plus_plus" else ["bottleneck", "decoder_0"]
+    )
+    assert list(found.maps) == expected and found.se_scales == {}
+    assert explain.can_explain(name) and not explain.can_explain("unet3d")
+    assert any(heat.max() == 1 for heat in found.maps.values())
+
+
 def test_figure_with_scales(found):
     assert figures.to_png(figures.draw_explanation(found)).startswith(b"\x89PNG")
 

@@ -125,7 +125,7 @@ def test_a_case_to_explain_that_is_not_there():
         judge.explain_cases(subject, (), [("case9", "nodule")])
 
 
-def test_other_networks_are_not_explained():
+def test_a_network_of_volumes_is_not_explained():
     subject = make_subject(fakes.two_discs(7))
-    subject.config.model.name = "unet"
+    subject.config.model.name = "unet3d"
     assert judge.explain_cases(subject, (), [("case9", "nodule")]) == ()

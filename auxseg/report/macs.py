@@ -1,9 +1,14 @@
-"""Multiply-accumulates of a network's forward pass, counted from the shapes of its weights."""
+"""Multiply-accumulates of a network's forward pass, from the shapes of its weights or from its program."""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import math
 import re
+
+import jax
+import jax.numpy as jnp
 
 
 def count_macs(shapes, *, size_yx, depth):
@@ -41,3 +46,63 @@ def _level(part, depth):
         return depth if part == "bottleneck" else 0
     match = re.fullmatch(r"(encoder|decoder|up)_(\d+)", part)
     return int(match[2]) + (match[1] == "up") if match else None
+
+
+def trace_macs(model, *, size_yx, slices=1):
+    """Returns {part: multiply-accumulates for one image} of any network, counted in its program.
+
+    Convolutions and products of matrices are counted, in the textbook form (`lowering` 'plain'), whatever the
+    network's own: per output value the taps times the channels that it reads. Nothing is computed.
+
+    Args:
+        model: from `models.create_model`.
+        size_yx: rows and columns of the image.
+        slices: of the slab of a 3D network, else 1.
+
+    Returns:
+        dict by part, such as 'encoder_0/unit_0' or 'encoder_0/se', in the order of the program.
+    """
+    model = model.clone(settings=dataclasses.replace(model.settings, lowering="plain"))
+    images = jax.ShapeDtypeStruct((1, *size_yx, slices), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    counts = collections.Counter()
+    _add_macs(jax.make_jaxpr(model.apply)(variables, images).jaxpr, "", counts)
+    return dict(counts)
+
+
+def _add_macs(jaxpr, outer, counts):
+    for equation in jaxpr.eqns:
+        scope = outer or str(equation.source_info.name_stack)
+        count = _equation_macs(equation)
+        if count:
+            counts[_part(scope)] += count
+        for inner in _inner_jaxprs(equation.params):
+            _add_macs(inner, scope, counts)
+
+
+def _inner_jaxprs(params):
+    """Returns the programs that an equation calls, open or closed."""
+    values = [each for value in params.values() for each in (value if isinstance(value, tuple) else (value,))]
+    found = [getattr(value, "jaxpr", value) for value in values]
+    return [value for value in found if hasattr(value, "eqns")]
+
+
+def _part(scope):
+    """Returns the modules' names of a scope 'AuxUNet/encoder_0/unit_0/unit_0._convolve': 'encoder_0/unit_0'."""
+    names = [name for name in scope.split("/")[1:] if "." not in name and "(" not in name]
+    return "/".join(names)
+
+
+def _equation_macs(equation):
+    kind = equation.primitive.name
+    if kind == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+    if kind == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+        # A transposed convolution multiplies only what lies between the zeros.
+        taps = math.prod(kernel) // features // math.prod(equation.params["lhs_dilation"])
+        return math.prod(equation.outvars[0].aval.shape) * taps
+    return 0
