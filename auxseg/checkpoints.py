@@ -5,7 +5,7 @@
     checkpoints/KIND-STEP.sha256.json                     written last: without it a checkpoint does not count
 
 Orbax moves a finished checkpoint into its place whole, but restores flipped bytes without an error and does
-not fall back by itself; the checksums and `_intact_steps` do that.
+not fall back by itself; the checksums and `_newest_intact` do that. Of several processes only the first comes here.
 """
 
 import contextlib
@@ -133,6 +133,7 @@ def _save(workdir, kind, step, variables, progress, training=None):
 
 def _write(folder, kind, step, items):
     """Has Orbax write a checkpoint; returns the steps that are kept."""
+    (folder / kind).mkdir(parents=True, exist_ok=True)
     with _manager(folder, kind) as manager:
         if not manager.save(step, args=ocp.args.Composite(**items), force=True):
             raise RuntimeError(f"Orbax did not save {kind} checkpoint {step} in {folder}")
@@ -159,16 +160,28 @@ def _remove_leftovers(folder, kind):
 
 def _restore(workdir, kind, step, names):
     args = {name: _RESTORE.get(name, ocp.args.StandardRestore)() for name in names}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    options = ocp.CompositeOptions(multiprocessing_options=_FIRST_ALONE)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    with ocp.Checkpointer(handler, multiprocessing_options=_FIRST_ALONE) as checkpointer:
         folder = (workdir / "checkpoints" / kind / str(step)).absolute()
         return checkpointer.restore(folder, args=ocp.args.Composite(**args))
 
+
+# Of several processes only the first saves and restores: Orbax is not to wait for the others.
+_FIRST_ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="auxseg"
+)
 
 _RESTORE = {"progress": ocp.args.JsonRestore}
 
 
 def _manager(folder, kind):
-    options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=_KEPT,
+        create=False,
+        enable_async_checkpointing=False,
+        multiprocessing_options=_FIRST_ALONE,
+    )
     return ocp.CheckpointManager((folder / kind).absolute(), options=options)
 
 

@@ -1,6 +1,7 @@
 """What every command shares: flags parsed by absl, and one clear line for a user's mistake."""
 
 import sys
+import traceback
 
 from absl import app, flags, logging
 
@@ -12,15 +13,15 @@ EXIT_INTERRUPTED = 75
 """The run was told to stop, saved its state, and goes on when it is started again (EX_TEMPFAIL)."""
 
 
-def run(main):
-    """Runs `main(argv)` as a command line program and exits.
+def run(main, leave=sys.exit):
+    """Runs `main(argv)` as a command line program and exits, by `leave(status)`.
 
     The exit status is what `main` returns (None: 0); 2 with one line on stderr for whatever a user
     or a scan can cause (`InputError`, a missing or unreadable file, a full disk); 130 on Ctrl-C.
     Faults of the program keep their traceback.
     """
     allocator.keep_freed_memory()
-    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parse_flags)
+    app.run(lambda argv: _run_and_leave(main, argv, leave), flags_parser=_parse_flags)
 
 
 def fail(message):
@@ -45,6 +46,17 @@ def _describe(error):
         return str(error)
     name, *hint = str(error.args[0]).split("\n")
     return " ".join([f"the settings have no {name}.", *hint])
+
+
+def _run_and_leave(main, argv, leave):
+    try:
+        status = _guarded(main, argv)
+    except Exception:
+        if leave is sys.exit:
+            raise
+        traceback.print_exc()  # of several processes the others must hear of it: `leave` comes before the end
+        status = 1
+    leave(status)
 
 
 def _guarded(main, argv):

@@ -59,7 +59,7 @@ def read_aux_labels(config, dataset, members):
 
 
 def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None):
-    """Returns the CaseResults of the cases `indices` int [n], NumPy, in their order.
+    """Returns the CaseResults of the cases `indices` int [n], NumPy, in their order, in every process.
 
     Args:
         eval_fn: from `create_eval_fn`.
@@ -75,7 +75,8 @@ def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None)
     if label:
         batches = progress.track(batches, total=len(rows), label=label, unit="batch")
     results = [parallel.fetch_rows(eval_fn(variables, batch)) for batch in batches]
-    return _concatenate(results, np.concatenate([weights for _, weights in rows]) > 0)
+    kept = np.concatenate([weights for _, weights in rows]) > 0
+    return jax.tree.map(lambda x: x[kept], parallel.gather_batches(results, feed.devices))
 
 
 def summarise(results):
@@ -258,6 +259,8 @@ def _evaluate(subject, split):
 def finish(workdir, *, config, dataset, members, feed, ended):
     """Returns the summary of a run that has ended, after writing `summary.json`, `cases.csv` and the report.
 
+    Process 0 does it with its own devices; the others wait for it in `parallel.leave`.
+
     The report is on the test split, else val; with eval.num_panels = 0 there is none.
 
     Args:
@@ -271,6 +274,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     from auxseg import judge
     from auxseg.report import tables
 
+    feed = dataclasses.replace(feed, devices=parallel.local(feed.devices))
     variables, found = checkpoints.restore_best(workdir)
     predict_fn = judge.create_predict_fn(config, feed.devices)
     subject = judge.Subject(config, dataset, members, feed, variables, predict_fn)
@@ -345,10 +349,6 @@ def read_splits(workdir, dataset):
             f"{missing[0]}; give the data that the run was started with (config.data.dir)"
         )
     return {split: np.array([rows[case] for case in cases]) for split, cases in stored.items()}
-
-
-def _concatenate(results, keep):
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[keep], *results)
 
 
 def _three(value):

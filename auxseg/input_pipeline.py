@@ -45,8 +45,9 @@ class Feed:
 
     Attributes:
         placement: 'device' or 'stream'.
-        fetch: (indices int32 [B], weights float32 [B]) -> RawBatch on the devices, or a future of one.
-        devices: the devices that share a batch.
+        fetch: (indices int32 [B], weights float32 [B]), this process's rows, -> RawBatch on its devices, or a
+            future of one.
+        devices: the devices, of all processes, that share a batch.
     """
 
     placement: str
@@ -182,7 +183,9 @@ def create_feed(dataset, indices, *, placement, devices):
         InputError: an unknown placement.
     """
     check_choice("data.placement", placement, ("auto", "device", "stream"))
-    fits = len(indices) * 3 * dataset.size_yx[0] * dataset.size_yx[1] <= _memory_budget_bytes(devices[0])
+    fits = len(indices) * 3 * dataset.size_yx[0] * dataset.size_yx[1] <= _memory_budget_bytes(
+        parallel.local(devices)[0]
+    )
     if placement == "device" or (placement == "auto" and fits):
         return _resident_feed(dataset, np.unique(indices), devices)
     return _streaming_feed(dataset, devices)
@@ -193,11 +196,11 @@ def read_batches(feed, rows) -> Iterator[tuple[RawBatch, float]]:
 
     Args:
         feed: a Feed.
-        rows: an iterable of (indices, weights) as `padded_rows` yields them.
+        rows: an iterable of (indices, weights) as `padded_rows` yields them; each process takes its share.
     """
     ahead = collections.deque()
     for indices, weights in rows:
-        ahead.append(feed.fetch(indices, weights))
+        ahead.append(feed.fetch(*parallel.local_rows((indices, weights), feed.devices)))
         if len(ahead) > PREFETCH_BATCHES:
             yield _wait(ahead.popleft())
     while ahead:
@@ -213,7 +216,7 @@ def _wait(batch):
 
 def _resident_feed(dataset, kept, devices):
     data = parallel.replicate(dataset.read(kept), devices)
-    gather = parallel.parallelize(_gather, devices)
+    gather = parallel.parallelize(_gather, parallel.local(devices))
 
     def fetch(indices, weights):
         places = np.searchsorted(kept, indices).astype(np.int32)
@@ -236,8 +239,9 @@ def _read_rows(dataset, devices, indices, weights):
     real = weights > 0
     images = np.zeros((len(indices), *dataset.size_yx), np.int16)
     masks = np.zeros(images.shape, np.uint8)
-    images[real], masks[real] = dataset.read(indices[real])
-    if not real.all():
+    if real.any():
+        images[real], masks[real] = dataset.read(indices[real])
+    if real.any() and not real.all():
         first = np.flatnonzero(real)[0]
         images[~real], masks[~real] = images[first], masks[first]
     return parallel.shard(RawBatch(images, masks, indices, weights), devices)

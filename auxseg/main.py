@@ -1,4 +1,4 @@
-"""Trains and evaluates a network as a config file says.
+"""Trains and evaluates a network as a config file says, on all devices of this host, or of many hosts.
 
 python -m auxseg.main --config=configs/phantom.py [--workdir=DIR] [--config.train.num_epochs=5]
 """
@@ -6,14 +6,18 @@ python -m auxseg.main --config=configs/phantom.py [--workdir=DIR] [--config.trai
 import pathlib
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
-from auxseg import cli, evaluate, train
+from auxseg import cli, evaluate, parallel, train
 from auxseg.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "settings: a Python file such as configs/phantom.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; found on SLURM and the like")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of this run; found on SLURM and the like")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "of this process, from 0; found on SLURM and the like")
 
 
 def main(argv):
@@ -23,14 +27,20 @@ def main(argv):
     if not path.is_file():
         raise InputError(f"--config: got {str(path)!r}, expected a settings file such as configs/phantom.py")
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / path.stem)
+    parallel.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         summary = train.train(CONFIG.value, workdir)
     except train.Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if parallel.is_first():
+            print(stop, file=sys.stderr)
         return cli.EXIT_INTERRUPTED
-    print(evaluate.describe(summary))
+    except jax.errors.JaxRuntimeError:
+        parallel.await_loss()
+        raise
+    if summary is not None:
+        print(evaluate.describe(summary))
     return 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, leave=parallel.leave)

@@ -21,7 +21,14 @@ from auxseg.errors import InputError
 
 PACKAGES = ("auxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
-FREE_SETTINGS = ("train.max_minutes", "train.num_devices", "data.dir", "data.cache_dir", "eval.num_panels")
+FREE_SETTINGS = (
+    "train.max_minutes",
+    "train.num_devices",
+    "train.wait_minutes",
+    "data.dir",
+    "data.cache_dir",
+    "eval.num_panels",
+)
 """Settings that may change when a run is resumed: none of them changes its result."""
 
 

@@ -1,11 +1,14 @@
 """The training loop: data, state, epochs, the best weights, the final scores.
 
 A run is a function of its config and data: started again it goes on where it stopped and ends with the
-same weights as one that was never stopped.
+same weights as one that was never stopped. Of several processes (`parallel.join`) each runs this loop;
+process 0 alone reads and writes the workdir, decides when to end, and the others follow it.
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import pathlib
 import resource
@@ -89,7 +92,7 @@ class Interrupted(Exception):
 
 
 def train(config, workdir):
-    """Trains, or goes on with, the run in `workdir`; returns its summary, JSON types.
+    """Trains, or goes on with, the run in `workdir`; returns its summary, JSON types; None but in process 0.
 
     Args:
         config: a ConfigDict with the settings of configs/base.py.
@@ -99,13 +102,20 @@ def train(config, workdir):
         InputError: settings, data, or a loss that is not finite (the last good weights are kept).
         Interrupted: on SIGTERM, after the state was saved.
     """
-    with runs.locked(workdir) as workdir, _Interruption() as interruption:
+    with _held(workdir) as workdir, _Interruption() as interruption:
         setup = create_setup(config, workdir)
         current, sums, position = _start(setup)
         ended = _run_epochs(setup, current, sums, position, interruption)
+        if not parallel.is_first():
+            return None
         return evaluate.finish(
             workdir, config=config, dataset=setup.dataset, members=setup.members, feed=setup.feed, ended=ended
         )
+
+
+def _held(workdir):
+    """Returns a context with the workdir as a Path, locked by process 0 for all."""
+    return runs.locked(workdir) if parallel.is_first() else contextlib.nullcontext(pathlib.Path(workdir))
 
 
 def create_setup(config, workdir):
@@ -117,12 +127,13 @@ def create_setup(config, workdir):
     check_settings(config)
     parallel.keep_compiled_programs(cache_dir(config.data) / "compiled")
     devices = parallel.choose_devices(config.train.num_devices)
-    dataset = load(config.data)
-    for note in dataset.notes:
-        print(f"note: {note}", flush=True)
-    runs.claim_config(workdir, config)
-    runs.write_json(workdir / "versions.json", runs.describe_machine(devices))
-    members = claim_splits(workdir, dataset, config.data)
+    dataset = load_once(config)
+    if parallel.is_first():
+        for note in dataset.notes:
+            print(f"note: {note}", flush=True)
+        runs.claim_config(workdir, config)
+        runs.write_json(workdir / "versions.json", runs.describe_machine(devices))
+    members = _share_splits(workdir, dataset, config.data)
     used = np.concatenate(list(members.values()))
     feed = input_pipeline.create_feed(dataset, used, placement=config.data.placement, devices=devices)
     aux_labels = evaluate.read_aux_labels(config, dataset, members)
@@ -132,6 +143,28 @@ def create_setup(config, workdir):
     train_fn = create_train_fn(config, devices, aux_labels, plan)
     eval_fn = evaluate.create_eval_fn(config, devices, aux_labels)
     return Setup(config, workdir, devices, dataset, members, feed, train_fn, eval_fn)
+
+
+def load_once(config):
+    """Returns the data set; process 0 prepares what is missing while the others wait, then all read it.
+
+    Raises:
+        InputError: data that cannot be used, that process 0 took too long for, or that is not the same in all.
+    """
+    dataset = load(config.data) if parallel.is_first() else None
+    parallel.share(True, label="preparing the data", minutes=config.train.wait_minutes)
+    if dataset is None:
+        dataset = load(config.data)
+    digest = hashlib.sha256("\n".join(dataset.table.case_id.tolist()).encode()).hexdigest()
+    parallel.check_same("data.dir", f"{dataset.name}, {len(dataset)} cases of digest {digest[:16]}")
+    return dataset
+
+
+def _share_splits(workdir, dataset, data_config):
+    """Returns {split: indices} of `claim_splits` in all processes."""
+    members = claim_splits(workdir, dataset, data_config) if parallel.is_first() else {}
+    shared = parallel.share({split: rows.tolist() for split, rows in members.items()})
+    return {split: np.array(rows, np.int64) for split, rows in shared.items()}
 
 
 def check_settings(config):
@@ -216,18 +249,23 @@ def create_optimizer(config):
     return optim.create_optimizer(beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon)
 
 
+def create_state(config):
+    """Returns a TrainState with initialised weights."""
+    return state.create_state(
+        model=models.create_model(config.model),
+        optimizer=create_optimizer(config.optim),
+        seed=config.seed,
+        size_yx=tuple(config.data.size),
+    )
+
+
 def create_initial_state(config):
     """Returns the TrainState before the first step: initialised, or from `train.init_from`.
 
     Raises:
         InputError: `train.init_from` is neither a run nor a 'saved' bundle, or its network has other weights.
     """
-    initial = state.create_state(
-        model=models.create_model(config.model),
-        optimizer=create_optimizer(config.optim),
-        seed=config.seed,
-        size_yx=tuple(config.data.size),
-    )
+    initial = create_state(config)
     source = config.train.init_from
     if source is None:
         return initial
@@ -238,10 +276,23 @@ def create_initial_state(config):
 
 
 def _start(setup):
+    """Returns (state, sums, Position) to go on from: process 0's, in all processes."""
     config = setup.config
-    initial = jax.device_get(create_initial_state(config))
     sums = jax.device_get(steps.empty_sums(config.model.num_classes))
     position = Position(0, optim.Schedule(config.optim.learning_rate))
+    if parallel.is_first():
+        initial, sums, position = _read_start(setup, sums, position)
+    else:
+        initial = jax.device_get(create_state(config))
+    initial, sums = parallel.share_tree((initial, sums))
+    position = Position.from_json(parallel.share(position.to_json()))
+    return parallel.replicate(initial, setup.devices), parallel.replicate(sums, setup.devices), position
+
+
+def _read_start(setup, sums, position):
+    """Returns (state, sums, Position) on the host: of the newest checkpoint, or of the beginning."""
+    config = setup.config
+    initial = jax.device_get(create_initial_state(config))
     restored = checkpoints.restore_latest(setup.workdir, state=initial, sums=sums)
     if restored is not None:
         initial, sums, stored = restored
@@ -257,23 +308,26 @@ def _start(setup):
         )
         _keep_best(setup, initial, position)
     runs.keep_rows(setup.workdir / "metrics.jsonl", position.epoch)
-    return parallel.replicate(initial, setup.devices), parallel.replicate(sums, setup.devices), position
+    return initial, sums, position
 
 
 def _run_epochs(setup, current, sums, position, interruption):
     """Returns why the run ended, after training to its end."""
-    start = time.monotonic()
-    _print_header(setup, position)
-    with _open_events(setup.workdir, position.epoch) as events:
-        while (ended := _why_ended(setup, position, start)) is None:
+    start, first = time.monotonic(), parallel.is_first()
+    agreement = parallel.Agreement(setup.devices)
+    if first:
+        _print_header(setup, position)
+    with _open_events(setup.workdir, position.epoch) if first else contextlib.nullcontext() as events:
+        while (ended := parallel.share(first and _why_ended(setup, position, start))) is None:
             began = time.perf_counter()
             current = set_learning_rate(current, position.schedule.learning_rate, setup.devices)
-            current, sums, timing = _train_epoch(setup, current, sums, position, interruption)
+            current, sums, timing = _train_epoch(setup, current, sums, position, interruption, agreement)
             results = _validate(setup, current)
             position, row = _close_epoch(setup, position, sums, results, timing, time.perf_counter() - began)
-            _save_epoch(setup, current, position, row)
-            _write_events(events, row)
-            _print_row(setup, row, position)
+            if first:
+                _save_epoch(setup, current, position, row)
+                _write_events(events, row)
+                _print_row(setup, row, position)
             sums = parallel.replicate(
                 jax.device_get(steps.empty_sums(setup.config.model.num_classes)), setup.devices
             )
@@ -295,7 +349,7 @@ def _why_ended(setup, position, start):
     return None
 
 
-def _train_epoch(setup, current, sums, position, interruption):
+def _train_epoch(setup, current, sums, position, interruption, agreement):
     """Returns (state, sums, timing) after the rest of an epoch; nothing waits for the device but the bar."""
     done = int(parallel.fetch_first(current.step)) - position.epoch * setup.steps_per_epoch
     rows = list(itertools.islice(_epoch_rows(setup, position.epoch + 1), done, None))
@@ -303,7 +357,9 @@ def _train_epoch(setup, current, sums, position, interruption):
     label = f"epoch {position.epoch + 1}/{setup.config.train.num_epochs}"
     recent, waited, first = [], 0.0, None
     start = time.perf_counter()
-    for batch, seconds in progress.track(batches, total=len(rows), label=label, unit="step"):
+    if parallel.is_first():
+        batches = progress.track(batches, total=len(rows), label=label, unit="step")
+    for batch, seconds in batches:
         current, sums = setup.train_fn(current, sums, batch)
         waited += seconds
         recent.append(sums.weight)
@@ -313,7 +369,7 @@ def _train_epoch(setup, current, sums, position, interruption):
         elif len(recent) > 2:
             # Keeps two steps in flight: the bar is true, and the queue of work never runs dry.
             recent.pop(0).block_until_ready()
-        if interruption.signal is not None:
+        if agreement.reached(interruption.signal is not None):
             _save_interrupted(setup, current, sums, position, interruption)
     jax.block_until_ready(sums)
     seconds = time.perf_counter() - start
@@ -383,7 +439,7 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
         "first_step_seconds": timing.first_step_seconds,
         "images_per_second": timing.images_per_second,
         "waited_for_data": timing.waited_seconds / timing.seconds if timing.seconds else 0.0,
-        **_peak_memory(setup.devices[0]),
+        **_peak_memory(parallel.local(setup.devices)[0]),
     }
     return Position(epoch, schedule, position.seconds + seconds), row
 
@@ -445,10 +501,11 @@ def _keep_best(setup, host_state, position):
 def _save_interrupted(setup, current, sums, position, interruption):
     host, sums = parallel.fetch_first(current), parallel.fetch_first(sums)
     _check_finite(setup, position.epoch + 1, sums)
-    checkpoints.save_latest(setup.workdir, state=host, sums=sums, progress=position.to_json())
+    if parallel.is_first():
+        checkpoints.save_latest(setup.workdir, state=host, sums=sums, progress=position.to_json())
     done = int(host.step) - position.epoch * setup.steps_per_epoch
     raise Interrupted(
-        f"stopped by {interruption.signal.name} in epoch {position.epoch + 1} after {done} of "
+        f"stopped by {(interruption.signal or signal.SIGTERM).name} in epoch {position.epoch + 1} after {done} of "
         f"{setup.steps_per_epoch} steps; saved in {setup.workdir}: start the same command again to go on"
     )
 
@@ -510,9 +567,10 @@ def _write_events(events, row):
 
 def _print_header(setup, position):
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in setup.members.items())
-    device = setup.devices[0]
+    device, processes = setup.devices[0], parallel.num_processes()
+    of = f" of {processes} processes" if processes > 1 else ""
     print(
-        f"{setup.dataset.name}: {sizes} cases; {len(setup.devices)} x {device.device_kind} ({device.platform}), "
+        f"{setup.dataset.name}: {sizes} cases; {len(setup.devices)} x {device.device_kind} ({device.platform}){of}, "
         f"data on the {'device' if setup.feed.placement == 'device' else 'disk'}; workdir {setup.workdir}",
         flush=True,
     )

@@ -90,7 +90,8 @@ def get_config():
     train.order_seed = 1  # of the order of the examples
     train.nodule_fraction = placeholder(float)  # of an epoch's examples show a nodule; default: as it comes
     train.bn_warmup = True  # see README: statistics that do not lag behind on small data sets
-    train.num_devices = placeholder(int)  # of this host; default: all
+    train.num_devices = placeholder(int)  # of each process; default: all
+    train.wait_minutes = 240.0  # that processes wait for the one that prepares the data
     train.init_from = placeholder(str)  # run's workdir or 'saved' bundle whose weights to start from
     train.max_minutes = placeholder(float)  # ends the run cleanly after the epoch in which they pass
 

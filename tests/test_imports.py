@@ -13,6 +13,7 @@ ROOMS = (
     ("dicom", "inflate", "scans"),
     ("datasets",),
     ("augment", "insertion"),
+    ("partners",),
     ("parallel",),
     ("input_pipeline",),
     ("models",),

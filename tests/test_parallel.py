@@ -55,3 +55,83 @@ def test_results_of_a_step_can_be_fed_back_without_compiling_again():
 
 def test_sum_without_devices_is_the_value():
     assert parallel.sum_over_devices(3.0, None) == 3.0
+
+
+def test_one_process_shares_with_nobody():
+    assert parallel.is_first() and parallel.num_processes() == 1
+    assert parallel.share({"a": [1, None]}) == {"a": [1, None]}
+    assert parallel.share_tree((1, 2)) == (1, 2)
+    parallel.check_same("x", 1)
+    parallel.await_loss()
+    with pytest.raises(SystemExit) as end:
+        parallel.leave(75)
+    assert end.value.code == 75
+    devices = parallel.choose_devices(2)
+    agreement = parallel.Agreement(devices)
+    assert [agreement.reached(told) for told in (False, True)] == [False, True]
+    assert parallel.local(devices) == devices
+    rows = np.arange(6)
+    np.testing.assert_array_equal(parallel.local_rows(rows, devices), rows)
+
+
+def test_rows_of_batches_are_put_together_in_order():
+    batches = [{"x": np.arange(4) + 10 * i, "y": np.full((4, 2), i)} for i in range(3)]
+    found = parallel.gather_batches(batches, parallel.choose_devices(2))
+    np.testing.assert_array_equal(found["x"], [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23])
+    assert found["y"].shape == (12, 2)
+
+
+def test_arrays_travel_as_they_are():
+    arrays = [np.float32([-0.0, np.nan]), np.int32(7), np.zeros((0, 3), np.uint8)]
+    for a, b in zip(arrays, parallel._unpack(parallel._pack(arrays)), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("node1:1234", None, None), "--coordinator: got no --num_processes"),
+        (("node1", 2, 0), "--coordinator: got 'node1', expected HOST:PORT"),
+        (("node1:1234", 0, 0), "--num_processes: got 0"),
+        (("node1:1234", 2, 2), "--process_id: got 2, expected 0 to 1"),
+        ((None, None, 1), "cannot be joined"),
+    ],
+)
+def test_flags_of_processes_that_do_not_go_together(given, message):
+    with pytest.raises(InputError, match=message):
+        parallel.join(*given)
+    assert parallel.num_processes() == 1
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+}
+
+
+def test_clusters_are_recognised():
+    assert not parallel._in_cluster({})
+    assert parallel._in_cluster(SLURM)
+    assert not parallel._in_cluster({**SLURM, "SLURM_STEP_NUM_TASKS": "1"})  # a shell within an allocation
+    assert parallel._in_cluster(
+        {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
+    )
+    assert not parallel._in_cluster(
+        {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "1"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "ids"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [0, 1, 2, 3]),
+        ({"SLURM_TASKS_PER_NODE": "1", "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, [0, 1]),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "CUDA_VISIBLE_DEVICES": "5"}, [0]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),
+    ],
+)
+def test_a_process_alone_on_its_machine_takes_all_of_its_gpus(variables, ids):
+    assert parallel._local_device_ids(variables) == ids
