@@ -283,8 +283,8 @@ def test_loss_that_is_not_finite_names_step_batch_and_cases_and_keeps_the_weight
     before, _ = checkpoints.restore_best(half)
     original = train.create_train_fn
 
-    def poisoned(config, devices, aux_labels):
-        step = original(config, devices, aux_labels)
+    def poisoned(config, devices, *rest):
+        step = original(config, devices, *rest)
         calls = []
 
         def run(state, sums, batch):
