@@ -57,6 +57,7 @@ class CaseTable:
         native_size_yx: int32 [N, 2], rows and columns before resizing.
         num_nodules: int32 [N], nodules that cross the slice, -1 where not known.
         labels: uint8 [N, C], 1 where the class has a pixel in the resized mask.
+        added: bool [N], True for cases of a second data set, which are in no split but train; None: no such case.
     """
 
     case_id: np.ndarray
@@ -68,6 +69,7 @@ class CaseTable:
     native_size_yx: np.ndarray
     num_nodules: np.ndarray
     labels: np.ndarray
+    added: np.ndarray | None = None
 
     def __len__(self):
         return len(self.case_id)

@@ -22,11 +22,23 @@ def load(data_config):
         data_config: `config.data` of `configs/base.py`.
 
     Returns:
-        `structs.Dataset`.
+        `structs.Dataset`, with the cases of `data.extra_dir` after its own where that is given.
 
     Raises:
         InputError: a setting or the data cannot be used.
     """
+    dataset = _load_own(data_config)
+    # A config of before this setting lacks it.
+    folder = getattr(data_config, "extra_dir", None)
+    if not folder:
+        return dataset
+    from auxseg.datasets import join, npz
+
+    path = pathlib.Path(folder).expanduser()
+    return join.add(dataset, npz.read_npz(path, size_yx=dataset.size_yx, labels=data_config.labels))
+
+
+def _load_own(data_config):
     check_choice("data.name", data_config.name, SOURCES)
     size_yx = check_size(data_config.size)
     if data_config.name == "npz":

@@ -8,6 +8,8 @@ middle slices), and a small test split without any would measure nothing.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from auxseg.datasets.labels import NODULE
@@ -49,7 +51,8 @@ def make_splits(table, *, split, fold=0, seed=1, num_folds=5):
 
     With 'folds', a case whose patient is also in the test subset is left out of val and train, and one whose
     patient is in the val subset is left out of train (at most one of LUNA16's cases in four of the ten
-    folds); every other way of splitting uses every case.
+    folds); every other way of splitting uses every case. Cases that were `added` are all in train, and
+    the others are split as without them.
 
     Args:
         table: `CaseTable`.
@@ -65,12 +68,24 @@ def make_splits(table, *, split, fold=0, seed=1, num_folds=5):
         InputError: unknown split or fold, fewer patients than splits, unknown or missing subsets.
     """
     check_choice("data.split", split, SPLITS)
+    if table.added is not None:
+        return _add_to_train(table, split=split, fold=fold, seed=seed, num_folds=num_folds)
     if split == "folds":
         parts = _official_folds(table, fold)
     elif split == "kfold":
         parts = _seeded_folds(table, fold, num_folds, seed)
     else:
         parts = _fractions(table, FRACTIONS[split], seed)
+    check_splits(table, parts)
+    return parts
+
+
+def _add_to_train(table, **how):
+    kept, added = np.flatnonzero(~table.added), np.flatnonzero(table.added)
+    columns = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    own = {name: column[kept] for name, column in columns.items() if name != "added"}
+    parts = {name: kept[indices] for name, indices in make_splits(type(table)(**own), **how).items()}
+    parts["train"] = np.concatenate([parts["train"], added])
     check_splits(table, parts)
     return parts
 
