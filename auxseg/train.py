@@ -134,6 +134,7 @@ def create_setup(config, workdir):
         runs.claim_config(workdir, config)
         runs.write_json(workdir / "versions.json", runs.describe_machine(devices))
     members = _share_splits(workdir, dataset, config.data)
+    _check_tuning(config, dataset, members)
     used = np.concatenate(list(members.values()))
     feed = input_pipeline.create_feed(dataset, used, placement=config.data.placement, devices=devices)
     aux_labels = evaluate.read_aux_labels(config, dataset, members)
@@ -200,6 +201,15 @@ def claim_splits(workdir, dataset, data_config):
             path, {name: [str(dataset.table.case_id[i]) for i in rows] for name, rows in made.items()}
         )
     return evaluate.read_splits(workdir, dataset)
+
+
+def _check_tuning(config, dataset, members):
+    """Raises InputError, before anything is trained, where no threshold can be chosen at the end."""
+    if config.eval.tune_nodules and not dataset.table.labels[members["val"], NODULE].any():
+        raise InputError(
+            "eval.tune_nodules: no validation slice has a nodule to choose a threshold by; choose another split "
+            "(data.split, data.split_seed) or leave it off"
+        )
 
 
 def _held_out_series(dataset, members):

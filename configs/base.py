@@ -100,7 +100,7 @@ def get_config():
     insert.enabled = False
     insert.seed = 1
     insert.max_nodules = 2  # in a slice
-    insert.probability = 0.7  # of each of them
+    insert.probability = 0.4  # of each of them
     insert.diameter_mm = (3.25, 30.0)  # within LUNA16's distribution, 3.25 to 32.27
     insert.kinds = (0.8, 0.1, 0.1)  # shares of solid, part-solid, ground glass; under 6 mm all are solid
     insert.sites = (0.4, 0.3, 0.3)  # shares in parenchyma, on a vessel, at the pleura
