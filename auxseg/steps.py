@@ -132,13 +132,16 @@ def train_step(
         insertion_plan: insertion.Plan, or None for none.
         axis_name: of the devices, or None.
     """
-    if insertion_plan is not None:
-        raw = insertion.insert(raw, insertion_plan, state.step)
-    if augmentation is not None:
-        keys = augment.case_keys(augment_seed, state.step, raw.indices)
-        images, masks = augment.augment(raw.images, raw.masks, keys, ranges=augmentation, window_hu=window_hu)
-        raw = raw._replace(images=images, masks=masks)
-    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
+    batch = _prepare(
+        raw,
+        state.step,
+        num_classes=num_classes,
+        window_hu=window_hu,
+        augmentation=augmentation,
+        augment_seed=augment_seed,
+        aux_labels=aux_labels,
+        insertion_plan=insertion_plan,
+    )
     total_weight = parallel.sum_over_devices(batch.weights.sum(), axis_name)
     momentum = statistics_momentum(state.step, bn_momentum=bn_momentum, warmup=bn_warmup)
 
@@ -170,6 +173,63 @@ def train_step(
         opt_state=opt_state,
     )
     return state, _add_sums(sums, new, state.step - 1)
+
+
+def statistics_step(
+    state,
+    raw,
+    index,
+    *,
+    model,
+    num_classes,
+    window_hu,
+    augmentation=None,
+    augment_seed=0,
+    insertion_plan=None,
+    axis_name=None,
+):
+    """Returns TrainState with moving statistics that are the plain mean over batches 0 to `index`.
+
+    Called once for each of some training batches while the weights stand still, it gives the statistics of
+    these weights ("precise batch norm", Wu & Johnson 2021, arXiv:2105.07576); the moving averages of training
+    are of weights that lie up to a hundred steps back.
+
+    Args:
+        index: int32 scalar, 0 for the first batch; the other arguments are those of `train_step`.
+    """
+    batch = _prepare(
+        raw,
+        state.step,
+        num_classes=num_classes,
+        window_hu=window_hu,
+        augmentation=augmentation,
+        augment_seed=augment_seed,
+        insertion_plan=insertion_plan,
+    )
+    seen = index.astype(jnp.float32)
+    _, updates = model.apply(
+        state.variables,
+        batch.images,
+        train=True,
+        weights=batch.weights,
+        momentum=seen / (seen + 1.0),
+        mutable=["batch_stats"],
+        **_dropout_keys(model, augment_seed, state.step, raw.indices),
+    )
+    return state._replace(batch_stats=updates["batch_stats"])
+
+
+def _prepare(
+    raw, step, *, num_classes, window_hu, augmentation, augment_seed, insertion_plan, aux_labels=None
+):
+    """Returns the Batch that is trained on at update `step`."""
+    if insertion_plan is not None:
+        raw = insertion.insert(raw, insertion_plan, step)
+    if augmentation is not None:
+        keys = augment.case_keys(augment_seed, step, raw.indices)
+        images, masks = augment.augment(raw.images, raw.masks, keys, ranges=augmentation, window_hu=window_hu)
+        raw = raw._replace(images=images, masks=masks)
+    return input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
 
 
 def _dropout_keys(model, seed, step, indices):

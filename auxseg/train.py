@@ -55,6 +55,7 @@ class Setup:
     members: dict
     feed: input_pipeline.Feed
     train_fn: Any
+    statistics_fn: Any
     eval_fn: Any
 
     @property
@@ -143,7 +144,8 @@ def create_setup(config, workdir):
     )
     train_fn = create_train_fn(config, devices, aux_labels, plan)
     eval_fn = evaluate.create_eval_fn(config, devices, aux_labels)
-    return Setup(config, workdir, devices, dataset, members, feed, train_fn, eval_fn)
+    statistics_fn = create_statistics_fn(config, devices, plan)
+    return Setup(config, workdir, devices, dataset, members, feed, train_fn, statistics_fn, eval_fn)
 
 
 def load_once(config):
@@ -170,7 +172,13 @@ def _share_splits(workdir, dataset, data_config):
 
 def check_settings(config):
     """Raises InputError for the first setting out of its range that no other file checks."""
-    least = {"train.batch_size": 1, "train.num_epochs": 1, "eval.batch_size": 1, "checkpoint.every_epochs": 1}
+    least = {
+        "train.batch_size": 1,
+        "train.num_epochs": 1,
+        "train.bn_refresh_batches": 0,
+        "eval.batch_size": 1,
+        "checkpoint.every_epochs": 1,
+    }
     for name, low in least.items():
         group, field = name.split(".")
         if config[group][field] < low:
@@ -235,7 +243,6 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=N
         aux_labels: as `input_pipeline.to_batch`.
         insertion_plan: from `insertion.create_plan` of the same settings, or None.
     """
-    ranges = {name: config.augment[name] for name in augment.Ranges._fields}
     return functools.partial(
         steps.train_step,
         model=models.create_model(config.model, axis_name=axis_name),
@@ -246,12 +253,32 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=N
         window_hu=tuple(config.data.window_hu),
         bn_momentum=config.model.bn_momentum,
         bn_warmup=config.train.bn_warmup,
-        augmentation=augment.Ranges(**ranges) if config.augment.enabled else None,
+        augmentation=_augmentation(config.augment),
         augment_seed=config.augment.seed,
         aux_labels=aux_labels,
         insertion_plan=insertion_plan,
         axis_name=axis_name,
     )
+
+
+def create_statistics_fn(config, devices, insertion_plan=None):
+    """Returns statistics_step compiled for `devices`: (TrainState, RawBatch, int32 index) -> TrainState."""
+    step = functools.partial(
+        steps.statistics_step,
+        model=models.create_model(config.model, axis_name=parallel.AXIS),
+        num_classes=config.model.num_classes,
+        window_hu=tuple(config.data.window_hu),
+        augmentation=_augmentation(config.augment),
+        augment_seed=config.augment.seed,
+        insertion_plan=insertion_plan,
+        axis_name=parallel.AXIS,
+    )
+    return parallel.parallelize(step, devices, donate_argnums=(0,))
+
+
+def _augmentation(config):
+    """Returns the augment.Ranges of `config.augment`, or None where it is off."""
+    return augment.Ranges(*(config[name] for name in augment.Ranges._fields)) if config.enabled else None
 
 
 def create_optimizer(config):
@@ -332,6 +359,7 @@ def _run_epochs(setup, current, sums, position, interruption):
             began = time.perf_counter()
             current = set_learning_rate(current, position.schedule.learning_rate, setup.devices)
             current, sums, timing = _train_epoch(setup, current, sums, position, interruption, agreement)
+            current = _refresh_statistics(setup, current, position.epoch + 1)
             results = _validate(setup, current)
             position, row = _close_epoch(setup, position, sums, results, timing, time.perf_counter() - began)
             if first:
@@ -414,6 +442,14 @@ def _epoch_rows(setup, epoch):
     )
     size = setup.config.train.batch_size
     return input_pipeline.padded_rows(order, size, parallel.round_up(size, setup.devices))
+
+
+def _refresh_statistics(setup, current, epoch):
+    """Returns the state with batch statistics of its own weights, over the epoch's first batches."""
+    rows = itertools.islice(_epoch_rows(setup, epoch), setup.config.train.bn_refresh_batches)
+    for index, (batch, _) in enumerate(input_pipeline.read_batches(setup.feed, rows)):
+        current = setup.statistics_fn(current, batch, parallel.replicate(np.int32(index), setup.devices))
+    return current
 
 
 def _validate(setup, current):

@@ -91,6 +91,7 @@ def get_config():
     train.order_seed = 1  # of the order of the examples
     train.nodule_fraction = placeholder(float)  # of an epoch's examples show a nodule; default: as it comes
     train.bn_warmup = True  # see README: statistics that do not lag behind on small data sets
+    train.bn_refresh_batches = 0  # from which each epoch's statistics are taken anew before validation
     train.num_devices = placeholder(int)  # of each process; default: all
     train.wait_minutes = 240.0  # that processes wait for the one that prepares the data
     train.init_from = placeholder(str)  # run's workdir or 'saved' bundle whose weights to start from

@@ -97,6 +97,32 @@ def test_step_changes_all_that_it_should(data, step):
                 assert not np.array_equal(old, new), jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_statistics_are_the_mean_over_batches_at_the_same_weights(data, num_devices):
+    devices = parallel.choose_devices(num_devices)
+    feed = input_pipeline.create_feed(data, np.arange(12), placement="device", devices=devices)
+    rows = list(input_pipeline.padded_rows(np.arange(12), 4, 4))
+    statistics_fn = train.create_statistics_fn(small_config(), devices)
+    current = parallel.replicate(start(), devices)
+    for index, (batch, _) in enumerate(input_pipeline.read_batches(feed, rows)):
+        current = statistics_fn(current, batch, parallel.replicate(np.int32(index), devices))
+    result = parallel.fetch_first(current)
+    jax.tree.map(np.testing.assert_array_equal, result.params, start().params)
+    assert result.step == 0
+
+    model = models.create_model(small_config().model)
+
+    @jax.jit
+    def of_batch(images):
+        images = input_pipeline.normalise_hu(images, (-1000.0, 400.0))[..., None]
+        return model.apply(start().variables, images, train=True, momentum=0.0, mutable=["batch_stats"])[1]
+
+    each = [of_batch(data.read(indices)[0])["batch_stats"] for indices, _ in rows]
+    mean = jax.tree.map(lambda *batches: np.mean(batches, axis=0), *each)
+    for a, b in zip(jax.tree.leaves(result.batch_stats), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_padding_changes_nothing(data, step):
     weights = [1, 1, 1, 0]
     results = [

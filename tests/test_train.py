@@ -36,6 +36,7 @@ def small_config(folder, **changes):
         config.model.lowering = "plain"
         config.train.num_epochs = NUM_EPOCHS
         config.train.batch_size = 4
+        config.train.bn_refresh_batches = 2
         config.train.num_devices = 1
         config.eval.num_panels = 0  # no report: test_evaluate.py has that path
         for name, value in changes.items():
