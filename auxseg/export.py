@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import bundle, cli, evaluate, onnx_graph, runs, scans
+from auxseg import bundle, cli, decision, evaluate, onnx_graph, runs, scans
 from auxseg.datasets import load
 from auxseg.datasets.resize import resize_image
 from auxseg.errors import InputError, check_choice
@@ -60,6 +60,9 @@ def export(workdir, kind, output, *, images, checked_on):
     with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as folder:
         part = pathlib.Path(folder) / output.name
         part.mkdir()
+        chosen = pathlib.Path(workdir) / decision.FILE
+        if chosen.is_file():
+            shutil.copy(chosen, part)  # for `predict --tuned`
         write_bundle(part, trained, kind)
         about = check_bundle(part, trained, images, checked_on)
         if output.exists():

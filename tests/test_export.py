@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import bundle, checkpoints, export, models, onnx_graph, predict, runs
+from auxseg import bundle, checkpoints, decision, export, models, onnx_graph, predict, runs
 from auxseg.errors import InputError
 from configs import base
 
@@ -54,6 +54,18 @@ def exported(tmp_path_factory):
     """Returns {kind: (folder, bundle.json)} of one small network."""
     folder = tmp_path_factory.mktemp("bundles")
     return {kind: (folder / kind, _export(kind, folder / kind, _trained())) for kind in bundle.KINDS}
+
+
+def test_a_bundle_keeps_the_threshold_that_was_chosen(tmp_path):
+    (tmp_path / "run").mkdir()
+    decision.write_decision(tmp_path / "run", decision.Decision(0.8, 4.0, 3.0), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "read_trained", lambda path: _trained())
+        about = export.export(
+            tmp_path / "run", "saved", tmp_path / "saved", images=_images(1), checked_on="noise"
+        )
+    assert predict.read_decision([tmp_path / "saved"]) == decision.Decision(0.8, 4.0, 3.0)
+    assert decision.FILE in about["files"]
 
 
 @pytest.mark.parametrize("kind", bundle.KINDS)

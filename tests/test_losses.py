@@ -188,6 +188,27 @@ def test_hard_pixels_by_hand():
         np.testing.assert_allclose(got, [expected], rtol=1e-6)
 
 
+def test_hard_pixels_are_those_that_sorting_gives(uniform):
+    logits = 3.0 * jax.random.normal(jax.random.key(0), (2, 16, 16, 4))
+    masks = np.random.default_rng(0).integers(0, 4, (2, 16, 16))
+
+    def by_bisection(logits):
+        return losses.cross_entropy(logits=logits, masks=masks, hard_fraction=0.1).mean()
+
+    each_pixel = jax.vmap(
+        jax.vmap(lambda x, m: losses.cross_entropy(logits=x[:, None, None], masks=m[:, None, None]))
+    )
+    values = np.sort(np.asarray(each_pixel(logits, masks)).reshape(2, -1), axis=1)[:, -26:]
+    value, gradient = jax.value_and_grad(by_bisection)(logits)
+    assert value == pytest.approx(values.mean(), rel=1e-5)
+    assert (np.abs(gradient).sum(-1) > 0).sum() == 2 * 26
+    # Where all pixels are equally hard, all are learnt from.
+    gradient = jax.grad(lambda x: losses.cross_entropy(logits=x, masks=MASK, hard_fraction=0.5).sum())(
+        uniform
+    )
+    assert (np.abs(gradient).sum(-1) > 0).all()
+
+
 def test_tversky_by_class(uniform):
     alpha, beta = (0.5, 0.1, 0.5, 0.3), (0.5, 0.9, 0.5, 0.7)
     got = losses.tversky_loss(logits=uniform, masks=MASK, alpha=alpha, beta=beta)
