@@ -5,7 +5,8 @@
     checkpoints/KIND-STEP.sha256.json                     written last: without it a checkpoint does not count
 
 Orbax moves a finished checkpoint into its place whole, but restores flipped bytes without an error and does
-not fall back by itself; the checksums and `_newest_intact` do that. Of several processes only the first comes here.
+not fall back by itself; the checksums and `_newest_intact` do that. Of several processes only the first comes
+here.
 """
 
 import contextlib
@@ -142,7 +143,8 @@ def _write(folder, kind, step, items):
 
 
 def _reason(error):
-    """Returns the system's word for what kept a file from being written; tensorstore gives its number only."""
+    """Returns the system's word for what kept a file from being written; tensorstore gives its number
+    only."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     number = re.search(r"os_error_code='(\d+)'", str(error))

@@ -1,9 +1,10 @@
 """The only file that knows about devices and processes: pmap, copies of the state, shares of a batch.
 
-One path for any number: a program for one device is a pmap over one. On `AXIS` a step sums what belongs
-to the whole batch, so that the number of devices, and of processes that have them, does not change what is
+One path for any number: a program for one device is a pmap over one. On `AXIS` a step sums what belongs to
+the whole batch, so that the number of devices, and of processes that have them, does not change what is
 computed. `devices` is the tuple of `choose_devices`, those of all processes; arrays [devices, ...] hold this
-process's own. Process 0 decides and writes, the others follow it by `share`; one process alone shares with nobody.
+process's own. Process 0 decides and writes, the others follow it by `share`; one process alone shares with
+nobody.
 """
 
 import collections
@@ -43,8 +44,8 @@ def join(coordinator=None, num_processes=None, process_id=None):
     Args:
         coordinator: 'HOST:PORT' where process 0 listens, the same in all processes.
         num_processes: how many there are.
-        process_id: of this one, from 0.
-            Where none is given, a cluster is asked by jax (`CLUSTER_VARIABLES`); without one there is one process.
+        process_id: of this one, from 0. Where none is given, a cluster is asked by jax (`CLUSTER_VARIABLES`);
+            without one there is one process.
 
     Raises:
         InputError: flags that do not go together, or processes that cannot reach each other.
@@ -76,7 +77,8 @@ def join(coordinator=None, num_processes=None, process_id=None):
 
 
 def leave(status):
-    """Ends this process, and its part in the run: with `status` 0 or 75 together with the others, else at once."""
+    """Ends this process, and its part in the run: with `status` 0 or 75 together with the others, else at
+    once."""
     sys.stdout.flush()
     if _group is None:
         sys.exit(status)
@@ -91,7 +93,8 @@ def leave(status):
 
 
 def await_loss():
-    """Waits whether a failed collective means that a partner is gone, which ends this process with a clear word."""
+    """Waits whether a failed collective means that a partner is gone, which ends this process with a clear
+    word."""
     if _group is not None:
         _group.await_loss()
 
@@ -124,7 +127,8 @@ def share(value, *, label="", minutes=None):
 
 
 def share_tree(tree):
-    """Returns process 0's tree of NumPy arrays in all processes; the others give one of the same structure."""
+    """Returns process 0's tree of NumPy arrays in all processes; the others give one of the same
+    structure."""
     if _group is None:
         return tree
     content = _group.share(_pack(jax.tree.leaves(tree)) if is_first() else b"", label="reading a checkpoint")
@@ -181,7 +185,8 @@ def choose_devices(limit=None):
     """Returns the devices of all processes, process by process: all of them, or the first `limit` of each.
 
     Raises:
-        InputError: `limit` is not between 1 and the number of local devices, or processes have fewer than others.
+        InputError: `limit` is not between 1 and the number of local devices, or processes have fewer than
+        others.
     """
     here = len(jax.local_devices())
     if limit is not None and not 1 <= limit <= here:

@@ -1,9 +1,9 @@
 """The processes of one run, beside their devices: who is there, who stopped and why, and small messages.
 
-Every process keeps a connection to process 0. One that is killed, or whose machine goes away, closes it or falls
-silent, and the others stop with one clear line; `jax.distributed` alone notices after its heartbeats only, and
-then aborts. Messages are bytes: nothing here is unpickled. A partner must know a secret that process 0 hands out
-over the run's own collectives (see `parallel.join`).
+Every process keeps a connection to process 0. One that is killed, or whose machine goes away, closes it or
+falls silent, and the others stop with one clear line; `jax.distributed` alone notices after its heartbeats
+only, and then aborts. Messages are bytes: nothing here is unpickled. A partner must know a secret that
+process 0 hands out over the run's own collectives (see `parallel.join`).
 """
 
 import contextlib
@@ -72,7 +72,8 @@ class Group:
         return parts
 
     def share(self, content, *, label="", seconds=None):
-        """Returns the bytes `content` of process 0 in all; what the others give is ignored. See `exchange`."""
+        """Returns the bytes `content` of process 0 in all; what the others give is ignored. See
+        `exchange`."""
         if self.process_id:
             return self._links[0].receive(label, seconds)
         for link in self._links.values():

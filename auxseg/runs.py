@@ -27,6 +27,7 @@ FREE_SETTINGS = (
     "train.wait_minutes",
     "data.dir",
     "data.cache_dir",
+    "data.workers",
     "eval.num_panels",
 )
 """Settings that may change when a run is resumed: none of them changes its result."""

@@ -152,7 +152,8 @@ def load_once(config):
     """Returns the data set; process 0 prepares what is missing while the others wait, then all read it.
 
     Raises:
-        InputError: data that cannot be used, that process 0 took too long for, or that is not the same in all.
+        InputError: data that cannot be used, that process 0 took too long for, or that is not the same in
+        all.
     """
     dataset = load(config.data) if parallel.is_first() else None
     parallel.share(True, label="preparing the data", minutes=config.train.wait_minutes)
@@ -227,7 +228,8 @@ def _held_out_series(dataset, members):
 
 
 def create_train_fn(config, devices, aux_labels=None, insertion_plan=None):
-    """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState, EpochSums)."""
+    """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState,
+    EpochSums)."""
     step = bind_train_step(
         config, axis_name=parallel.AXIS, aux_labels=aux_labels, insertion_plan=insertion_plan
     )

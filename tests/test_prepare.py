@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -64,6 +65,34 @@ def test_npz_holds_what_the_records_hold(folder, tmp_path, size):
     np.testing.assert_allclose(from_npz.table.spacing_zyx_mm, [[2.5, pixel_mm, pixel_mm]] * 14)
 
 
+def test_killed_npz_goes_on_and_another_process_waits_its_turn(folder, tmp_path, monkeypatch):
+    flags = [f"--data_dir={folder}", "--format=npz", f"--output={tmp_path / 'npz'}", "--workers=1"]
+    code = (
+        "import os, signal, sys; from auxseg import cli, prepare; from auxseg.datasets import luna16_folder\n"
+        "read = luna16_folder.read_slices\n"
+        "def stop(scan, *rest):\n"
+        f"    if scan.uid == {fixtures_luna16.UIDS[2]!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return read(scan, *rest)\n"
+        "luna16_folder.read_slices = stop\n"
+        "cli.run(prepare.main)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.startswith(".partial-npz-") and len(list(partial.glob("*.json"))) == 2
+    read, seen = luna16_folder.read_slices, []
+    monkeypatch.setattr(luna16_folder, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
+    with flagsaver.flagsaver():
+        FLAGS(["prepare", *flags])
+        with command._alone(partial), pytest.raises(InputError, match="another process writes it"):
+            command.main(["prepare"])
+        command.main(["prepare"])
+    assert seen == [fixtures_luna16.UIDS[2]]
+    assert [path.name for path in tmp_path.iterdir()] == ["npz"]
+    assert {path.suffix for path in (tmp_path / "npz").iterdir()} == {".npz", ".csv"}
+    assert len(npz.read_npz(tmp_path / "npz", size_yx=(32, 32))) == 3
+
+
 def test_npz_output_is_replaced_only_when_told_and_only_its_own(folder, tmp_path):
     flags = [f"--data_dir={folder}", "--format=npz", f"--output={tmp_path / 'npz'}"]
     assert prepare(*flags).returncode == 0
@@ -108,6 +137,7 @@ def test_bad_scans_are_one_line_each_and_can_be_skipped(tmp_path, form):
         (["--data_dir=/nowhere", "--slices=some"], "data.slices: got 'some', expected one of 'middle'"),
         (["--data_dir=/nowhere", "--nodules=lidc"], "data.lidc: not given"),
         (["--data_dir=/nowhere", "--format=npz"], "--output: not given"),
+        (["--data_dir=/nowhere", "--beam_options=--x"], "--beam_options: given without --beam"),
     ],
 )
 def test_wrong_flags_are_named(flags, message):

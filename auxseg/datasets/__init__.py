@@ -59,6 +59,7 @@ def _load_own(data_config):
         ),
         skip_bad_scans=data_config.skip_bad_scans,
         name=data_config.name,
+        num_workers=data_config.get("workers"),
     )
 
 

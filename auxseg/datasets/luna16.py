@@ -3,9 +3,12 @@
 Records are written once to `cache_dir/<name>/<settings>-<fingerprint>/`, one TFDS split for each subset, and
 read from there ever after; the settings and the files of the folder are in the name, so that records of other
 settings or of other files are never read. The folder appears under its name when it is complete: beside the
-TFDS records it then holds `cases.npz` (the table) and `records.json` (settings, notes, what was left out). A
-preparation that was interrupted leaves a `.partial-...` folder, which the next one removes. A lock lets one
-process prepare at a time. A machine with a copy of such a folder needs no scans: give it as `data.dir`.
+TFDS records it then holds `cases.npz` (the table) and `records.json` (settings, notes, what was left out).
+Scans are prepared one by one, by several processes or by Apache Beam, into `.pieces-...` (see
+`luna16_pieces`), from which the records are then written: a preparation that was killed goes on with the
+pieces that are there, and removes the `.partial-...` folder of unfinished records. That takes twice the space
+of the records for a while. A lock lets one process prepare at a time. A machine with a copy of such a folder
+needs no scans: give it as `data.dir`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -26,8 +30,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from auxseg import progress
-from auxseg.datasets import labels as labels_lib
-from auxseg.datasets import luna16_folder, resize
+from auxseg.datasets import luna16_folder, luna16_pieces
 from auxseg.datasets.luna16_folder import Settings
 from auxseg.errors import InputError
 from auxseg.structs import CLASS_NAMES, CaseTable, Dataset
@@ -114,7 +117,7 @@ class Luna16(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return sorted(int(name.removeprefix("subset")) for name in self.info.splits)
 
 
-def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16"):
+def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_workers=None):
     """Returns the `Dataset` of a LUNA16 folder (prepares its records if need be) or of a folder of records.
 
     Args:
@@ -123,6 +126,7 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16"):
         settings: `Settings`.
         skip_bad_scans: go on without scans that cannot be used.
         name: first part of the data set's name.
+        num_workers: as `prepare`.
 
     Raises:
         InputError: as `prepare`; records of other settings or of another version.
@@ -130,11 +134,27 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16"):
     path = pathlib.Path(path)
     if (path / RECORDS_FILE).is_file():
         return read_records(path, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
-    records = prepare(path, cache_dir=cache_dir, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
+    records = prepare(
+        path,
+        cache_dir=cache_dir,
+        settings=settings,
+        skip_bad_scans=skip_bad_scans,
+        name=name,
+        write_all=functools.partial(luna16_pieces.write_all, num_workers=num_workers),
+    )
     return read_records(records, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
 
 
-def prepare(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", overwrite=False):
+def prepare(
+    path,
+    *,
+    cache_dir,
+    settings,
+    skip_bad_scans=False,
+    name="luna16",
+    overwrite=False,
+    write_all=luna16_pieces.write_all,
+):
     """Returns the folder of complete records of a LUNA16 folder; writes them where they are not there.
 
     Args:
@@ -144,6 +164,7 @@ def prepare(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", o
         skip_bad_scans: go on without scans that cannot be used, and list them in the notes.
         name: folder below `cache_dir`.
         overwrite: prepare anew even if complete records are there.
+        write_all: who prepares the scans, and by how many processes: of `luna16_pieces` or `luna16_beam`.
 
     Raises:
         BadScansError: scans cannot be used; nothing is left behind.
@@ -157,7 +178,7 @@ def prepare(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", o
     place.mkdir(parents=True, exist_ok=True)
     with _lock(place):
         if overwrite or not (target / RECORDS_FILE).is_file():
-            _prepare(folder, target, settings, skip_bad_scans)
+            _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite)
     return target
 
 
@@ -212,55 +233,49 @@ def _features(size_yx):
     }
 
 
-def _example(scan, part, settings):
-    """Returns the features of one slice; the label vector is that of the resized mask."""
-    mask = resize.resize_mask(part.mask, settings.size_yx)
-    return {
-        "image": resize.resize_image(part.image, settings.size_yx),
-        "mask": mask,
-        "labels": labels_lib.label_vector(mask),
-        "series_uid": scan.uid,
-        "patient": scan.patient,
-        "subset": scan.subset,
-        "slice_index": part.index_z,
-        "spacing_zyx_mm": np.asarray(part.spacing_zyx_mm, np.float32),
-        "num_nodules": part.num_nodules,
-        "native_size_yx": np.array(part.mask.shape, np.int32),
-        "native_mask": zlib.compress(part.mask.tobytes(), 1),
-    }
-
-
 def _case_id(uid, slice_index):
     return f"{uid}_{slice_index:04d}"
 
 
-def _prepare(folder, target, settings, skip_bad_scans):
+def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
     for leftover in target.parent.glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    pieces = target.with_name(f".pieces-{target.name}")
+    for leftover in target.parent.glob(f".pieces-{settings.name}-*"):
+        if leftover != pieces or overwrite:  # of other files of the same folder
+            shutil.rmtree(leftover, ignore_errors=True)
     partial = target.with_name(f".partial-{target.name}")
+    pieces.mkdir(exist_ok=True)
     partial.mkdir()
     try:
-        source = _Source(folder, settings, skip_bad_scans)
+        source = _Source(folder, settings, skip_bad_scans, pieces)
+        source.write_pieces(write_all)
         subsets = _write_records(partial, source)
         _write_cases(partial, settings, subsets)
-        (partial / RECORDS_FILE).write_text(json.dumps(source.manifest(subsets), indent=1) + "\n")
+        manifest = json.dumps(source.manifest(subsets), indent=1) + "\n"
+        (partial / RECORDS_FILE).write_text(manifest, encoding="utf-8")
         for file in partial.rglob("*"):
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
+    except InputError:
+        shutil.rmtree(pieces, ignore_errors=True)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(pieces, ignore_errors=True)
 
 
 class _Source:
     """The scans that are being written, and what is said of them on the way."""
 
-    def __init__(self, folder, settings, skip_bad_scans):
+    def __init__(self, folder, settings, skip_bad_scans, pieces):
         self.settings, self.skip_bad_scans = settings, skip_bad_scans
+        self.job = luna16_pieces.Job("records", str(folder.path), settings, str(pieces))
         self.nodules_of = luna16_folder.create_nodule_reader(folder, settings)
         self.scans, self.problems, notes = luna16_folder.check_scans(folder, settings, self.nodules_of)
         self.num_scans = len(folder.scans) + len(folder.problems)
-        self.notes, self.progress = list(notes), iter(())
+        self.notes, self.failed = list(notes), {}
         self.check_problems()
         if not self.scans:
             self.refuse(f"none of {self.num_scans} scans has a slice to read")
@@ -273,24 +288,24 @@ class _Source:
         reasons = "; ".join([*self.problems[:3], *self.notes])
         raise InputError(f"data.dir: {matter}" + (f": {reasons}" if reasons else ""))
 
-    def examples_of(self, scan):
-        """Returns all examples of a scan at once, so that a scan is written whole or not at all."""
-        examples = []
-        try:
-            slices, notes = luna16_folder.read_slices(scan, self.settings, self.nodules_of)
-            examples = [_example(scan, part, self.settings) for part in slices]
-            self.notes += notes
-        except InputError as error:
-            self.problems.append(f"{scan.uid}: {error}")
-            self.check_problems()
-        next(self.progress, None)
-        return examples
+    def write_pieces(self, write_all):
+        """Has the scans prepared, each whole or not at all."""
+        total, before = len(self.scans), list(self.problems)
+        with contextlib.closing(write_all(self.job, self.scans, self.nodules_of)) as results:
+            for scan, problem in progress.track(results, total=total, label="Preparing records", unit="scan"):
+                if problem is not None:
+                    self.failed[scan.uid] = f"{scan.uid}: {problem}"
+                    in_order = [self.failed[each.uid] for each in self.scans if each.uid in self.failed]
+                    self.problems = [*before, *in_order]
+                    self.check_problems()
 
-    def start_progress(self):
-        """Begins to show how far it is: `examples_of` then takes a step for each scan."""
-        total = len(self.scans)
-        self.progress = progress.track(range(total + 1), total=total, label="Preparing records", unit="scan")
-        next(self.progress)
+    def examples_of(self, scan):
+        """Returns all examples of a scan; none of one that cannot be used."""
+        if scan.uid in self.failed:
+            return []
+        examples, notes = luna16_pieces.read_examples(self.job, scan, self.nodules_of)
+        self.notes += notes
+        return examples
 
     def manifest(self, subsets):
         return _identity(self.settings) | {
@@ -309,7 +324,6 @@ def _write_records(partial, source):
         scans=tuple(source.scans),
         examples_of=source.examples_of,
     )
-    source.start_progress()
     with _quiet():
         subsets = Luna16(data_dir=str(partial), config=config).write()
     if not subsets:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fixtures_luna16 import UIDS
 
-from auxseg.datasets import luna16, luna16_folder, resize
+from auxseg.datasets import luna16, luna16_folder, luna16_pieces, resize
 from auxseg.datasets.luna16_folder import BadScansError, Settings
 from auxseg.errors import InputError
 
@@ -203,7 +203,7 @@ def test_no_slice_at_all_is_said(tmp_path):
         luna16.load(tmp_path, cache_dir=tmp_path / "cache", settings=SMALL)
 
 
-def test_killed_preparation_is_never_taken_for_whole(folder, tmp_path):
+def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_path, monkeypatch):
     code = (
         "import os, signal; from auxseg.datasets import luna16, luna16_folder\n"
         "read = luna16_folder.read_slices\n"
@@ -217,8 +217,19 @@ def test_killed_preparation_is_never_taken_for_whole(folder, tmp_path):
     killed = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert records_in(tmp_path) == [] and len(list(tmp_path.rglob(".partial*"))) == 1
-    assert len(luna16.load(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))) == 3
-    assert list(tmp_path.rglob(".partial*")) == []
+    (pieces,) = tmp_path.rglob(".pieces-*")
+    assert sorted(path.name for path in pieces.iterdir()) == [f"{uid}.npz" for uid in UIDS[:2]]
+    content = bytearray((pieces / f"{UIDS[1]}.npz").read_bytes())
+    content[2000] ^= 1  # of the image, as a disk may: noticed, and made anew
+    (pieces / f"{UIDS[1]}.npz").write_bytes(content)
+    read, seen = luna16_folder.read_slices, []
+    monkeypatch.setattr(luna16_folder, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
+    dataset = luna16.load(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
+    assert len(dataset) == 3 and seen == [UIDS[2], UIDS[1]]
+    assert [path.name for path in tmp_path.rglob(".*") if path.name != ".lock"] == []
+    monkeypatch.undo()
+    other = luna16.load(folder, cache_dir=tmp_path / "other", settings=Settings(size_yx=(48, 48)))
+    np.testing.assert_array_equal(dataset.read(np.arange(3))[0], other.read(np.arange(3))[0])
 
 
 def test_two_processes_prepare_one_after_the_other(folder, tmp_path):
@@ -263,25 +274,29 @@ def test_split_of_several_files_is_read_in_order(folder, tmp_path, monkeypatch):
 
 
 def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
-    """A scan is read only after the examples of the one before were written."""
+    """A scan is read only after the piece of the one before was written, and taken up after its records were."""
     events = []
-    read = luna16_folder.read_slices
+    read, write, take = luna16_folder.read_slices, luna16_pieces._write_whole, luna16_pieces._read_examples
     add = luna16.tfds.core.SequentialWriter.add_examples
 
     def noted(self, split_examples):
         def each(examples):
             for example in examples:
                 yield example
-                events.append(("written", example["series_uid"]))
+                events.append(("recorded", example["series_uid"]))
 
         add(self, {name: each(examples) for name, examples in split_examples.items()})
 
-    monkeypatch.setattr(
-        luna16_folder, "read_slices", lambda *a: events.append(("read", a[0].uid)) or read(*a)
-    )
+    def note(name, function, uid_of):
+        return lambda *a: events.append((name, uid_of(a))) or function(*a)
+
+    monkeypatch.setattr(luna16_folder, "read_slices", note("read", read, lambda a: a[0].uid))
+    monkeypatch.setattr(luna16_pieces, "_write_whole", note("written", write, lambda a: a[0].stem))
+    monkeypatch.setattr(luna16_pieces, "_read_examples", note("taken", take, lambda a: a[1].uid))
     monkeypatch.setattr(luna16.tfds.core.SequentialWriter, "add_examples", noted)
     luna16.prepare(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
-    assert events == [(what, uid) for uid in UIDS for what in ("read", "written")]
+    first = [(what, uid) for uid in UIDS for what in ("read", "written")]
+    assert events == first + [(what, uid) for uid in UIDS for what in ("taken", "recorded")]
 
 
 def test_cache_folder_may_be_shared_by_readers(folder, tmp_path):

@@ -1,0 +1,36 @@
+"""Prepares scans as it is told to; `luna16_pieces` starts several of these.
+
+    python -m auxseg.datasets.luna16_worker
+
+Standard input has the `luna16_pieces.Job` as a line of JSON, and then a series UID a line; standard output
+gets one line of JSON for each: {"problem": null or why the scan cannot be used}, or {"fault": why nothing can
+be written}. It ends with its input, which is when the process that started it ends, however that does.
+"""
+
+import json
+import signal
+import sys
+
+from auxseg.datasets import luna16_pieces
+
+
+def main():
+    """Prepares the scans that standard input names."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that no half-written file stays
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    job = luna16_pieces.Job.from_json(sys.stdin.readline())
+    scans, nodules_of = luna16_pieces.open_job(job)
+    for line in sys.stdin:
+        scan = scans[line.strip()]
+        try:
+            answer = {"problem": luna16_pieces.write(job, scan, nodules_of)}
+        except OSError as error:
+            answer = {"fault": f"{error.strerror or error} ({error.filename or job.place})"}
+        try:
+            print(json.dumps(answer), flush=True)
+        except BrokenPipeError:
+            sys.exit(1)  # the parent is gone
+
+
+if __name__ == "__main__":
+    main()
