@@ -176,7 +176,7 @@ def create_feed(dataset, indices, *, placement, devices):
         dataset: a `structs.Dataset`.
         indices: int [n], the cases that will be asked for.
         placement: 'device' (int16 and uint8, one copy on each device), 'stream' (read when wanted), or
-            'auto': on the device if it takes at most a quarter of its memory.
+            'auto': on the device if it takes at most a quarter of its memory and of the host's.
         devices: from `parallel.choose_devices`.
 
     Raises:
@@ -248,7 +248,9 @@ def _read_rows(dataset, devices, indices, weights):
 
 
 def _memory_budget_bytes(device):
+    """Returns a quarter of the device's memory, or of the host's where that is less: data come by way of it."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, _ = parallel.device_memory_bytes(device)
     if limit is None or device.platform == "cpu":
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return limit // 4
+        limit = host
+    return min(limit, host) // 4

@@ -308,4 +308,7 @@ def list_facts(subject, judgement, run):
             f"{run.summary.get('ended', 'n/a')}",
             "Weights": f"of epoch {run.summary['best_epoch']}, the lowest validation loss",
         }
+    waited = [row["waited_for_data"] for row in run.epochs if "waited_for_data" in row]
+    if waited:
+        facts["Waiting for data"] = f"{np.mean(waited):.1%} of the time of the training steps"
     return facts

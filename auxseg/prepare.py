@@ -149,7 +149,7 @@ def write_npz(data_dir, settings):
             for file in [*partial.glob("*.json"), *partial.glob(".*")]:
                 file.unlink()
             _replace_folder(partial, output)
-        except InputError:
+        except luna16_folder.BadScansError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     return [

@@ -608,7 +608,7 @@ def _write_events(events, row):
         scores |= {f"dice/{name}": v for name, v in row[split]["dice"].items() if v is not None}
         for name, value in scores.items():
             events.add_scalar(f"{split}/{name}", value, row["epoch"])
-    for name in ("learning_rate", "seconds", "images_per_second", "peak_memory_mb"):
+    for name in ("learning_rate", "seconds", "images_per_second", "peak_memory_mb", "waited_for_data"):
         events.add_scalar(name, row[name], row["epoch"])
     events.flush()
 
@@ -633,10 +633,12 @@ def _print_row(setup, row, position):
         for name, value in val["dice"].items()
         if name != "background"
     )
+    streamed = setup.feed.placement == "stream"
+    waited = f"  waited for data {row['waited_for_data']:.0%}" if streamed else ""
     best = "  best" if position.schedule.best_epoch == row["epoch"] else ""
     print(
         f"epoch {row['epoch']}/{setup.config.train.num_epochs}  loss {row['train']['loss']:.4f}  "
         f"val {val['loss']:.4f}  Dice {dice}  lr {row['learning_rate']:g}  {row['seconds']:.1f} s  "
-        f"{row['images_per_second']:.1f} images/s{best}",
+        f"{row['images_per_second']:.1f} images/s{waited}{best}",
         flush=True,
     )

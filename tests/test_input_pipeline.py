@@ -1,6 +1,7 @@
 """Order, padding and placement of batches."""
 
 import dataclasses
+import tracemalloc
 
 import fakes
 import jax
@@ -156,3 +157,54 @@ def test_the_placebo_is_off_unless_asked_for():
     np.testing.assert_array_equal(
         found, input_pipeline.shuffle_labels(data.table.labels, members, seed=config.seed)
     )
+
+
+def test_a_streamed_set_is_never_in_memory():
+    """786 MB of slices go by; no more than a few batches are held at a time, on the host or on the devices."""
+    size, count, batch_size, limit = 256, 4000, 40, 60e6
+    devices, live = parallel.choose_devices(2), []
+
+    def read(indices):
+        images = np.empty((len(indices), size, size), np.int16)
+        images[:] = (indices % 1000)[:, None, None]
+        return images, np.zeros(images.shape, np.uint8)
+
+    data = dataclasses.replace(fakes.two_discs(4), size_yx=(size, size), read=read)
+    feed = input_pipeline.create_feed(data, np.arange(count), placement="stream", devices=devices)
+    order = input_pipeline.epoch_order(np.arange(count), seed=1, epoch=1)
+    rows = input_pipeline.padded_rows(order, batch_size, batch_size)
+    before = sum(array.nbytes for array in jax.live_arrays())
+    tracemalloc.start()
+    for number, (batch, seconds) in enumerate(input_pipeline.read_batches(feed, rows)):
+        first = order[number * batch_size] % 1000
+        assert batch.images[0, 0, 0, 0] == first and seconds >= 0
+        live.append(sum(array.nbytes for array in jax.live_arrays()) - before)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(live) == count // batch_size and max(live) < limit and peak < limit
+
+
+def test_no_more_than_the_prefetch_is_read_ahead():
+    asked = []
+    data = fakes.two_discs(4)
+    feed = input_pipeline.create_feed(
+        dataclasses.replace(data, read=lambda i: asked.append(len(i)) or data.read(i % 4)),
+        np.arange(60),
+        placement="stream",
+        devices=parallel.choose_devices(1),
+    )
+    for taken, _ in enumerate(
+        input_pipeline.read_batches(feed, input_pipeline.padded_rows(np.arange(60), 2, 2))
+    ):
+        assert len(asked) <= taken + 1 + input_pipeline.PREFETCH_BATCHES
+    assert len(asked) == 30
+
+
+def test_data_must_fit_the_host_as_well(monkeypatch):
+    device = parallel.choose_devices(1)[0]
+    host = input_pipeline._memory_budget_bytes(device)
+    monkeypatch.setattr(parallel, "device_memory_bytes", lambda _: (1 << 50, None))
+    gpu = dataclasses.make_dataclass("Device", ["platform"])("gpu")
+    assert input_pipeline._memory_budget_bytes(gpu) == host
+    monkeypatch.setattr(parallel, "device_memory_bytes", lambda _: (4000, None))
+    assert input_pipeline._memory_budget_bytes(gpu) == 1000

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -206,8 +207,10 @@ def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkey
     assert_same_run(half, unbroken)
 
 
-def test_run_on_streamed_data_equals_one_on_the_device(unbroken, npz, tmp_path):
+def test_run_on_streamed_data_equals_one_on_the_device(unbroken, npz, tmp_path, capsys):
     train.train(small_config(npz, data__placement="stream"), tmp_path / "stream")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == NUM_EPOCHS and all(re.search(r"  waited for data \d+%", line) for line in lines)
     assert_same_run(tmp_path / "stream", unbroken)
 
 

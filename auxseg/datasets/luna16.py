@@ -258,7 +258,7 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
-    except InputError:
+    except luna16_folder.BadScansError:
         shutil.rmtree(pieces, ignore_errors=True)
         raise
     finally:
