@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg import input_pipeline, losses, models, optim, parallel, state, steps, train
+from auxseg import input_pipeline, insertion, losses, models, optim, parallel, state, steps, train
 from configs import base
 
 SIZE = (16, 16)
@@ -37,13 +37,13 @@ def start(seed=1):
     return jax.device_get(train.create_initial_state(small_config()))
 
 
-def run_on(num_devices, data, config, num_steps=4, batch_size=6):
+def run_on(num_devices, data, config, num_steps=4, batch_size=6, plan=None):
     """Returns (state, sums) after some steps; the last batch has 22 - 3 * 6 = 4 examples."""
     devices = parallel.choose_devices(num_devices)
     feed = input_pipeline.create_feed(data, np.arange(len(data)), placement="device", devices=devices)
     order = input_pipeline.epoch_order(np.arange(len(data)), seed=1, epoch=1)
     rows = input_pipeline.padded_rows(order, batch_size, parallel.round_up(batch_size, devices))
-    train_fn = train.create_train_fn(config, devices)
+    train_fn = train.create_train_fn(config, devices, insertion_plan=plan)
     current = train.set_learning_rate(parallel.replicate(start(), devices), 1e-3, devices)
     sums = parallel.replicate(jax.device_get(steps.empty_sums(4)), devices)
     for _, (batch, _) in zip(range(num_steps), input_pipeline.read_batches(feed, rows), strict=False):
@@ -64,6 +64,17 @@ def test_devices_do_not_change_what_is_computed(data, num_devices):
     for leaf in jax.tree.leaves(copies):
         assert (leaf == leaf[:1]).all()  # every device holds the same
     assert one_sums.weight == 22
+
+
+def test_inserted_nodules_and_the_batch_dice_do_not_depend_on_the_devices(data):
+    config = small_config(loss__name="batch_dice_ce", loss__hard_fraction=0.2, insert__enabled=True)
+    plan = insertion.create_plan(config.insert, data)._replace(pixel_mm=np.full(len(data), 2.0, np.float32))
+    (_, one, one_sums), (_, many, many_sums) = (run_on(n, data, config, plan=plan) for n in (1, 3))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    for a, b in zip(one_sums, many_sums, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert one_sums.dice_cases[3] > (data.table.num_nodules > 0).sum()  # more slices have one than before
 
 
 @pytest.fixture(scope="module")
