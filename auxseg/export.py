@@ -31,6 +31,13 @@ NUM_SLICES = 8
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """What a StableHLO program is made for."""
 
+_NEEDS = {
+    "stablehlo": ("numpy", "jax", "flatbuffers"),
+    "onnx": ("numpy", "onnxruntime"),
+    "saved": ("auxseg",),
+}
+"""Packages that a bundle runs with."""
+
 
 def export(workdir, kind, output, *, images, checked_on):
     """Writes a bundle of a run's best weights and returns what `bundle.json` says.
@@ -87,7 +94,7 @@ def write_bundle(folder, trained, kind):
     if kind != "saved":
         (folder / "run.py").write_text(_RUNNER, encoding="utf-8")
     about = bundle.describe(trained, kind)
-    about |= _details(kind)
+    about |= {"needs": list(_NEEDS[kind]), **_details(kind)}
     about["versions"] = runs.describe_machine(jax.devices())["packages"]
     about["files"] = {file.name: bundle.file_checksum(file) for file in sorted(folder.iterdir())}
     (folder / bundle.FILE).write_text(bundle.dump_description(about), encoding="utf-8")
@@ -165,18 +172,14 @@ def read_check_slices(config, workdir, scan_path):
     Args:
         config: the run's settings.
         workdir: the run.
-        scan_path: a scan, or None for the run's validation cases.
+        scan_path: a scan or a folder of scans, or None for the run's validation cases.
 
     Raises:
         InputError: the scan or the run's data cannot be read.
     """
     size = tuple(config.data.size)
     if scan_path:
-        with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
-            scan = scans.open_scan(scans.find_scans(scan_path)[0], scratch)
-            wanted = np.unique(np.linspace(0, scan.num_slices - 1, NUM_SLICES).astype(int))
-            images = [resize_image(scan.read(int(k), int(k) + 1)[0], size) for k in wanted]
-        return np.stack(images), f"{scan.num_slices}-slice scan {pathlib.Path(scan_path).name}"
+        return _read_scans(scan_path, size)
     try:
         dataset = load(config.data)
         members = evaluate.read_splits(pathlib.Path(workdir), dataset)
@@ -187,11 +190,30 @@ def read_check_slices(config, workdir, scan_path):
     return dataset.read(members["val"][:NUM_SLICES])[0], f"validation cases of {dataset.name}"
 
 
+def _read_scans(path, size):
+    """Returns (int16 [n, *size], what they are): `NUM_SLICES` spread over the scans there."""
+    found = scans.find_scans(path)
+    chosen = [found[k] for k in np.unique(np.linspace(0, len(found) - 1, NUM_SLICES).astype(int))]
+    images, num_slices = [], 0
+    for source in chosen:
+        with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
+            scan = scans.open_scan(source, scratch)
+            num_slices = scan.num_slices
+            count = max(1, NUM_SLICES // len(chosen))
+            wanted = np.unique(np.linspace(0, num_slices - 1, count + 2).astype(int)[1:-1])
+            images += [resize_image(scan.read(int(k), int(k) + 1)[0], size) for k in wanted]
+    name = pathlib.Path(path).resolve().name
+    what = f"{num_slices}-slice scan {name}" if len(found) == 1 else f"{len(chosen)} scans of {name}"
+    return np.stack(images), what
+
+
 def _define_flags():
     flags.DEFINE_string("workdir", None, "the run's folder, or a bundle of the format 'saved'")
     flags.DEFINE_string("format", None, f"one of {', '.join(bundle.KINDS)}")
     flags.DEFINE_string("output", None, "folder of the bundle; default: WORKDIR/export/FORMAT")
-    flags.DEFINE_string("input", None, "a chest CT to check on; default: the run's validation cases")
+    flags.DEFINE_string(
+        "input", None, "a chest CT, or a folder of some, to check on; default: the run's validation cases"
+    )
 
 
 def main(argv):
@@ -218,6 +240,8 @@ def main(argv):
 _RUNNER = '''"""Segments one slice with this bundle, without auxseg, by NumPy and ONNX Runtime or JAX.
 
     python run.py SLICE.npy MASK.npy    (SLICE: HU, [H, W], oriented as bundle.json says)
+
+The packages that it needs are listed in bundle.json under "needs"; pip installs each by that name.
 """
 
 import json

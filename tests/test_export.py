@@ -1,8 +1,10 @@
 """Tests of exported bundles: they agree with the original, say what they are, and run without auxseg."""
 
+import configparser
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +113,19 @@ def test_a_bundle_describes_itself(exported):
     assert {one.version for one in proto.opset_import} == {onnx_graph.OPSET}
     properties = {one.key: one.value for one in proto.metadata_props}
     assert properties["weights_sha256"] == about["weights_sha256"]
+
+
+def test_a_bundle_says_what_it_needs_and_imports_no_more(exported):
+    """Packages that another one happens to bring along are named too: jax.export reads with flatbuffers."""
+    for kind, allowed in (("onnx", {"onnxruntime"}), ("stablehlo", {"jax", "flatbuffers"})):
+        output, about = exported[kind]
+        assert set(about["needs"]) == allowed | {"numpy"}
+        text = (output / "run.py").read_text(encoding="utf-8")
+        imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
+        assert imported <= {"json", "pathlib", "sys", "numpy", "onnxruntime", "jax"}
+    setup = configparser.ConfigParser()
+    setup.read(pathlib.Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
+    assert "flatbuffers" in setup["options"]["install_requires"]
 
 
 @pytest.mark.parametrize("kind", ["onnx", "stablehlo"])
@@ -246,6 +261,15 @@ def test_slices_to_check_on_come_from_a_scan(real_data):
     config = _trained().config
     images, text = export.read_check_slices(config, None, real_data / "cip" / "ct-64.nrrd")
     assert images.shape == (export.NUM_SLICES, *SIZE) and "ct-64.nrrd" in text
+
+
+def test_slices_to_check_on_come_from_many_scans(tmp_path):
+    for number in range(20):
+        image = np.full((40, 40), number, np.int16)
+        np.savez(tmp_path / f"{number:02}.npz", image=image)
+    images, text = export.read_check_slices(_trained().config, None, tmp_path)
+    assert images.shape == (export.NUM_SLICES, *SIZE) and text == f"8 scans of {tmp_path.name}"
+    assert images[:, 0, 0].tolist() == np.linspace(0, 19, 8).astype(int).tolist()
 
 
 def test_a_run_without_its_data_asks_for_a_scan(tmp_path):

@@ -183,12 +183,15 @@ def _span(low, high, form):
 
 
 def draw_bland_altman(evaluation, name):
-    """Returns the Bland-Altman plots of a class (Figs 12-14) in px and mm2 where known, or None."""
+    """Returns the Bland-Altman plots of a class (Figs 12-14) in px and mm2 where known, or None.
+
+    One under the other: side by side their words would be too small to read on half a page.
+    """
     units = [unit for unit in ("px", "mm2") if len(tables.area_pairs(evaluation, name, unit)[0])]
     if not units:
         return None
-    figure, axes = create_axes((5.2 * len(units), 3.5), columns=len(units))
-    for panel, unit in zip(axes[0], units, strict=True):
+    figure, axes = create_axes((5.4, 3.2 * len(units)), rows=len(units))
+    for panel, unit in zip(axes[:, 0], units, strict=True):
         _draw_agreement(panel, *tables.area_pairs(evaluation, name, unit), name, unit.replace("mm2", "mm²"))
     return figure
 
@@ -350,7 +353,7 @@ def _draw_case(row, case):
     window = {"cmap": "gray", "vmin": case.window_hu[0], "vmax": case.window_hu[1]}
     palette = ListedColormap(["#000000", *(COLORS[name] for name in scores.FOREGROUND)])
     row[0].imshow(case.image, **window)
-    row[0].set_ylabel(case.case_id, fontsize=8, color=INK)
+    row[0].set_ylabel(shorten(case.case_id), fontsize=8, color=INK)
     for panel, mask in ((row[1], case.reference), (row[2], case.prediction)):
         panel.imshow(mask, cmap=palette, vmin=0, vmax=len(CLASS_NAMES) - 1, interpolation="nearest")
     row[3].imshow(case.image, **window)
@@ -360,6 +363,13 @@ def _draw_case(row, case):
     row[3].set_xlabel(
         "Dice  " + "  ".join(f"{k} {'-' if np.isnan(v) else f'{v:.3f}'}" for k, v in named), fontsize=8
     )
+
+
+def shorten(case_id, length=28):
+    """Returns a case's name with its middle left out where it is longer: a series UID is as long as a row."""
+    if len(case_id) <= length:
+        return case_id
+    return f"{case_id[: length // 2 - 2]}...{case_id[-(length // 2) :]}"
 
 
 def overlay(reference, prediction, *, alpha=0.45):
@@ -380,9 +390,7 @@ def draw_explanation(explanation):
     tiles = [("CT and truth", None), *explanation.maps.items()]
     rows, scales = -(-len(tiles) // _TILES), explanation.se_scales
     figure = Figure(figsize=(11, 2.9 * rows + (2.4 if scales else 0)), layout="constrained")
-    grid = figure.add_gridspec(
-        rows + bool(scales), _TILES, height_ratios=[2.9] * rows + [2.4] * bool(scales)
-    )
+    grid = figure.add_gridspec(rows + bool(scales), _TILES, height_ratios=[2.9] * rows + [2.4] * bool(scales))
     for place, (title, heat) in enumerate(tiles):
         _draw_heat(figure.add_subplot(grid[divmod(place, _TILES)]), explanation, title, heat)
     if scales:

@@ -29,6 +29,8 @@ SHIFT_GAIN = 0.001
 AREA_SHARE = 0.1
 """Of the area: beyond it a class is systematically too large or too small."""
 HIDDEN_DICE = 0.5
+LOST_DICE = 0.05
+"""Mean Dice of nodules: below it they are not segmented at all, wherever the predicted pixels lie."""
 DOUBTFUL_NODULE_DICE = 0.9
 """Two radiologists agree to 0.82 on the largest slice of a LUNA16 nodule (LIDC outlines)."""
 FEW = 10
@@ -155,6 +157,15 @@ def check_missed(evaluation, name):
             f"No prediction holds one pixel of it, in {count_of(present, 'case')} that should.",
             "scores",
         )
+    mean = float(np.nanmean(tables.column(evaluation, f"{name}_dice")))
+    if mean < LOST_DICE and name not in scores.LUNGS:  # lungs have checks of their sides and place
+        return Finding(
+            FAULT,
+            f"{title} is not found",
+            f"Mean Dice {mean:.3f} in {count_of(present, 'case')} that should have it: {missed} without a "
+            f"pixel of it, the others beside it.",
+            "scores",
+        )
     if missed:
         level = FAULT if name in scores.LUNGS else CAUTION
         return Finding(
@@ -163,9 +174,7 @@ def check_missed(evaluation, name):
             "They count with the worst value in every mean.",
             "scores",
         )
-    return Finding(
-        PASSED, f"{title} found", f"In {count_of(present, 'case')} that should have it.", "scores"
-    )
+    return Finding(PASSED, f"{title} found", f"In {count_of(present, 'case')} that should have it.", "scores")
 
 
 def count_of(number, noun):

@@ -25,7 +25,16 @@ def test_bland_altman_draws_both_units(evaluation):
     figure = figures.draw_bland_altman(evaluation, "left_lung")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     agreement = tables.agreement_table(evaluation)[0]
+    first, second = figure.axes
+    assert first.get_position().y0 > second.get_position().y0 and figure.get_figwidth() < 6
     assert len(titles) == 2 and f"bias {agreement['bias']:.1f} px" in titles[0] and "mm²" in titles[1]
+
+
+def test_long_names_are_shortened_in_the_middle():
+    uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.997611074084993415992563148335_0060"
+    assert figures.shorten("ID_0003") == "ID_0003"
+    short = figures.shorten(uid)
+    assert len(short) <= 29 and short.startswith("1.3.6.1.4.1") and short.endswith("148335_0060")
 
 
 def test_unknown_spacing_draws_pixels_alone():

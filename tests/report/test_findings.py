@@ -22,9 +22,7 @@ def titles(found, level):
 def test_a_good_prediction_raises_no_fault():
     found = find()
     assert titles(found, "fault") == []
-    assert {"Left and right", "Shift", "Left lung found", "Right lung found"} <= set(
-        titles(found, "passed")
-    )
+    assert {"Left and right", "Shift", "Left lung found", "Right lung found"} <= set(titles(found, "passed"))
 
 
 def test_shift_by_three_pixels():
@@ -51,9 +49,7 @@ def test_sides_swapped():
 
 
 def test_sides_swapped_in_one_case():
-    found = find(
-        lambda prediction, seed: made_up_run.swap_sides(prediction, 0) if seed == 4 else prediction
-    )
+    found = find(lambda prediction, seed: made_up_run.swap_sides(prediction, 0) if seed == 4 else prediction)
     assert titles(found, "fault") == ["Left and right are swapped"]
     assert "In 1 of 18 cases" in found[0].text and "orientation" not in found[0].text
 
@@ -64,10 +60,20 @@ def test_one_lung_lost():
 
 
 def test_one_lung_lost_in_some_cases():
-    found = find(
-        lambda prediction, seed: made_up_run.lose_a_lung(prediction, 0) if seed < 2 else prediction
-    )
+    found = find(lambda prediction, seed: made_up_run.lose_a_lung(prediction, 0) if seed < 2 else prediction)
     assert titles(found, "fault") == ["Right lung is lost in 2 of 18 cases"]
+
+
+def test_nodules_predicted_beside_every_nodule():
+    def move(prediction, seed):
+        moved = np.where(prediction == 3, 0, prediction).astype(np.uint8)
+        if seed % 2:
+            moved[:3, :3] = 3
+        return moved
+
+    found = [each for each in find(move) if each.level == "fault"]
+    assert [each.title for each in found] == ["Nodule is not found"]
+    assert "Mean Dice 0.000 in 12 cases" in found[0].text and "6 without a pixel" in found[0].text
 
 
 def test_pooled_dsc_that_hides_nodules():
@@ -93,9 +99,7 @@ def test_false_positive_cases_are_named():
 
     found = find(add)
     assert "Nodule: false-positive cases" in titles(found, "caution")
-    assert "Predicted in 6 of 6 cases" in next(
-        f.text for f in found if f.title.startswith("Nodule: false")
-    )
+    assert "Predicted in 6 of 6 cases" in next(f.text for f in found if f.title.startswith("Nodule: false"))
 
 
 def test_nodules_above_radiologists_are_doubted():
