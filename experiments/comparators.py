@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from auxseg import models
+import jax
+import jax.numpy as jnp
+
+from auxseg import models, state
 from experiments import runner
 
 
@@ -77,3 +80,11 @@ def create_changes(system, width):
 def create_network(config, system, width):
     """Returns the network of a System at a base width, with the other settings of a config."""
     return models.create_model(runner.override(config, create_changes(system, width)).model)
+
+
+def count_values(config, system, width):
+    """Returns the parameters and statistics of a System at a base width; nothing is computed."""
+    model = create_network(config, system, width)
+    size = 2 ** (model.settings.depth + 1)  # any will do
+    images = jax.ShapeDtypeStruct((1, size, size, system.slices), jnp.float32)
+    return state.count_values(jax.eval_shape(model.init, jax.random.key(0), images))

@@ -303,8 +303,8 @@ def format_command(arguments):
     shown = [f"python -m {module.name}" if module else arguments[0].rsplit("/", 1)[-1]]
     for argument in arguments[1:]:
         name = argument.split("=")[0].lstrip("-")
-        if name == "data_dir":
-            shown.append("--data_dir=FOLDER")
+        if name in ("data_dir", "extra_data"):
+            shown.append(f"--{name}=FOLDER")
         elif name not in ("out", "jobs"):
             shown.append(argument)
     return " ".join(shown)

@@ -20,7 +20,7 @@ from absl import flags
 
 from auxseg import cli, runs
 from auxseg.report import tables
-from experiments import ablations, comparators, effects, runner
+from experiments import comparators, effects, runner
 
 WIDTHS = ("matched", "published", "both")
 
@@ -37,8 +37,7 @@ def find_width(config, system, target):
     """
 
     def count(width):
-        changes = comparators.create_changes(system, int(width))
-        return ablations.count_parameters(runner.override(config, changes))
+        return comparators.count_values(config, system, int(width))
 
     # Every layer's channels are multiples of the width, halves rounded down: nearly a polynomial of degree 2.
     widths = np.array([8, 16, 32])
@@ -56,12 +55,13 @@ def create_arms(config, *, width, extra_data=None):
         width: one of `WIDTHS`.
         extra_data: folder of the second data set, or None.
     """
-    scale, target = config.model.base_width / 64, ablations.count_parameters(config)
+    scale = config.model.base_width / 64
+    target = comparators.count_values(config, comparators.SYSTEMS["aux_unet"], config.model.base_width)
     systems = {name: system for name, system in comparators.SYSTEMS.items() if fits(config, system)}
     arms, titles, paper = {}, {}, {}
     for name, system in systems.items():
         widths = {"published": max(1, round(system.published_width * scale))}
-        if name != "aux_unet":
+        if name != "aux_unet" and width != "published":
             widths = {"matched": find_width(config, system, target), **widths}
         for kind, value in widths.items():
             if width not in ("both", kind) and name != "aux_unet":
@@ -173,13 +173,14 @@ def study(
 
     Args:
         protocol, folder, jobs, dry_run, reuse, only, names: as `ablations.study`.
-        width: one of `WIDTHS`; None: the flag's.
-        extra_data: folder of the second data set; None: the flag's.
+        width: one of `WIDTHS`; None: this and `extra_data` are the flags'.
+        extra_data: folder of the second data set, or None.
 
     Raises:
         InputError: as `runner.run_all` and `runner.choose_arms`.
     """
-    width, extra_data = width or flags.FLAGS.width, extra_data or _extra_flag()
+    if width is None:
+        width, extra_data = flags.FLAGS.width, flags.FLAGS.extra_data
     config = runner.create_config(protocol)
     arms, titles, paper = create_arms(config, width=width, extra_data=extra_data)
     arms = runner.choose_arms(arms, only)
@@ -195,10 +196,6 @@ def study(
     tables.write_json(folder / "table2.json", rows)
     runs.write_text(folder / "table2.md", "\n".join(format_rows(rows)) + "\n")
     return {**result, "rows": rows}
-
-
-def _extra_flag():
-    return flags.FLAGS.extra_data if "extra_data" in flags.FLAGS else None
 
 
 if __name__ == "__main__":
