@@ -286,7 +286,8 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         subject = dataclasses.replace(subject, decision=chosen)
     names = [split for split in ("val", "test") if split in members]
     results = {split: _evaluate(subject, split) for split in names}
-    judgements = {split: judge.judge_split(subject, split) for split in names}
+    shown = default_split(members) if config.eval.num_panels else None
+    judgements = {split: judge.judge_split(subject, split, native=split == shown) for split in names}
     rows = [row for split in names for row in _case_rows(judgements[split], results[split])]
     tables.write_csv(workdir / "cases.csv", rows)
     epochs = runs.read_rows(workdir / "metrics.jsonl")

@@ -68,11 +68,17 @@ def create_predict_fn(config, devices):
     return parallel.parallelize(step, devices)
 
 
-def judge_split(subject, split):
-    """Returns the Judgement of a split; memory grows by a row a case."""
+def judge_split(subject, split, *, native=True):
+    """Returns the Judgement of a split; memory grows by a row a case.
+
+    Args:
+        subject: Subject.
+        split: its name.
+        native: score at the scan's size too, where it is another one: it takes most of the time.
+    """
     start = time.monotonic()
     table, indices = subject.dataset.table, subject.members[split]
-    native = bool((table.native_size_yx[indices] != subject.dataset.size_yx).any())
+    native = native and bool((table.native_size_yx[indices] != subject.dataset.size_yx).any())
     score = functools.partial(_score_both, subject, split, native)
     both = list(scores.stream(score, predict(subject, indices, label=f"scoring {split}"), num_threads=2))
     if not both:

@@ -104,6 +104,12 @@ def create_effects(titles):
     ]
 
 
+def plan(protocol, only=()):
+    """Returns the Runs of the study; arguments and errors as `study`."""
+    config = runner.create_config(protocol)
+    return runner.plan(config, runner.choose_arms(create_arms(config), only), protocol)
+
+
 def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):
     """Runs the study and writes its tables and page; returns them, None after a dry run.
 
@@ -119,14 +125,12 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
     Raises:
         InputError: as `runner.run_all` and `runner.choose_arms`.
     """
-    config = runner.create_config(protocol)
-    arms = create_arms(config)
-    arms = runner.choose_arms(arms, only)
-    planned = runner.plan(config, arms, protocol)
+    planned = plan(protocol, only)
     workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
     if dry_run:
         return None
-    titles = create_titles(arms, config)
+    config = runner.create_config(protocol)
+    titles = create_titles(runner.choose_arms(create_arms(config), only), config)
     return effects.write(
         folder, workdirs, config, titles, create_effects(titles), names=names, heading="Ablations"
     )

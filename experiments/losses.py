@@ -50,15 +50,19 @@ def create_effects(titles):
     ]
 
 
+def plan(protocol, only=()):
+    """Returns the Runs of the study; arguments and errors as `study`."""
+    return runner.plan(runner.create_config(protocol), runner.choose_arms(create_arms(), only), protocol)
+
+
 def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):
     """Runs the study and writes its tables and page; arguments, result and errors as `ablations.study`."""
-    config = runner.create_config(protocol)
-    arms = runner.choose_arms(create_arms(), only)
-    planned = runner.plan(config, arms, protocol)
+    planned = plan(protocol, only)
     workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
     if dry_run:
         return None
-    titles = {name: TITLES[name] for name in arms}
+    config = runner.create_config(protocol)
+    titles = {name: title for name, title in TITLES.items() if name in only or not only}
     return effects.write(
         folder, workdirs, config, titles, create_effects(titles), names=names, heading="Losses"
     )

@@ -45,6 +45,12 @@ NODULE_AREA_PIXELS = 512 * 512
 """Of the slices that the areas in --nodule_areas were counted on."""
 
 
+def plan(protocol, only=()):
+    """Returns the Runs of the study; `only` has no effect: both arms are needed."""
+    del only
+    return runner.plan(runner.create_config(protocol), ARMS, protocol)
+
+
 def study(
     protocol,
     folder,
@@ -73,14 +79,13 @@ def study(
     Raises:
         InputError: as `runner.run_all`; files that cannot be used.
     """
-    del only
-    config = runner.create_config(protocol)
-    planned = runner.plan(config, ARMS, protocol)
+    planned = plan(protocol, only)
     if not dry_run:
         share_splits(folder, planned)
     workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
     if dry_run:
         return None
+    config = runner.create_config(protocol)
     comparison = runner.finish(folder, workdirs, titles=TITLES, pairs=[], names=names)
     areas = {arm: read_areas(workdirs, arm, comparison["split"]) for arm in ARMS}
     summary = {

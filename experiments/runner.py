@@ -35,6 +35,14 @@ from experiments import compare
 CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base"}
 """The config of each choice of --data; 'quick' runs have smoke.py instead."""
 
+QUICK = {
+    "data.size": (32, 32),
+    "model.depth": 1,
+    "model.lowering": "plain",
+    "train.num_epochs": 1,
+}
+"""What a quick run changes in smoke.py: compiling is nearly all that it does, and this compiles soonest."""
+
 SPLITS = {"phantom": "kfold", "npz": "kfold", "luna16": "folds"}
 
 CASE_COLUMNS = ("case_id", "patient", "split")
@@ -113,13 +121,14 @@ def create_config(protocol):
         config.data.num_folds = protocol.num_folds
         config.data.dir = protocol.data_dir
         config.eval.num_panels = 0  # one page for all runs, at the end
-    given = {
+    asked = {
         "model.base_width": protocol.base_width,
         "data.size": protocol.size and (protocol.size, protocol.size),
         "train.num_epochs": protocol.epochs,
         "train.batch_size": protocol.batch_size,
     }
-    return override(config, {name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    return override(config, (QUICK if protocol.quick else {}) | given)
 
 
 def override(config, changes):
@@ -212,6 +221,21 @@ def is_finished(workdir):
     return (workdir / "summary.json").is_file()
 
 
+def find_left(folder, planned, reuse=()):
+    """Returns the Runs that have neither ended in the folder of their study nor, alike, in another one."""
+    finished = _find_finished(reuse)
+    return [
+        run
+        for run in planned
+        if not is_finished(folder / "runs" / run.name) and _settings_key(run.config) not in finished
+    ]
+
+
+def drop_repeated(left):
+    """Returns Runs without those whose settings another one has."""
+    return list({_settings_key(run.config): run for run in reversed(left)}.values())[::-1]
+
+
 def _find_finished(folders):
     """Returns {key of the settings: workdir} of the finished runs of other studies."""
     paths = [path for folder in folders for path in sorted((folder / "runs").glob("*")) if is_finished(path)]
@@ -244,12 +268,10 @@ def _announce(folder, planned, left, jobs, dry_run):
         for run in planned:
             print(f"  {run.name}: {'to run' if run in left else 'finished'}")
     if left:
-        config = max((run.config for run in left), key=lambda config: config.model.base_width)
-        seconds = estimate_seconds(config, in_child=jobs > 1)
-        total = seconds * len(left) / jobs
+        total = estimate_total(left, jobs)
         print(
-            f"at most about {format_seconds(total)}: {format_seconds(seconds)} a run, {jobs} at once, "
-            "measured on a few steps of one of them",
+            f"at most about {format_seconds(total)}: {format_seconds(total * jobs / len(left))} a run, {jobs} at "
+            "once, measured on a few steps of each network",
             flush=True,
         )
 
@@ -349,6 +371,22 @@ def format_seconds(seconds):
     return f"{seconds / 86400:.1f} days"
 
 
+def estimate_total(left, jobs=1):
+    """Returns the seconds that Runs take at most, `jobs` at once; a few steps of each network are measured."""
+    seconds, total = {}, 0.0
+    for run in left:
+        model = run.config.model
+        network = (model.name, model.base_width, tuple(run.config.data.size))
+        if network not in seconds:
+            seconds[network] = estimate_seconds(run.config, in_child=jobs > 1)
+        total += seconds[network]
+    return total / jobs
+
+
+_MEASURED = {}
+"""(seconds of the first step, of a later one) of each network measured in this process."""
+
+
 def estimate_seconds(config, *, in_child=False):
     """Returns the seconds of one run at most: all epochs, from the time of a few training steps.
 
@@ -385,7 +423,11 @@ def estimate_seconds(config, *, in_child=False):
     members = splits.make_splits(
         table, split=data.split, fold=data.fold, num_folds=data.num_folds, seed=data.split_seed
     )
-    compiling, step = measure_step(config)
+    key = (runs.config_to_dict(config)["model"], tuple(config.data.size), config.train.batch_size)
+    key = json.dumps(key, sort_keys=True)
+    if key not in _MEASURED:
+        _MEASURED[key] = measure_step(config)
+    compiling, step = _MEASURED[key]
     batch = config.train.batch_size
     trained = input_pipeline.num_batches(len(members["train"]), batch)
     evaluated = EVALUATED_COST / batch

@@ -92,9 +92,7 @@ def test_chosen_cases_are_predicted_again():
 
 
 def test_a_fault_of_the_network_reaches_the_page(tmp_path):
-    (tmp_path / "config.json").write_text(
-        '{"eval": {"num_panels": 1}, "data": {"window_hu": [-1000, 400]}}'
-    )
+    (tmp_path / "config.json").write_text('{"eval": {"num_panels": 1}, "data": {"window_hu": [-1000, 400]}}')
     (tmp_path / "splits.json").write_text('{"train": ["x"], "test": ["case001"]}')
     subject = make_subject(fakes.two_discs(7, size=48), lambda masks: np.roll(masks, (3, 3), (-2, -1)))
     page = judge.write(tmp_path, subject, judge.judge_split(subject, "test"))
@@ -129,3 +127,8 @@ def test_a_network_of_volumes_is_not_explained():
     subject = make_subject(fakes.two_discs(7))
     subject.config.model.name = "unet3d"
     assert judge.explain_cases(subject, (), [("case9", "nodule")]) == ()
+
+
+def test_the_size_of_the_scan_is_left_out_where_nobody_asks_for_it():
+    subject = make_subject(enlarge(fakes.two_discs(7, size=32)))
+    assert judge.judge_split(subject, "val", native=False).native is None
