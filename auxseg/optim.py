@@ -96,6 +96,17 @@ class Schedule:
     stopped: bool = False
 
 
+def epoch_rate(schedule, *, epoch, config):
+    """Returns the learning rate of an epoch (1-based): the plateau's, along a half cosine where it is set.
+
+    The half cosine (Loshchilov & Hutter 2017, arXiv:1608.03983) falls from 1 to 0 over `cosine_epochs`.
+    """
+    if not config.cosine_epochs:
+        return schedule.learning_rate
+    done = min(1.0, (epoch - 1) / config.cosine_epochs)
+    return schedule.learning_rate * (1.0 + math.cos(math.pi * done)) / 2.0
+
+
 def update_schedule(schedule, *, epoch, value, config):
     """Returns the Schedule after the epoch (1-based) whose validation loss is `value`.
 

@@ -177,6 +177,7 @@ def check_settings(config):
         "train.batch_size": 1,
         "train.num_epochs": 1,
         "train.bn_refresh_batches": 0,
+        "optim.cosine_epochs": 0,
         "eval.batch_size": 1,
         "checkpoint.every_epochs": 1,
     }
@@ -359,7 +360,7 @@ def _run_epochs(setup, current, sums, position, interruption):
     with _open_events(setup.workdir, position.epoch) if first else contextlib.nullcontext() as events:
         while (ended := parallel.share(first and _why_ended(setup, position, start))) is None:
             began = time.perf_counter()
-            current = set_learning_rate(current, position.schedule.learning_rate, setup.devices)
+            current = set_learning_rate(current, _rate(setup, position), setup.devices)
             current, sums, timing = _train_epoch(setup, current, sums, position, interruption, agreement)
             current = _refresh_statistics(setup, current, position.epoch + 1)
             results = _validate(setup, current)
@@ -372,6 +373,11 @@ def _run_epochs(setup, current, sums, position, interruption):
                 jax.device_get(steps.empty_sums(setup.config.model.num_classes)), setup.devices
             )
     return ended
+
+
+def _rate(setup, position):
+    """Returns the learning rate of the epoch after `position`."""
+    return optim.epoch_rate(position.schedule, epoch=position.epoch + 1, config=setup.config.optim)
 
 
 def _why_ended(setup, position, start):
@@ -472,7 +478,7 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
     if val["loss"] is None:
         raise InputError(
             f"epoch {epoch}: the validation loss is not finite; the weights of the last good epoch are in "
-            f"{setup.workdir}; lower optim.learning_rate (it was {position.schedule.learning_rate:g})"
+            f"{setup.workdir}; lower optim.learning_rate (it was {_rate(setup, position):g})"
         )
     schedule = optim.update_schedule(
         position.schedule, epoch=epoch, value=val["loss"], config=setup.config.optim
@@ -480,7 +486,7 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
     row = {
         "epoch": epoch,
         "step": epoch * setup.steps_per_epoch,
-        "learning_rate": position.schedule.learning_rate,
+        "learning_rate": _rate(setup, position),
         "train": _divide_sums(sums),
         "val": val,
         "seconds": seconds,

@@ -84,6 +84,7 @@ def get_config():
     optim.plateau_patience_epochs = 5  # recovered from Table 3
     optim.plateau_min_delta = 1e-4  # Keras' default, absolute
     optim.min_learning_rate = 0.0
+    optim.cosine_epochs = 0  # over which the rate also falls along a half cosine; 0: it does not
     optim.stop_patience_epochs = 10  # (4)
 
     config.train = train = ml_collections.ConfigDict()

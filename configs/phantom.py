@@ -16,10 +16,12 @@ def get_config():
     config.data.name = "phantom"
     config.data.slices = "nodule"
     config.data.split = "train_val_test"
-    config.data.size = (192, 192)
+    config.data.size = (256, 256)
+    config.data.phantom.num_scans = 160
     config.model.base_width = 8
     config.loss.class_weights = (1.0, 1.0, 1.0, 30.0)
     config.train.batch_size = 4
-    config.train.num_epochs = 30
-    config.optim.plateau_patience_epochs = 3
+    config.train.num_epochs = 12
+    config.train.bn_refresh_batches = 20
+    config.optim.cosine_epochs = 12
     return config

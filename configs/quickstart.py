@@ -7,8 +7,11 @@ from configs import phantom
 
 
 def get_config():
-    """Returns phantom with half of the scans and a limit of two minutes."""
+    """Returns phantom with few scans, smaller images and a limit of two minutes."""
     config = phantom.get_config()
     config.data.phantom.num_scans = 24
+    config.data.size = (192, 192)
+    config.optim.cosine_epochs = 0
+    config.train.num_epochs = 30
     config.train.max_minutes = 2.0
     return config

@@ -107,3 +107,13 @@ def test_learning_rate_scales_the_update():
     ]
     np.testing.assert_allclose(updates[0], 2 * updates[1], rtol=1e-6)
     np.testing.assert_allclose(updates[0], -1e-3, rtol=1e-4)
+
+
+def test_cosine_goes_with_the_plateau():
+    config = base.get_config().optim.copy_and_resolve_references().unlock()
+    schedule = optim.Schedule(learning_rate=0.5)
+    assert optim.epoch_rate(schedule, epoch=7, config=config) == 0.5
+    config.cosine_epochs = 4
+    rates = [optim.epoch_rate(schedule, epoch=epoch, config=config) for epoch in (1, 2, 3, 4, 5, 9)]
+    root = 0.5**0.5
+    np.testing.assert_allclose(rates, [0.5, 0.25 * (1 + root), 0.25, 0.25 * (1 - root), 0.0, 0.0], atol=1e-12)
