@@ -16,8 +16,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable
 
 import jax
@@ -25,7 +23,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from auxseg import checkpoints, input_pipeline, models, runs
+from auxseg import checkpoints, input_pipeline, models, npz_files, runs
 from auxseg.errors import InputError, check_choice
 from auxseg.structs import CLASS_NAMES
 
@@ -326,9 +324,8 @@ def read_saved(path, about=None):
         )
     file = pathlib.Path(path) / KINDS["saved"]
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            variables = unflatten({name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        variables = unflatten(npz_files.read_npz(file, most_bytes=checkpoints.MOST_BYTES))
+    except npz_files.UNREADABLE as error:
         raise InputError(f"{file}: damaged: {error}; export it again") from error
     if weights_checksum(variables) != about["weights_sha256"]:
         raise InputError(f"{file}: the weights are not those of {FILE}; export it again")

@@ -12,6 +12,7 @@ here.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -27,6 +28,10 @@ from auxseg.errors import InputError
 from auxseg.state import TrainState
 
 LATEST, BEST = "latest", "best"
+
+MOST_BYTES = 1 << 35
+"""Of the arrays of a checkpoint: a stranger's may claim any size."""
+
 _KEPT = 2
 
 
@@ -161,12 +166,27 @@ def _remove_leftovers(folder, kind):
 
 
 def _restore(workdir, kind, step, names):
+    _check_sizes(workdir / "checkpoints" / kind / str(step), [name for name in names if name not in _RESTORE])
     args = {name: _RESTORE.get(name, ocp.args.StandardRestore)() for name in names}
     options = ocp.CompositeOptions(multiprocessing_options=_FIRST_ALONE)
     handler = ocp.CompositeCheckpointHandler(composite_options=options)
     with ocp.Checkpointer(handler, multiprocessing_options=_FIRST_ALONE) as checkpointer:
         folder = (workdir / "checkpoints" / kind / str(step)).absolute()
         return checkpointer.restore(folder, args=ocp.args.Composite(**args))
+
+
+def _check_sizes(folder, names):
+    """Raises an InputError where arrays take more than `MOST_BYTES`, going by their metadata alone."""
+    total = 0
+    for name in names:
+        found = ocp.StandardCheckpointHandler().metadata((folder / name).absolute())
+        for leaf in jax.tree.leaves(found.tree, is_leaf=lambda x: hasattr(x, "shape")):
+            total += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    if total > MOST_BYTES:
+        raise InputError(
+            f"{folder}: its arrays take {total >> 30} GiB, expected at most {MOST_BYTES >> 30}; it is damaged "
+            "or forged"
+        )
 
 
 # Of several processes only the first saves and restores: Orbax is not to wait for the others.

@@ -231,6 +231,9 @@ def open_run(workdir, split):
     split = check_choice("split", split or default_split(members), tuple(members))
     devices = parallel.choose_devices(config.train.num_devices)
     variables, found = checkpoints.restore_best(workdir)
+    images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
+    shapes = jax.eval_shape(models.create_model(config.model).init, jax.random.key(0), images)
+    checkpoints.match_variables(variables, dict(shapes), where=str(workdir))
     feed = input_pipeline.create_feed(
         dataset, members[split], placement=config.data.placement, devices=devices
     )

@@ -492,7 +492,7 @@ def write_report(path, *, title, pictures, masks, labels, spacing_yx_mm, tables,
         file.write(b"<script>\nconst slices=[\n")
         for picture, mask, label in zip(pictures, masks, labels):
             parts = [_data_url("jpeg", picture), _data_url("png", encode_overlay(mask)), label]
-            file.write((json.dumps(parts).replace("</", "<\\/") + ",\n").encode())
+            file.write((json.dumps(parts).replace("<", "\\u003c") + ",\n").encode())
         file.write(b"];\n" + _SCRIPT.encode() + b"</script>\n</main></body></html>\n")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from auxseg import partners
+from auxseg import npz_files, partners
 from auxseg.errors import InputError
 
 AXIS = "devices"
@@ -345,5 +345,5 @@ def _pack(arrays):
 
 
 def _unpack(content):
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        return [file[name] for name in sorted(file.files)]
+    arrays = npz_files.read_npz(io.BytesIO(content), most_bytes=partners.MOST_BYTES)
+    return [arrays[name] for name in sorted(arrays)]

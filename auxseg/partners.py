@@ -34,7 +34,9 @@ CONNECT_SECONDS = 300.0
 
 _HELLO, _PING, _DATA, _STOP, _BYE = range(5)
 _HEADER = struct.Struct(">BQ")
-_MOST_BYTES = 1 << 36
+MOST_BYTES = 1 << 36
+"""Of a message."""
+
 _MOST_BYTES_OF_A_STRANGER = 1 << 10
 
 
@@ -174,7 +176,7 @@ class _Link:
     def _read(self):
         try:
             while True:
-                kind, content = _read_frame(self._connection, _MOST_BYTES)
+                kind, content = _read_frame(self._connection, MOST_BYTES)
                 self.heard = time.monotonic()
                 if kind == _DATA:
                     self._inbox.put(content)

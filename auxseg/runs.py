@@ -88,7 +88,7 @@ def read_json(path):
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; is {path.parent} the workdir of a run?") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(
             f"{path}: cannot be read as JSON ({error}); restore it, or start a new run"
         ) from error

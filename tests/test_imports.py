@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 ROOMS = (
-    ("allocator", "errors", "structs", "progress"),
+    ("allocator", "errors", "npz_files", "structs", "progress"),
     ("ct", "scan_checks"),
     ("dicom", "inflate", "scans"),
     ("datasets",),

@@ -22,14 +22,13 @@ import json
 import os
 import pathlib
 import shutil
-import zipfile
 import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from auxseg import progress
+from auxseg import npz_files, progress
 from auxseg.datasets import luna16_folder, luna16_pieces
 from auxseg.datasets.luna16_folder import Settings
 from auxseg.errors import InputError
@@ -40,7 +39,8 @@ VERSION = "1.0.0"
 
 RECORDS_FILE, CASES_FILE = "records.json", "cases.npz"
 
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error)
+_MOST_CASES_BYTES = 1 << 32
+"""Of the table: some kilobytes a case."""
 
 _READ_TOGETHER = 64  # records; a whole data set at once would be in memory twice
 
@@ -210,10 +210,21 @@ def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
     def read_native_mask(index):
         example = records(np.array([index]))[0]
         shape = tuple(example["native_size_yx"])
-        return np.frombuffer(zlib.decompress(example["native_mask"]), np.uint8).reshape(shape).copy()
+        return _unpack_mask(example["native_mask"], shape)
 
     notes = (*manifest["notes"], *(f"left out: {problem}" for problem in manifest["problems"]))
     return Dataset(f"{name}/{settings.name}", table, settings.size_yx, read, read_native_mask, notes)
+
+
+def _unpack_mask(packed, shape):
+    """Returns uint8 of `shape`; never inflates more than that takes."""
+    inflater = zlib.decompressobj()
+    data = inflater.decompress(packed, int(np.prod(shape)))
+    if not inflater.eof and inflater.decompress(inflater.unconsumed_tail, 1):
+        raise InputError(
+            f"records: a native mask holds more than the {shape} pixels it should; prepare them again"
+        )
+    return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 
 def _features(size_yx):
@@ -353,9 +364,8 @@ def _text(value):
 def _read_cases(path):
     """Returns (the `CaseTable`, TFDS split of each case, position in that split)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
-    except _UNREADABLE as error:
+        columns = npz_files.read_npz(path, most_bytes=_MOST_CASES_BYTES)
+    except npz_files.UNREADABLE as error:
         raise InputError(f"records: {path} cannot be read: {error}; prepare them again") from error
     uids, slices = columns["series_uid"], columns["slice_index"]
     table = CaseTable(

@@ -18,11 +18,11 @@ import queue
 import subprocess
 import sys
 import threading
-import zipfile
 import zlib
 
 import numpy as np
 
+from auxseg import npz_files
 from auxseg.datasets import labels as labels_lib
 from auxseg.datasets import luna16_folder, npz, resize
 from auxseg.errors import InputError
@@ -36,8 +36,6 @@ SCANS_PER_WORKER = 4
 """Fewer are done sooner than a process starts."""
 
 _FIELDS = ("image", "mask", "labels", "slice_index", "spacing_zyx_mm", "num_nodules", "native_size_yx")
-
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +134,7 @@ def read_examples(job, scan, nodules_of):
     """
     try:
         return _read_examples(job.path_of(scan.uid), scan)
-    except _UNREADABLE:
+    except npz_files.UNREADABLE:
         problem = write(job, scan, nodules_of)
         if problem is not None:
             raise InputError(f"{scan.uid}: {problem}") from None
@@ -177,8 +175,7 @@ def _write_examples(job, scan, slices, notes):
 
 
 def _read_examples(path, scan):
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = npz_files.read_npz(path, most_bytes=npz.MOST_BYTES)
     ends = np.cumsum(arrays["native_mask_bytes"])
     native = np.split(arrays["native_mask"], ends[:-1]) if len(ends) else []
     examples = [

@@ -27,6 +27,7 @@ import zlib
 
 import numpy as np
 
+from auxseg import npz_files
 from auxseg.datasets import labels as labels_lib
 from auxseg.datasets import resize
 from auxseg.errors import InputError
@@ -42,6 +43,9 @@ INDEX_COLUMNS = (
 
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # RuntimeError: an encrypted archive, or (NotImplementedError) one packed in a way that Python cannot unpack
+
+MOST_BYTES = 1 << 36
+"""Of one array: a stack of all of LUNA16's lung slices."""
 
 _HEADER_LOCK = threading.Lock()
 
@@ -189,15 +193,10 @@ def _read_member(archive, name):
     in Python up to 3.11.7 and 3.12.1 counts its recursion over all threads together and then fails now and
     then with a SystemError (CPython issue 106905). Here one thread at a time parses, and all inflate.
     """
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in readers:
-            raise ValueError(f"{name} is of version {version} of NumPy's format, expected 1.0 or 2.0")
         with _HEADER_LOCK:
-            shape, is_fortran, dtype = readers[version](file)
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects, which are never unpickled")
+            header = npz_files.check_header(file, name, archive.getinfo(name).file_size, MOST_BYTES)
+        shape, is_fortran, dtype = header
         return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
