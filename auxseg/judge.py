@@ -121,7 +121,7 @@ def choose_decision(subject, *, max_false):
     """
     dataset, split = subject.dataset, "val"
     cases = (
-        (probabilities, dataset.read(np.array([index]))[1][0], _resized_spacing(dataset, index))
+        (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
         for index, probabilities in predict(subject, subject.members[split], label=f"choosing on {split}")
     )
     chosen, found = decision.tune(
@@ -132,7 +132,7 @@ def choose_decision(subject, *, max_false):
     return chosen, {"split": split, **found}
 
 
-def _resized_spacing(dataset, index):
+def resized_spacing(dataset, index):
     """Returns float64 [2], mm between pixels of a case as the network sees it; NaN where unknown."""
     table = dataset.table
     return scores.resized_spacing(
@@ -155,7 +155,7 @@ def _score_both(subject, split, native, predicted):
         "slice_index": int(table.slice_index[index]),
     }
     _, masks = dataset.read(np.array([index]))
-    resized = _resized_spacing(dataset, index)
+    resized = resized_spacing(dataset, index)
     first = scores.score_case(
         prediction=decision.decide(probabilities, subject.decision, spacing_yx_mm=resized),
         reference=masks[0],
@@ -201,7 +201,7 @@ def read_cases(subject, judgement):
         chosen.items(), predict(subject, indices), strict=True
     ):
         images, masks = subject.dataset.read(np.array([index]))
-        spacing = _resized_spacing(subject.dataset, index)
+        spacing = resized_spacing(subject.dataset, index)
         prediction = decision.decide(probabilities, subject.decision, spacing_yx_mm=spacing)
         cases.append(
             viewer.CaseImage(case_id, reasons, images[0], masks[0], prediction, window, rows[case_id])

@@ -288,7 +288,7 @@ def _predict_batches(batches, networks, options, field):
     weights = np.ones(len(CLASS_NAMES), np.float32)
     weights[NODULE] = decision.Decision(options.nodule_threshold).nodule_weight
     for first, inputs, count in batches:
-        maps = [_probabilities(network, inputs, options) for network in networks]
+        maps = [predict_probabilities(one, inputs[one.size_yx], flip=options.flip) for one in networks]
         finish = decide([_weigh(each, weights) for each in maps] if weights[NODULE] != 1.0 else maps)
         if before is not None:
             yield _finish(*before, weights)
@@ -328,11 +328,16 @@ def read_decision(workdirs):
     return next(iter(chosen.values()))
 
 
-def _probabilities(network, inputs, options):
-    """Returns a network's probabilities of one batch, float32 [N, h, w, C], still being computed."""
-    images = inputs[network.size_yx]
+def predict_probabilities(network, images, *, flip):
+    """Returns a network's probabilities, float32 [N, h, w, C], perhaps still being computed.
+
+    Args:
+        network: `bundle.Network`.
+        images: int16 [N, h, w] in HU, of the network's size.
+        flip: average with the mirrored images, left and right exchanged back.
+    """
     probabilities = jnp.asarray(network.probabilities(images))
-    if not options.flip:
+    if not flip:
         return probabilities
     mirrored = network.probabilities(np.ascontiguousarray(images[:, :, ::-1]))
     return _average_mirrored(probabilities, jnp.asarray(mirrored))
