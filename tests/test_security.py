@@ -34,7 +34,6 @@ MODULES = {
     "shelve",
     "yaml",
     "tarfile",
-    "torch",
 }
 """Modules that can run what they read, or unpack to anywhere; none is imported by the package."""
 
