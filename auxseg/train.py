@@ -88,8 +88,8 @@ class Position:
         return cls(value["epoch"], optim.Schedule(**value["schedule"]), value["seconds"])
 
 
-class Interrupted(Exception):
-    """The run was told to stop by a signal; its state is saved."""
+class Interrupted(BaseException):
+    """The run was told to stop by a signal; its state is saved. No Exception, so that nothing mends it."""
 
 
 def train(config, workdir):
@@ -101,12 +101,13 @@ def train(config, workdir):
 
     Raises:
         InputError: settings, data, or a loss that is not finite (the last good weights are kept).
-        Interrupted: on SIGTERM, after the state was saved.
+        Interrupted: on SIGTERM; in training after the state was saved.
     """
     with _held(workdir) as workdir, _Interruption() as interruption:
         setup = create_setup(config, workdir)
         current, sums, position = _start(setup)
-        ended = _run_epochs(setup, current, sums, position, interruption)
+        with interruption.awaited():
+            ended = _run_epochs(setup, current, sums, position, interruption)
         if not parallel.is_first():
             return None
         return evaluate.finish(
@@ -565,15 +566,19 @@ def _save_interrupted(setup, current, sums, position, interruption):
 
 
 class _Interruption:
-    """Remembers a SIGTERM until the step at hand is done; only the main thread can listen."""
+    """Ends the run on SIGTERM: at once, or while `awaited` after the step at hand.
+
+    Only the main thread can listen; in any other nothing is waited for.
+    """
 
     def __init__(self):
         self.signal = None
         self._old = None
+        self._awaited = False
 
     def __enter__(self):
         try:
-            self._old = signal.signal(signal.SIGTERM, self._remember)
+            self._old = signal.signal(signal.SIGTERM, self._receive)
         except ValueError:
             logging.info("not in the main thread: SIGTERM will not be waited for")
         return self
@@ -582,8 +587,25 @@ class _Interruption:
         if self._old is not None:
             signal.signal(signal.SIGTERM, self._old)
 
-    def _remember(self, number, _):
+    @contextlib.contextmanager
+    def awaited(self):
+        """Only remembers a signal within; one that nobody acted on ends the run on leaving."""
+        self._awaited = True
+        yield
+        self._awaited = False
+        if self.signal is not None:
+            self._stop()
+
+    def _receive(self, number, _):
         self.signal = signal.Signals(number)
+        if not self._awaited:
+            self._stop()
+
+    def _stop(self):
+        raise Interrupted(
+            f"stopped by {self.signal.name} outside of training; nothing is lost: start the same command again "
+            "to go on"
+        )
 
 
 def set_learning_rate(current, learning_rate, devices):

@@ -264,6 +264,22 @@ def test_sigterm_saves_says_so_and_goes_on_in_the_middle_of_an_epoch(unbroken_co
     assert_same_run(workdir, unbroken_command)
 
 
+@pytest.mark.parametrize("stop", ["load_once", "_run_epochs"])
+def test_sigterm_outside_of_training_ends_the_run_at_once(npz, tmp_path, monkeypatch, stop):
+    """Before it, where data may be prepared for hours, and after the last step."""
+
+    def told(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        return "all epochs"
+
+    monkeypatch.setattr(train, stop, told)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(train.Interrupted, match="SIGTERM outside of training; nothing is lost"):
+        train.train(small_config(npz), tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.slow
 def test_command_line_mistakes_get_one_line(npz, tmp_path):
     cases = {
