@@ -43,7 +43,7 @@ def augment(images, masks, keys, *, ranges, window_hu):
     Images are interpolated linearly and filled with air, masks take the nearest pixel and background.
 
     Args:
-        images: int16 [N, H, W], HU.
+        images: int16 [N, H, W], HU; or slabs [N, H, W, slices], whose slices all move together.
         masks: uint8 [N, H, W], class indices with 1 the left lung and 2 the right.
         keys: from `case_keys`, [N].
         ranges: Ranges.
@@ -65,9 +65,13 @@ def _augment_case(image, mask, key, ranges, window_hu):
     flipped = flip(image, mask)
     flips = jax.random.bernoulli(keys[0], ranges.flip_probability)
     image, mask = jnp.where(flips, flipped[0], image), jnp.where(flips, flipped[1], mask)
-    rows, columns = _coordinates(keys[1], image.shape, ranges)
-    # Shifted so that the fill, 0, is air.
-    image = map_coordinates(image - AIR_HU, (rows, columns), order=1, mode="constant") + AIR_HU
+    rows, columns = _coordinates(keys[1], mask.shape, ranges)
+
+    def move(part):
+        # Shifted so that the fill, 0, is air.
+        return map_coordinates(part - AIR_HU, (rows, columns), order=1, mode="constant") + AIR_HU
+
+    image = move(image) if image.ndim == 2 else jax.vmap(move, -1, -1)(image)
     mask = map_coordinates(mask, (rows, columns), order=0, mode="constant")
     return _change_intensity(image, keys[2], ranges, window_hu), mask
 

@@ -123,9 +123,19 @@ def create_network(trained, *, classes=False):
             without, batch norm is folded into the convolutions, which is faster.
     """
     config = trained.config
+    _refuse_slabs(config)
     forward = _create_forward_with_classes(trained) if classes else _create_folded_forward(trained)
     checksum = weights_checksum(trained.variables)
     return Network(trained.name, tuple(config.data.size), checksum, config.data.labels, forward)
+
+
+def _refuse_slabs(config):
+    """Raises an InputError for a network that sees slabs: a bundle and a prediction are by single slices."""
+    if config.model.name == "unet3d":
+        raise InputError(
+            "model.name: 'unet3d' sees slabs and cannot predict or be exported slice by slice; judge it with "
+            "python -m auxseg.evaluate"
+        )
 
 
 def _create_forward_with_classes(trained):
@@ -157,6 +167,7 @@ def create_forward(config, variables):
         (images [N, H, W] in HU) -> (mask probabilities float32 [N, H, W, C], probabilities float32 [N, C]
         that each class is in the slice; zeros without the auxiliary head).
     """
+    _refuse_slabs(config)
     model, window = models.create_model(config.model), tuple(config.data.window_hu)
     variables = jax.tree.map(jnp.asarray, variables)
 

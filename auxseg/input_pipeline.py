@@ -27,7 +27,7 @@ class RawBatch(NamedTuple):
     """A batch as it is stored; every array may have a leading axis of devices.
 
     Attributes:
-        images: int16 [N, H, W], HU.
+        images: int16 [N, H, W], HU; of slabs [N, H, W, slices].
         masks: uint8 [N, H, W], class indices.
         indices: int32 [N], the case's row in the data set; of a padded row: 0.
         weights: float32 [N], 1.0 for an example, 0.0 for padding.
@@ -61,6 +61,23 @@ def normalise_hu(images, window_hu):
     return jnp.clip((images.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
 
 
+def to_input(images, window_hu):
+    """Returns what the model takes, float32 [N, H, W, C] in [0, 1]: C is 1, or the slices of slabs.
+
+    Args:
+        images: int16 [N, H, W] in HU, or slabs [N, H, W, slices].
+        window_hu: (low, high).
+    """
+    scaled = normalise_hu(images, window_hu)
+    return scaled if scaled.ndim == 4 else scaled[..., None]
+
+
+def read_cases(dataset, indices):
+    """Returns what the network sees of cases and their masks: images or slabs int16, masks uint8 [n, H, W]."""
+    images, masks = dataset.read(indices)
+    return (images if dataset.read_slabs is None else dataset.read_slabs(indices)), masks
+
+
 def label_vectors(masks, num_classes):
     """Returns float32 [N, C]: 1.0 where the class has a pixel in the mask [N, H, W] (section 3.2)."""
     present = [(masks == c).any(axis=(1, 2)) for c in range(num_classes)]
@@ -76,7 +93,7 @@ def to_batch(raw, *, window_hu, num_classes, aux_labels=None):
         num_classes: C.
         aux_labels: float32 [cases of the data set, C] from `shuffle_labels`, or None: those of the masks.
     """
-    images = normalise_hu(raw.images, window_hu)[..., None]
+    images = to_input(raw.images, window_hu)
     if aux_labels is None:
         labels = label_vectors(raw.masks, num_classes)
     else:
@@ -183,9 +200,9 @@ def create_feed(dataset, indices, *, placement, devices):
         InputError: an unknown placement.
     """
     check_choice("data.placement", placement, ("auto", "device", "stream"))
-    fits = len(indices) * 3 * dataset.size_yx[0] * dataset.size_yx[1] <= _memory_budget_bytes(
-        parallel.local(devices)[0]
-    )
+    fits = len(indices) * (2 * dataset.slab + 1) * dataset.size_yx[0] * dataset.size_yx[
+        1
+    ] <= _memory_budget_bytes(parallel.local(devices)[0])
     if placement == "device" or (placement == "auto" and fits):
         return _resident_feed(dataset, np.unique(indices), devices)
     return _streaming_feed(dataset, devices)
@@ -215,7 +232,7 @@ def _wait(batch):
 
 
 def _resident_feed(dataset, kept, devices):
-    data = parallel.replicate(dataset.read(kept), devices)
+    data = parallel.replicate(read_cases(dataset, kept), devices)
     gather = parallel.parallelize(_gather, parallel.local(devices))
 
     def fetch(indices, weights):
@@ -237,10 +254,10 @@ def _streaming_feed(dataset, devices):
 
 def _read_rows(dataset, devices, indices, weights):
     real = weights > 0
-    images = np.zeros((len(indices), *dataset.size_yx), np.int16)
-    masks = np.zeros(images.shape, np.uint8)
+    masks = np.zeros((len(indices), *dataset.size_yx), np.uint8)
+    images = np.zeros(masks.shape if dataset.read_slabs is None else (*masks.shape, dataset.slab), np.int16)
     if real.any():
-        images[real], masks[real] = dataset.read(indices[real])
+        images[real], masks[real] = read_cases(dataset, indices[real])
     if real.any() and not real.all():
         first = np.flatnonzero(real)[0]
         images[~real], masks[~real] = images[first], masks[first]

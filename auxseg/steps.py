@@ -257,7 +257,7 @@ def eval_step(
 
 def predict_step(variables, raw, *, model, window_hu):
     """Returns softmax probabilities float32 [N, H, W, C] of a RawBatch."""
-    images = input_pipeline.normalise_hu(raw.images, window_hu)[..., None]
+    images = input_pipeline.to_input(raw.images, window_hu)
     return jax.nn.softmax(model.apply(variables, images).mask_logits, axis=-1)
 
 

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """One batch as the step takes it.
 
     Attributes:
-        images: float32 [N, H, W, 1], HU mapped from the window to [0, 1].
+        images: float32 [N, H, W, 1], HU mapped from the window to [0, 1]; of slabs [N, H, W, slices].
         masks: uint8 or int32 [N, H, W], class indices.
         labels: float32 [N, C], 1.0 where the class has a pixel in the slice.
         weights: float32 [N], 1.0 for an example, 0.0 for padding.
@@ -86,6 +86,8 @@ class Dataset:
         read: indices int [n] -> (images int16 [n, H, W] in HU, masks uint8 [n, H, W]).
         read_native_mask: index -> mask uint8 [H0, W0] before resizing.
         notes: lines to log and to keep in the run (missing subsets, skipped scans).
+        read_slabs: indices int [n] -> int16 [n, H, W, slab] in HU, each case's slice in the middle; None without.
+        slab: slices of a slab; 1 without.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Dataset:
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     read_native_mask: Callable[[int], np.ndarray]
     notes: tuple[str, ...] = ()
+    read_slabs: Callable[[np.ndarray], np.ndarray] | None = None
+    slab: int = 1
 
     def __len__(self):
         return len(self.table)

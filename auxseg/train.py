@@ -186,6 +186,13 @@ def check_settings(config):
         group, field = name.split(".")
         if config[group][field] < low:
             raise InputError(f"{name}: got {config[group][field]}, expected at least {low}")
+    if (config.model.name == "unet3d") != (config.data.slab > 1):
+        raise InputError(
+            f"data.slab: got {config.data.slab} with model.name={config.model.name!r}; 'unet3d' needs slabs of 3 or more "
+            "slices, and the other networks see one slice"
+        )
+    if config.data.slab > 1 and config.insert.enabled:
+        raise InputError("insert.enabled: nodules are inserted into single slices; give data.slab=1")
     low, high = config.data.window_hu
     if not low < high:
         raise InputError(f"data.window_hu: got {(low, high)}, expected (low, high) in HU with low < high")

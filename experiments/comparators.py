@@ -74,7 +74,8 @@ SAM_PERCENT = 97.08
 
 def create_changes(system, width):
     """Returns {'model.name': ..., ...}, the settings of a System at a base width."""
-    return {f"model.{name}": value for name, value in system.model.items()} | {"model.base_width": width}
+    changes = {f"model.{name}": value for name, value in system.model.items()} | {"model.base_width": width}
+    return changes | ({"data.slab": system.slices} if system.slices > 1 else {})
 
 
 def create_network(config, system, width):

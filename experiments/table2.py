@@ -10,7 +10,7 @@ the paper's network at `--base_width`; `published`: at its own width, scaled by 
 `--extra_data` adds the U-Net with a second data set (a folder of NPZ files, which train and are not
 tested). The study's folder has the files of `experiments.ablations`, and `table2.md`, `table2.json` with the
 paper's figures beside ours. SAM is a table of its own (`experiments.sam`), since it is told where to look.
-The 3D U-Net needs slabs (`data.slab`), which NPZ files of single slices do not hold.
+The 3D U-Net sees slabs of seven slices (`data.slab`), which NPZ files of single slices do not hold: there it is left out.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ def create_arms(config, *, width, extra_data=None):
 
 
 def fits(config, system):
-    """Returns whether the data of a config can give what a System takes: slabs, or slices alone."""
-    del config
-    return system.slices == 1
+    """Returns whether the data of a config can give what a System takes: NPZ files have no slabs."""
+    return system.slices == 1 or config.data.name != "npz"
 
 
 def create_effects(titles):

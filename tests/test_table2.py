@@ -16,12 +16,16 @@ def test_widths_at_the_papers_size_are_the_published_ones(name):
 
 
 def test_arms():
-    config = runner.override(base.get_config(), {"model.base_width": 8, "model.depth": 2})
+    changes = {"model.base_width": 8, "model.depth": 2, "data.name": "npz"}
+    config = runner.override(base.get_config(), changes)
     target = comparators.count_values(config, comparators.SYSTEMS["aux_unet"], 8)
     assert target == ablations.count_parameters(config)
     arms, titles, paper = table2.create_arms(config, width="both", extra_data="second")
     assert next(iter(arms)) == "aux_unet" and arms.keys() == titles.keys() == paper.keys()
     assert not any("unet3d" in arm for arm in arms)  # these data have no slabs
+    luna16 = runner.override(config, {"data.name": "luna16"})
+    slabs = table2.create_arms(luna16, width="published")[0]["unet3d_published"]
+    assert slabs == {"model.name": "unet3d", "model.depth": 3, "model.base_width": 4, "data.slab": 7}
     assert arms["unet_published"] == {"model.name": "unet", "model.base_width": 8}
     assert arms["unet_extra"] == arms["unet_matched"] | {"data.extra_dir": "second"}
     for arm in ("unet_matched", "attention_res_unet_matched"):

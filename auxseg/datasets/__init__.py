@@ -32,6 +32,10 @@ def load(data_config):
     folder = getattr(data_config, "extra_dir", None)
     if not folder:
         return dataset
+    if dataset.slab > 1:
+        raise InputError(
+            "data.extra_dir: NPZ files hold single slices; give data.slab=1, or no second data set"
+        )
     from auxseg.datasets import join, npz
 
     path = pathlib.Path(folder).expanduser()
@@ -41,14 +45,20 @@ def load(data_config):
 def _load_own(data_config):
     check_choice("data.name", data_config.name, SOURCES)
     size_yx = check_size(data_config.size)
+    slab = check_slab(getattr(data_config, "slab", 1))
     if data_config.name == "npz":
         from auxseg.datasets import npz
 
+        if slab > 1:
+            raise InputError(
+                f"data.slab: got {slab}, but NPZ files hold single slices: only 'luna16' and 'phantom' have neighbours"
+            )
         return npz.read_npz(_data_dir(data_config), size_yx=size_yx, labels=data_config.labels)
-    from auxseg.datasets import luna16
+    from auxseg.datasets import luna16, slabs
 
-    return luna16.load(
-        _phantom_dir(data_config) if data_config.name == "phantom" else _data_dir(data_config),
+    folder = _phantom_dir(data_config) if data_config.name == "phantom" else _data_dir(data_config)
+    dataset = luna16.load(
+        folder,
         cache_dir=cache_dir(data_config),
         settings=luna16.Settings(
             size_yx=size_yx,
@@ -59,8 +69,10 @@ def _load_own(data_config):
         ),
         skip_bad_scans=data_config.skip_bad_scans,
         name=data_config.name,
-        num_workers=data_config.get("workers"),
     )
+    if slab == 1:
+        return dataset
+    return slabs.attach(dataset, folder, num_slices=slab, cache_dir=cache_dir(data_config))
 
 
 def cache_dir(data_config):
@@ -93,3 +105,10 @@ def check_size(size):
     if len(size) != 2 or not all(isinstance(n, int) and 16 <= n <= 4096 for n in size):
         raise InputError(f"data.size: got {size}, expected two whole numbers (rows, columns) from 16 to 4096")
     return size
+
+
+def check_slab(num_slices):
+    """Returns `data.slab`; raises an InputError unless it is an odd whole number from 1 to 63."""
+    if not isinstance(num_slices, int) or num_slices % 2 == 0 or not 1 <= num_slices <= 63:
+        raise InputError(f"data.slab: got {num_slices}, expected an odd number of slices from 1 to 63")
+    return num_slices

@@ -1,0 +1,112 @@
+"""Slabs: the right slices in the right order, repeated at the ends of a scan, written once, into the network."""
+
+import fakes
+import numpy as np
+import pytest
+from test_load import data_config, write_npz
+
+from auxseg import augment, ct, datasets, input_pipeline, parallel, train
+from auxseg.datasets import join, resize, slabs
+from auxseg.errors import InputError
+from configs import base
+
+PHANTOM = {"num_scans": 3, "num_slices": 12, "matrix": 64}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """Settings of a small phantom, drawn once."""
+    folder = tmp_path_factory.mktemp("phantom")
+    values = {"name": "phantom", "dir": str(folder / "scans"), "cache_dir": str(folder / "cache")}
+    datasets.load(data_config(**values, **PHANTOM, size=(32, 32)))
+    return values | PHANTOM | {"size": (32, 32)}
+
+
+@pytest.fixture(scope="module")
+def dataset(phantom):
+    return datasets.load(data_config(**phantom, slab=5))
+
+
+def test_neighbours_of_each_slice(dataset, phantom):
+    from auxseg.datasets import luna16_folder
+
+    paths = {scan.uid: scan.path for scan in luna16_folder.list_folder(phantom["dir"]).scans}
+    indices = np.array([2, 0])
+    found, images = dataset.read_slabs(indices), dataset.read(indices)[0]
+    assert found.shape == (2, 32, 32, 5) and found.dtype == np.int16 and dataset.slab == 5
+    np.testing.assert_array_equal(found[..., 2], images)
+    middle = int(dataset.table.slice_index[2])
+    for place in range(5):
+        slice_ = ct.read_slices(paths[str(dataset.table.series_uid[2])], [middle + place - 2])[0]
+        np.testing.assert_array_equal(found[0, ..., place], resize.resize_image(slice_, (32, 32)))
+    ends = list(slabs.read_slabs(paths[str(dataset.table.series_uid[0])], [0, 11], 5))
+    for first, second in ((ends[0][0], ends[0][2]), (ends[1][4], ends[1][2])):
+        np.testing.assert_array_equal(first, second)
+    assert (ends[0][2] != ends[0][3]).any()
+
+
+def test_slabs_are_written_once_and_single_slices_stay_as_they_are(phantom, dataset, monkeypatch):
+    monkeypatch.setattr(slabs, "_write", None)
+    again = datasets.load(data_config(**phantom, slab=5))
+    np.testing.assert_array_equal(again.read_slabs([1]), dataset.read_slabs([1]))
+    alone = datasets.load(data_config(**phantom))
+    assert alone.read_slabs is None and alone.name + "-slab5" == dataset.name
+    np.testing.assert_array_equal(alone.read(np.array([1]))[0], dataset.read(np.array([1]))[0])
+
+
+@pytest.mark.parametrize("placement", ["device", "stream"])
+def test_batches_of_slabs(dataset, placement):
+    devices = parallel.choose_devices(1)
+    feed = input_pipeline.create_feed(dataset, np.arange(3), placement=placement, devices=devices)
+    rows = [(np.array([1, 0], np.int32), np.array([1.0, 0.0], np.float32))]
+    ((batch, _),) = list(input_pipeline.read_batches(feed, rows))
+    np.testing.assert_array_equal(np.asarray(batch.images)[0, 0], dataset.read_slabs([1])[0])
+    raw = input_pipeline.RawBatch(*(np.asarray(part)[0] for part in batch))
+    made = input_pipeline.to_batch(raw, window_hu=(-1000.0, 400.0), num_classes=4)
+    assert made.images.shape == (2, 32, 32, 5)
+
+
+def test_slices_of_a_slab_are_augmented_together():
+    images = np.random.default_rng(0).normal(-500, 200, (1, 16, 16)).astype(np.int16)
+    masks, keys = np.zeros((1, 16, 16), np.uint8), augment.case_keys(1, 0, np.arange(1))
+    how = {"ranges": augment.Ranges(0.5, 0.1, 0.1, 10.0, 0.05), "window_hu": (-1000.0, 400.0)}
+    single, _ = augment.augment(images, masks, keys, **how)
+    slab, _ = augment.augment(np.stack([images] * 3, -1), masks, keys, **how)
+    for place in range(3):
+        np.testing.assert_allclose(slab[..., place], single, atol=1e-3)
+
+
+def test_what_has_no_slabs_says_so(tmp_path, dataset):
+    write_npz(tmp_path)
+    with pytest.raises(InputError, match="data.slab: got 3, but NPZ files hold single slices"):
+        datasets.load(data_config(name="npz", dir=str(tmp_path), slab=3))
+    for wrong in (2, 0, 65):
+        with pytest.raises(InputError, match=f"data.slab: got {wrong}, expected an odd number"):
+            datasets.check_slab(wrong)
+    (tmp_path / "records.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="holds records of single slices"):
+        slabs.attach(dataset, tmp_path, num_slices=3, cache_dir=tmp_path)
+    assert join.add(fakes.two_discs(3), _renamed()).read_slabs is None
+
+
+def _renamed():
+    data = fakes.two_discs(2)
+    names = np.array(["x", "y"])
+    table = type(data.table)(**(vars(data.table) | {"case_id": names, "series_uid": names, "patient": names}))
+    return type(data)("second", table, data.size_yx, data.read, data.read_native_mask)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.name": "unet3d"}, "data.slab: got 1 with model.name='unet3d'"),
+        ({"data.slab": 3}, "data.slab: got 3 with model.name='aux_unet'"),
+        ({"model.name": "unet3d", "data.slab": 3, "insert.enabled": True}, "inserted into single slices"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other(changes, words):
+    config = base.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=words):
+        train.check_settings(config)
