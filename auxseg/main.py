@@ -27,6 +27,8 @@ def main(argv):
     if not path.is_file():
         raise InputError(f"--config: got {str(path)!r}, expected a settings file such as configs/phantom.py")
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / path.stem)
+    if CONFIG.value.train.deterministic:
+        parallel.make_deterministic()
     parallel.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         summary = train.train(CONFIG.value, workdir)

@@ -31,7 +31,7 @@ CLUSTER_VARIABLES = (
     "JOB_COMPLETION_INDEX",
     "TPU_WORKER_HOSTNAMES",
 )
-"""Each is set by a cluster that jax finds its processes of: SLURM, Open MPI, Kubernetes (an indexed job), TPU pods."""
+"""Each is set by a cluster in which jax finds the processes: SLURM, Open MPI, Kubernetes (indexed), TPUs."""
 
 _HEARTBEAT_SECONDS = 600  # of jax.distributed; `partners` is quicker, and has a word for it
 
@@ -203,6 +203,28 @@ def choose_devices(limit=None):
 def local(devices):
     """Returns those of `devices` that are this process's own."""
     return tuple(device for device in devices if device.process_index == jax.process_index())
+
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def make_deterministic():
+    """Has XLA compute the same bits on a GPU each time; to be called before anything is computed.
+
+    The same program on a CPU does so anyway. It costs speed: sums by atomic additions, and the choice among
+    kernels by trying them out, are left out (`python -m experiments.benchmark --deterministic`).
+    """
+    if _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
+
+
+def check_deterministic(devices):
+    """Raises an InputError where `make_deterministic` was not called and `devices` are GPUs."""
+    if devices[0].platform == "gpu" and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise InputError(
+            "train.deterministic: XLA was started without it; run auxseg.main, or set "
+            f"XLA_FLAGS={_DETERMINISTIC} before"
+        )
 
 
 def keep_compiled_programs(folder):

@@ -163,7 +163,8 @@ class _Link:
                 if seconds is not None and waited > seconds:
                     raise InputError(
                         f"process {self._group.process_id} waited {waited / 60:.0f} minutes for process "
-                        f"{self.other}{': ' + label if label else ''}; raise train.wait_minutes, or see what keeps it"
+                        f"{self.other}{': ' + label if label else ''}; raise train.wait_minutes, or see what "
+                        "keeps it"
                     ) from None
                 if label and waited > 10.0 + 60.0 * said:
                     said += 1
@@ -224,8 +225,8 @@ class Door:
                     connection, _ = self._server.accept()
                 except TimeoutError as error:
                     raise InputError(
-                        f"processes {sorted(missing)} did not connect to process 0 in {CONNECT_SECONDS:.0f} s; may "
-                        "they reach any port of its machine?"
+                        f"processes {sorted(missing)} did not connect to process 0 in {CONNECT_SECONDS:.0f} s; "
+                        "may they reach any port of its machine?"
                     ) from error
                 other = self._who(connection)
                 if other in missing:

@@ -129,6 +129,8 @@ def create_setup(config, workdir):
     check_settings(config)
     parallel.keep_compiled_programs(cache_dir(config.data) / "compiled")
     devices = parallel.choose_devices(config.train.num_devices)
+    if config.train.deterministic:
+        parallel.check_deterministic(devices)
     dataset = load_once(config)
     if parallel.is_first():
         for note in dataset.notes:

@@ -96,6 +96,7 @@ def get_config():
     train.bn_warmup = True  # see README: statistics that do not lag behind on small data sets
     train.bn_refresh_batches = 0  # from which each epoch's statistics are taken anew before validation
     train.num_devices = placeholder(int)  # of each process; default: all
+    train.deterministic = False  # the same bits on a GPU each time, at a cost; on a CPU they always are
     train.wait_minutes = 240.0  # that processes wait for the one that prepares the data
     train.init_from = placeholder(str)  # run's workdir or 'saved' bundle whose weights to start from
     train.max_minutes = placeholder(float)  # ends the run cleanly after the epoch in which they pass

@@ -9,6 +9,9 @@ first five steps must agree to 1e-3, or the comparison is void and the exit stat
 installed is left out by name. Peers: `pip install torch keras onnx onnxruntime`; with a GPU, jax, flax, optax
 and numpy are enough.
 
+`--devices=8` measures instead how training scales with devices (`experiments/scaling.py`). `--deterministic`
+has XLA compute the same on a GPU each time: run with and without it for what that costs.
+
 To add a row, add an entry to `ROWS` and, in each `experiments/peers/run_*.py` that can do it, the function
 that builds its step.
 """
@@ -30,8 +33,9 @@ import time
 
 from absl import flags
 
-from auxseg import cli
+from auxseg import cli, parallel
 from auxseg.errors import InputError, check_choice
+from experiments import scaling
 from experiments.peers.task import Task
 
 _ROWS = flags.DEFINE_list(
@@ -45,6 +49,12 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of auxs
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Turns of each implementation in each row.", lower_bound=4)
 _ONLY = flags.DEFINE_list("only", [], "Implementations to run; default: all that are installed.")
 _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", None, "Measure scaling on 1 to this many simulated devices.", lower_bound=1
+)
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "As train.deterministic: the same on a GPU each time."
+)
 
 IMPLEMENTATIONS = {
     "auxseg": (),
@@ -347,8 +357,22 @@ def measure(task, names, rows, repeats):
     return measured, limits
 
 
+def _write_report(report):
+    if _JSON.value:
+        target = pathlib.Path(_JSON.value)
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(partial, target)
+
+
 def main(_):
     """Runs the benchmark of the flags; returns 1 where a comparison is void."""
+    if _DETERMINISTIC.value:
+        parallel.make_deterministic()  # by the environment, which the implementations' processes inherit
+    if _DEVICES.value:
+        report, agreed = scaling.run(_DEVICES.value)
+        _write_report(report)
+        return 0 if agreed else 1
     rows = parse_rows(_ROWS.value)
     names, left_out = find_installed(_ONLY.value)
     if not names:
@@ -372,11 +396,7 @@ def main(_):
     voids = [row["void"] for row in measured if row["void"]]
     for void in voids:
         print(f"void: {void}")
-    if _JSON.value:
-        target = pathlib.Path(_JSON.value)
-        partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(partial, target)
+    _write_report(report)
     return 1 if voids else 0
 
 

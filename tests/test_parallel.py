@@ -1,5 +1,10 @@
 """Shares of a batch, copies of a state, and how many devices."""
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -101,6 +106,27 @@ def test_flags_of_processes_that_do_not_go_together(given, message):
     with pytest.raises(InputError, match=message):
         parallel.join(*given)
     assert parallel.num_processes() == 1
+
+
+def test_deterministic_is_told_to_xla_before_it_starts(monkeypatch):
+    gpu = [dataclasses.make_dataclass("Device", ["platform"])("gpu")]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force=1")
+    with pytest.raises(InputError, match="train.deterministic: XLA was started without it"):
+        parallel.check_deterministic(gpu)
+    parallel.check_deterministic(parallel.choose_devices(1))
+    parallel.make_deterministic()
+    parallel.make_deterministic()
+    assert os.environ["XLA_FLAGS"] == "--xla_force=1 --xla_gpu_deterministic_ops=true"
+    parallel.check_deterministic(gpu)
+
+
+def test_xla_knows_the_switch():
+    """XLA ends the process at a flag that it does not know."""
+    code = (
+        "import jax; from auxseg import parallel as p; p.make_deterministic(); print(jax.numpy.ones(2).sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "2.0\n", done.stderr
 
 
 SLURM = {

@@ -1,4 +1,4 @@
-"""The connections of the processes of a run: messages, a partner's end, strangers; threads here, no processes."""
+"""The connections of the processes of a run: messages, a partner's end, strangers; by threads here."""
 
 import contextlib
 import json

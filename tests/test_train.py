@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import fakes
 import jax
 import numpy as np
 import pytest
 
-from auxseg import checkpoints, evaluate, export, runs, train
+from auxseg import augment, checkpoints, evaluate, export, parallel, runs, train
+from auxseg.datasets import load
 from auxseg.errors import InputError
 from configs import base
 
@@ -366,16 +368,31 @@ def test_stop_file_and_max_minutes_end_a_run_cleanly(half, npz, tmp_path):
     assert summary["ended"] == "max_minutes" and summary["epochs"] == 1
 
 
-def test_seeds_are_separate(npz):
-    one = train.create_initial_state(small_config(npz))
-    config = small_config(npz, train__order_seed=9, data__split_seed=9, augment__seed=9)
-    same = train.create_initial_state(config)
-    with config.unlocked():
-        config.seed = 9
-    other = train.create_initial_state(config)
-    leaves = [jax.tree.leaves(s.params) for s in (one, same, other)]
-    assert all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[1], strict=True))
-    assert any(not np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
+def seeded(config, dataset, workdir):
+    """Returns what each seed draws: initial weights, split, order of an epoch, keys of the augmentation."""
+    workdir.mkdir()
+    members = train.claim_splits(workdir, dataset, config.data)
+    place = np.zeros(1, np.int32)
+    setup = types.SimpleNamespace(
+        members={"train": np.arange(24)}, config=config, dataset=dataset, devices=parallel.choose_devices(1)
+    )
+    seed = train.bind_train_step(config).keywords["augment_seed"]
+    return {
+        "seed": [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(train.create_state(config)))],
+        "data.split_seed": {split: rows.tolist() for split, rows in members.items()},
+        "train.order_seed": [rows.tolist() for rows, _ in train._epoch_rows(setup, 1)],
+        "augment.seed": jax.random.key_data(augment.case_keys(seed, 0, place)).tolist(),
+    }
+
+
+def test_each_seed_changes_only_its_own(npz, tmp_path):
+    dataset = load(small_config(npz).data)
+    before = seeded(small_config(npz), dataset, tmp_path / "before")
+    for name in before:
+        config = small_config(npz)
+        config.update_from_flattened_dict({name: 9})
+        after = seeded(config, dataset, tmp_path / name)
+        assert [other for other in before if after[other] != before[other]] == [name]
 
 
 def test_summary_is_strict_json(unbroken):
