@@ -225,8 +225,8 @@ class Door:
                     connection, _ = self._server.accept()
                 except TimeoutError as error:
                     raise InputError(
-                        f"processes {sorted(missing)} did not connect to process 0 in {CONNECT_SECONDS:.0f} s; "
-                        "may they reach any port of its machine?"
+                        f"processes {sorted(missing)} did not connect to process 0 in "
+                        f"{CONNECT_SECONDS:.0f} s; may they reach any port of its machine?"
                     ) from error
                 other = self._who(connection)
                 if other in missing:

@@ -50,7 +50,7 @@ def free_port():
 
 
 def slurm_variables():
-    """Returns the environments of two tasks of a SLURM step on this machine; the job's number gives the port."""
+    """Returns the environments of two tasks of a SLURM step here; the job's number gives the port."""
     for job in random.Random(os.getpid()).sample(range(4096), 4096):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 61440 + job)):
             break
@@ -152,7 +152,7 @@ def test_two_processes_of_four_compute_what_one_of_one_and_of_eight_do(tmp_path)
 
 @pytest.mark.slow
 def test_a_killed_partner_stops_the_other_and_the_pair_goes_on_to_the_same_end(config, tmp_path):
-    """The unbroken run is of one process with eight devices; of the pair one is killed, then one told to stop."""
+    """The unbroken run is one process of eight devices; of the pair one is killed, then one told to stop."""
     unbroken = tmp_path / "alone" / "run"
     command = ["-m", "auxseg.main", f"--config={config}", f"--workdir={unbroken}"]
     alone = start([*command, "--config.train.num_devices=8"], JAX_NUM_CPU_DEVICES="8")

@@ -50,8 +50,10 @@ def dangers(source):
             continue
         called = ast.unparse(node.func)
         keywords = {each.arg: ast.unparse(each.value) for each in node.keywords}
-        if called in CALLS or called in ("os.system", "os.popen", "torch.load"):
+        if called in CALLS or called in ("os.system", "os.popen"):
             yield called
+        if called == "torch.load" and keywords.get("weights_only") != "True":
+            yield "torch.load without weights_only=True"
         if called in ("np.load", "numpy.load") and keywords.get("allow_pickle") != "False":
             yield f"{called} without allow_pickle=False"
         if keywords.get("allow_pickle") == "True" or keywords.get("shell") == "True":
@@ -78,7 +80,7 @@ np.load(path, allow_pickle=True)
 eval(text)
 subprocess.run(text, shell=True)
 archive.extractall(folder)
-np.load(path, allow_pickle=False); model.compile()
+np.load(path, allow_pickle=False); torch.load(path, weights_only=True); model.compile()
 """
     assert len(list(dangers(source))) == 8  # allow_pickle=True counts twice
 

@@ -12,11 +12,10 @@ import json
 import math
 import pathlib
 import re
-import zipfile
-import zlib
 
 import numpy as np
 
+from auxseg import npz_files
 from auxseg.errors import InputError
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
@@ -24,6 +23,8 @@ SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 
 _MAX_HEADER_BYTES = 64 << 20
+
+_MOST_BYTES = 16 << 30
 
 _RENAMED = (
     (r"vision_encoder\.", "image_encoder."),
@@ -87,9 +88,8 @@ def _published_name(name):
 
 def _read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return npz_files.read_npz(path, most_bytes=_MOST_BYTES)
+    except npz_files.UNREADABLE as error:
         raise InputError(f"--weights: {path} cannot be read: {error}") from error
 
 
