@@ -25,7 +25,7 @@ from auxseg.errors import InputError, check_choice
 from auxseg.report import html, paper, tables
 from auxseg.report.markup import Markup, element, join, number, table
 from configs import base
-from experiments import ablations, comparators, complexity, losses, paper_labels, runner
+from experiments import ablations, comparators, complexity, losses, paper_labels, runner, table2
 
 PAPER_SEEDS = (1, 2, 3)
 """The paper's runs; seed, split and order are of the same number."""
@@ -94,6 +94,21 @@ def run_seeds(protocol, folder, *, jobs=1, reuse=(), only=()):
     return runner.run_all(folder, plan_seeds(protocol, only), jobs=jobs)
 
 
+def plan_table2(protocol, only=()):
+    """Returns the runs of Table 2: as many parameters as the paper's network; a quick run: published widths."""
+    return table2.plan(protocol, only, width=_table2_width(protocol))
+
+
+def run_table2(protocol, folder, *, jobs=1, reuse=(), only=()):
+    """Runs the study of Table 2; see `plan_table2`."""
+    width = _table2_width(protocol)
+    return table2.study(protocol, folder, jobs=jobs, reuse=reuse, only=only, width=width)
+
+
+def _table2_width(protocol):
+    return "published" if protocol.quick else "matched"
+
+
 def run_complexity(protocol, folder, *, jobs=1, reuse=(), only=()):
     """Counts parameters and multiply-accumulates, and SE against attention: section 3.1; returns the page's path.
 
@@ -122,6 +137,12 @@ STEPS = {
     ),
     "losses": Step(
         "section 4: the losses that were tried", losses.plan, losses.study, ("dice_ce_weighted", "iou")
+    ),
+    "table2": Step(
+        "Table 2: the systems that the paper compares with",
+        plan_table2,
+        run_table2,
+        ("aux_unet", "unet_published"),
     ),
 }
 
@@ -214,7 +235,23 @@ def collect(folder, steps):
             effects = folder / name / "effects.json"
             sentences = runs.read_json(effects)["sentences"] if effects.is_file() else _labels(folder / name)
             items.append(_item(steps[name].what, "", " ".join(sentences), summary, folder))
+    if "table2" in steps:
+        items += _collect_table2(folder)
     return items
+
+
+def _collect_table2(folder):
+    path = folder / "table2" / "table2.json"
+    return [
+        _item(
+            f"Table 2 ({row['system']})",
+            "" if row["paper_percent"] is None else f"{row['paper_percent']:.2f} %",
+            f"pooled DSC {row['pooled_dsc_percent']:.2f} %, nodule Dice {number(row['nodule_dice'], 3)}",
+            path.with_suffix(".md"),
+            folder,
+        )
+        for row in runs.read_json(path)
+    ]
 
 
 def _collect_complexity(folder):

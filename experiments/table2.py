@@ -156,6 +156,13 @@ def _three(value):
     return "-" if value is None else f"{value:.3f}"
 
 
+def plan(protocol, only=(), *, width="matched", extra_data=None):
+    """Returns the Runs of the study; arguments and errors as `study`."""
+    config = runner.create_config(protocol)
+    arms, _, _ = create_arms(config, width=width, extra_data=extra_data)
+    return runner.plan(config, runner.choose_arms(arms, only), protocol)
+
+
 def study(
     protocol,
     folder,
