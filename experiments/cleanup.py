@@ -6,13 +6,14 @@ The cases are those of the runs' test split, at the network's size; with `--slic
 of the test patients, so that the pieces of a class hang together through the slices of a scan as they do in
 `auxseg.predict`. With several runs (of one split, by different seeds) every option is measured with each
 run and averaged by case; the ensemble is measured once. Each line is compared with the plain prediction
-on the same cases: mean difference, 95 % interval (bootstrap by patient), p by sign flips, Holm's correction
+on the same cases (nodules of a case whose pixel size is not known all stay): mean difference, 95 % interval (bootstrap by patient), p by sign flips, Holm's correction
 over all lines.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import pathlib
 import sys
@@ -128,10 +129,11 @@ def _predict_all(networks, images, spacing_yx_mm):
         masks = _decide(one)
         yield PLAIN, number, masks
         for name, options in CLEANED.items():
-            if math.isfinite(pixel_mm2) or not options.min_nodule_mm:
-                cleaned = masks.copy()
-                postprocess.clean(cleaned, options, pixel_mm2=pixel_mm2)
-                yield name, number, cleaned
+            if not math.isfinite(pixel_mm2):
+                options = dataclasses.replace(options, min_nodule_mm=0.0)
+            cleaned = masks.copy()
+            postprocess.clean(cleaned, options, pixel_mm2=pixel_mm2)
+            yield name, number, cleaned
         yield "flip", number, _decide(maps[True][number])
     if len(networks) > 1:
         yield "ensemble", 0, _decide(sum(maps[False]))

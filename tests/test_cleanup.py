@@ -78,6 +78,14 @@ def test_every_option_is_compared_with_the_plain_prediction(run, capsys):
     assert "| fill_holes |" in capsys.readouterr().out
 
 
+def test_nodules_stay_where_the_pixel_size_is_not_known(run):
+    table = cleanup.load(None).table
+    table.spacing_zyx_mm[:4] = np.nan
+    rows = {row["option"]: row for row in cleanup.measure([run / "one"])["rows"]}
+    assert rows["min_nodule_mm=5"]["nodules_false"] == 4
+    assert rows["plain"]["left_lung_hd95_mm"] is not None
+
+
 def test_runs_of_other_splits_are_refused(run, capsys, monkeypatch):
     splits = iter([np.arange(6), np.arange(5)])
     monkeypatch.setattr(evaluate, "read_splits", lambda path, dataset: {"test": next(splits)})
