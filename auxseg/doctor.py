@@ -317,7 +317,8 @@ def main(argv):
         print(format_report(report), flush=True)
         severities = [finding.severity for finding in report.findings]
         problems, warnings = problems + severities.count(ERROR), warnings + severities.count(WARNING)
-    print(f"{problems} problems, {warnings} warnings")
+    counted = [f"{n} {what}" + "s" * (n != 1) for n, what in ((problems, "problem"), (warnings, "warning"))]
+    print(", ".join(counted))
     return 1 if problems else 0
 
 

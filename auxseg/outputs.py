@@ -529,7 +529,7 @@ h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; }}
 .key i {{ display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 .8em; }}
 .wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: 13px; }}
 td, th {{ border: 1px solid #ccc; padding: .2rem .5rem; text-align: right; }}
-td:first-child {{ text-align: left; }}
+td:first-child {{ text-align: left; }} td {{ overflow-wrap: anywhere; }} th {{ vertical-align: bottom; }}
 </style></head><body><main>
 <h1>{title}</h1>
 <p class="warning">For research. Not for clinical use.</p>

@@ -549,7 +549,7 @@ def _write_pictures(folder, result, networks):
     facts = [{"scan": scan.path.name, "form": scan.kind, "size": " x ".join(map(str, scan.stored.size_xyz)),
               "spacing mm": " x ".join(f"{v:.3g}" for v in scan.stored.spacing_xyz_mm)}]  # fmt: skip
     models = [{"network": one.name, "SHA-256 of the weights": one.checksum} for one in networks]
-    tables = [("Measurements", list(result.measurements)), ("Scan", facts), ("Made by", models)]
+    tables = [("Measurements", shorten_rows(result.measurements)), ("Scan", facts), ("Made by", models)]
     outputs.write_report(
         folder / "report.html",
         title=f"Lungs and nodules: {scan.name}",
@@ -561,6 +561,31 @@ def _write_pictures(folder, result, networks):
         notes=[(finding.severity, finding.text) for finding in result.findings],
         start=first,
     )
+
+
+def shorten_rows(measurements):
+    """Returns what of `measure`'s rows fits the width of a page, in words and rounded; the CSV has it all."""
+    rows = []
+    for row in measurements:
+        place = [row[f"{axis}_mm"] for axis in "xyz"]
+        rows.append({
+            "structure": row["structure"].replace("_", " "),
+            "inside": row["inside"].replace("_", " "),
+            "volume, mL": _digits(row["volume_ml"]),
+            "largest area, mm2": _digits(row["area_mm2"]),
+            "its diameter, mm": _digits(row["equivalent_diameter_mm"]),
+            "its slice": row["slice"],
+            "slices": f"{row['first_slice']} to {row['last_slice']}",
+            "centre x, y, z, mm (LPS)": ", ".join(f"{v:.0f}" for v in place) if np.isfinite(place).all() else "",
+        })  # fmt: skip
+    return rows
+
+
+def _digits(value):
+    """Returns a number with three digits, or all those before the point; '' where it is not known."""
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def choose_panels(result):

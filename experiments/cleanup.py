@@ -169,6 +169,7 @@ def _compare(by_option, patients):
             values = _mean_of_runs(runs_of_option, key)
             test = statistics.paired_test(plain[key], values, patients)
             row[key] = _number(np.nanmean(values)) if np.isfinite(values).any() else None
+            row[f"{key}_cases"] = int(np.isfinite(values).sum())
             if name != PLAIN:
                 row[f"{key}_change"] = [
                     _number(v) for v in (test.difference.estimate, test.difference.low, test.difference.high)
@@ -193,7 +194,7 @@ def _number(value):
 
 def describe(result):
     """Returns the result as a Markdown table; * marks what holds after the correction."""
-    titles = [key.replace("_", " ") for key in SCORED]
+    titles = [f"{key.replace('_', ' ')} (n = {result['rows'][0][f'{key}_cases']})" for key in SCORED]
     lines = [
         f"{result['data']}: {result['cases']} slices of {result['patients']} patients, "
         f"{len(result['runs'])} runs",

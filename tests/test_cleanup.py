@@ -83,7 +83,7 @@ def test_nodules_stay_where_the_pixel_size_is_not_known(run):
     table.spacing_zyx_mm[:4] = np.nan
     rows = {row["option"]: row for row in cleanup.measure([run / "one"])["rows"]}
     assert rows["min_nodule_mm=5"]["nodules_false"] == 4
-    assert rows["plain"]["left_lung_hd95_mm"] is not None
+    assert rows["plain"]["left_lung_hd95_mm_cases"] == 2 and rows["plain"]["left_lung_dice_cases"] == 6
 
 
 def test_runs_of_other_splits_are_refused(run, capsys, monkeypatch):

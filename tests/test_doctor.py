@@ -148,7 +148,7 @@ def test_the_command(tmp_path):
     _write(tmp_path / "a.mha", _labels(2, 1, 3))
     command = [sys.executable, "-m", "auxseg.doctor", str(tmp_path / "a.mha")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stdout.rstrip().endswith("1 problems, 0 warnings")
+    assert done.returncode == 1 and done.stdout.rstrip().endswith("1 problem, 0 warnings")
     wrong = subprocess.run([*command, "more"], capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
 

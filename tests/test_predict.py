@@ -617,3 +617,17 @@ def test_stored_masks_fit_the_file(tmp_path):
     assert outputs.is_orthogonal(result.geometry)
     assert ct.geometry_difference(result.geometry, result.scan.stored) == ""
     assert pathlib.Path(result.scan.path).name == "scan.mha"
+
+
+def test_the_page_has_rows_that_fit_and_the_csv_all(tmp_path):
+    sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
+    result = predict.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
+    rows = predict.shorten_rows(result.measurements)
+    assert [row["structure"] for row in rows] == ["left lung", "right lung", "nodule 1"]
+    nodule, full = rows[2], result.measurements[2]
+    assert nodule["inside"] == "left lung" and len(nodule) == 8
+    assert float(nodule["volume, mL"]) == pytest.approx(full["volume_ml"], rel=0.01)
+    assert nodule["slices"] == f"{full['first_slice']} to {full['last_slice']}"
+    assert max(len(str(value)) for row in rows for value in row.values()) < 20
+    unknown = predict.shorten_rows([{**full, **dict.fromkeys(("x_mm", "volume_ml", "area_mm2"), np.nan)}])
+    assert (unknown[0]["volume, mL"], unknown[0]["centre x, y, z, mm (LPS)"]) == ("", "")
