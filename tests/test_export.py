@@ -87,11 +87,27 @@ def test_a_bundle_agrees_with_the_original(exported, kind):
     assert about["checked"]["slices"] == 3
 
 
-@pytest.mark.parametrize("settings", [{"se": False}, {"aux": False}, {"separable": False}, {"depth": 3}])
+@pytest.mark.parametrize(
+    "settings", [{"se": False}, {"aux": False}, {"separable": False}, {"depth": 3}, {"name": "unet"}]
+)
 def test_every_variant_becomes_an_onnx_graph(tmp_path, settings):
     about = _export("onnx", tmp_path / "out", _trained(**settings))
     assert about["checked"]["largest_difference_of_mask_probabilities"] <= export.TOLERANCE
     assert about["checked"]["largest_difference_of_class_probabilities"] <= export.TOLERANCE
+
+
+def test_another_network_is_exported_as_a_program(tmp_path):
+    name = "attention_res_unet"
+    about = _export("stablehlo", tmp_path / "out", _trained(name=name, base_width=2))
+    assert about["checked"]["largest_difference_of_mask_probabilities"] <= export.TOLERANCE
+    with pytest.raises(InputError, match=f"--format=onnx: cannot write '{name}'; use stablehlo"):
+        _export("onnx", tmp_path / "onnx", _trained(name=name, base_width=2))
+
+
+def test_a_network_of_slabs_is_refused(tmp_path):
+    for kind in ("stablehlo", "saved"):
+        with pytest.raises(InputError, match="'unet3d' sees slabs and cannot predict or be exported"):
+            _export(kind, tmp_path / kind, _trained(name="unet3d"))
 
 
 def test_a_network_trained_in_bfloat16_is_exported_in_float32(tmp_path):
