@@ -21,10 +21,11 @@ import sys
 import numpy as np
 from scipy import stats
 
-from auxseg import cli, scores, statistics
+from auxseg import cli, runs, scores, statistics
 from auxseg.errors import InputError
 from auxseg.report import html, tables
 from auxseg.report.markup import Markup, element, interval, join, number, table
+from configs import base
 
 SEEDS = ("seed", "data.split_seed", "train.order_seed", "augment.seed", "data.fold")
 """Settings that make another run of the same arm: its draws of initialisation, order and patients."""
@@ -178,8 +179,10 @@ def _select(path, settings, rows, split):
         raise InputError(
             f"{path / 'cases.csv'}: got no case of the split {split!r}; choose another with --split"
         )
-    fixed = {key: value for key, value in settings.items() if key not in SEEDS + FREE}
-    draw = tuple(settings.get(key) for key in SEEDS)
+    # A setting that came after a run is at its default there, which changes nothing.
+    full = html.flatten(runs.config_to_dict(base.get_config())) | settings
+    fixed = {key: value for key, value in full.items() if key not in SEEDS + FREE}
+    draw = tuple(full.get(key) for key in SEEDS)
     return RunScores(path.resolve().name, fixed, kept, draw)
 
 
@@ -383,7 +386,7 @@ def judge(row, p_holm, family):
     if np.isnan(p_holm):
         return {"supported": False, "why": "cases of one patient alone cannot be tested"}
     if p_holm >= ALPHA:
-        least = family * 2.0 ** (1 - row["patients"])
+        least = min(1.0, family * 2.0 ** (1 - row["patients"]))
         few = f"; so few patients allow no p below {least:.2g}" if least >= ALPHA else ""
         return {"supported": False, "why": f"corrected p = {p_holm:.2g}{few}"}
     if min(row["runs_first"], row["runs_second"]) < 2:

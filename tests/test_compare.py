@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from auxseg.errors import InputError
+from configs import base
 from experiments import compare
 
 CLASSES = ("left_lung", "right_lung", "nodule")
@@ -36,6 +37,17 @@ def write_run(folder, *, gain=0.0, seed=1, se=True, num_cases=24, noise=0.002, s
 
 def find(result, name):
     return next(row for row in result["differences"] if row["class"] == name)
+
+
+def test_a_setting_that_came_after_a_run_sets_it_not_apart(tmp_path):
+    """A run of last month and one of today with the same settings are one arm."""
+    old, new = write_run(tmp_path / "old", seed=1), write_run(tmp_path / "new", seed=2)
+    config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+    config["optim"] = {"cosine_epochs": base.get_config().optim.cosine_epochs}
+    (new / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = compare.compare([old, new])
+    assert len({row["arm"] for row in result["arms"]}) == 1
+    assert result["differences"] == []
 
 
 def test_a_true_difference_over_seeds_is_supported(tmp_path):
