@@ -207,14 +207,14 @@ def _draw_agreement(panel, reference, predicted, name, unit):
         (agreement.lower_limit, agreement.lower_interval, "--"),
         (agreement.upper_limit, agreement.upper_interval, "--"),
     )
+    shown = [*difference, *(value for value, _, _ in lines if np.isfinite(value)), 0.0]
     for value, interval, style in lines:
         if np.isfinite(value):
             panel.axhline(value, color=INK, linestyle=style, linewidth=1.2)
-        if np.all(np.isfinite(interval)):
+        # Of a handful of cases the intervals are wider than the picture: all grey, it would say nothing.
+        if np.all(np.isfinite(interval)) and np.ptp(interval) < np.ptp(shown):
             panel.axhspan(*interval, color=INK, alpha=0.08, linewidth=0)
     panel.axhline(0, color=GRID, linewidth=1, zorder=0)
-    # Intervals of a handful of cases are many times as wide as the data: they may leave the picture.
-    shown = [*difference, *(value for value, _, _ in lines if np.isfinite(value)), 0.0]
     margin = 0.3 * np.ptp(shown) or 1.0
     panel.set_ylim(min(shown) - margin, max(shown) + margin)
     limits = (
@@ -322,6 +322,8 @@ def draw_objects(evaluation):
         panel.bar_label(bars, fontsize=8)
     panel.set_xticks(range(len(table)), [row["size"] for row in table])
     panel.grid(False, axis="x")
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.margins(y=0.15)
     panel.legend(fontsize=8, frameon=False)
     label(panel, "Equivalent diameter in the slice", "Nodules", "Nodules as objects")
     return figure

@@ -30,6 +30,17 @@ def test_bland_altman_draws_both_units(evaluation):
     assert len(titles) == 2 and f"bias {agreement['bias']:.1f} px" in titles[0] and "mm²" in titles[1]
 
 
+def test_intervals_wider_than_the_picture_are_not_drawn():
+    """Two cases: the grey of their intervals would cover everything."""
+
+    def count_spans(num_cases):
+        evaluation, _ = made_up_run.make_evaluation(num_cases=num_cases)
+        panel = figures.draw_bland_altman(evaluation, "left_lung").axes[0]
+        return len(panel.patches)
+
+    assert count_spans(18) == 3 and count_spans(2) == 0
+
+
 def test_long_names_are_shortened_in_the_middle():
     uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.997611074084993415992563148335_0060"
     assert figures.shorten("ID_0003") == "ID_0003"
