@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from auxseg import augment, input_pipeline, insertion, losses, metrics, parallel
+from auxseg.errors import InputError
 
 
 class EpochSums(NamedTuple):
@@ -110,6 +111,7 @@ def train_step(
     augment_seed=0,
     aux_labels=None,
     insertion_plan=None,
+    accumulate_steps=1,
     axis_name=None,
 ):
     """Returns (TrainState, EpochSums) after one update on a RawBatch.
@@ -130,7 +132,12 @@ def train_step(
         augment_seed: seed of the augmentation, and of dropout where the network has it.
         aux_labels: as `input_pipeline.to_batch`.
         insertion_plan: insertion.Plan, or None for none.
+        accumulate_steps: parts of the batch that are computed one after another, for less memory; the gradient
+            is that of the whole batch, but for batch norm, which knows only a part at a time.
         axis_name: of the devices, or None.
+
+    Raises:
+        InputError: the rows of a device cannot be divided into as many parts.
     """
     batch = _prepare(
         raw,
@@ -145,15 +152,16 @@ def train_step(
     total_weight = parallel.sum_over_devices(batch.weights.sum(), axis_name)
     momentum = statistics_momentum(state.step, bn_momentum=bn_momentum, warmup=bn_warmup)
 
-    def loss_fn(params):
+    def loss_fn(params, batch_stats, batch, indices):
         outputs, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": params, "batch_stats": batch_stats},
             batch.images,
             train=True,
             weights=batch.weights,
-            momentum=momentum,
+            # As many updates of the moving statistics as there are parts weigh what one would.
+            momentum=momentum ** (1.0 / accumulate_steps),
             mutable=["batch_stats"],
-            **_dropout_keys(model, augment_seed, state.step, raw.indices),
+            **_dropout_keys(model, augment_seed, state.step, indices),
         )
         cases = case_losses(
             outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight, train=True
@@ -161,11 +169,14 @@ def train_step(
         loss = (cases.loss * batch.weights).sum() / total_weight
         return loss, (outputs, cases, updates["batch_stats"])
 
-    gradients, (outputs, cases, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-    gradients = parallel.sum_over_devices(gradients, axis_name)
+    def compute(batch_stats, batch, indices):
+        found = jax.grad(loss_fn, has_aux=True)(state.params, batch_stats, batch, indices)
+        gradients, (outputs, cases, batch_stats) = found
+        return batch_stats, (gradients, _batch_sums(outputs, cases, batch, state.step))
+
+    batch_stats, sums_here = _accumulate(compute, state.batch_stats, (batch, raw.indices), accumulate_steps)
+    gradients, new = parallel.sum_over_devices(sums_here, axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    new = _batch_sums(outputs, cases, batch, state.step)
-    new = parallel.sum_over_devices(new, axis_name)
     state = state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -173,6 +184,35 @@ def train_step(
         opt_state=opt_state,
     )
     return state, _add_sums(sums, new, state.step - 1)
+
+
+def _accumulate(compute, batch_stats, inputs, num_parts):
+    """Returns (batch_stats, sums) of `compute(batch_stats, *part) -> (batch_stats, sums)` over the parts of inputs.
+
+    Args:
+        compute: as said.
+        batch_stats: before the first part.
+        inputs: tree of arrays [N, ...].
+        num_parts: divisor of N.
+    """
+    if num_parts == 1:
+        return compute(batch_stats, *inputs)
+    rows = jax.tree.leaves(inputs)[0].shape[0]
+    if rows % num_parts:
+        raise InputError(
+            f"train.accumulate_steps: got {num_parts}, expected a divisor of {rows}, the rows of a batch on a device"
+        )
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, rows // num_parts, *x.shape[1:]), inputs)
+
+    def add(carry, part):
+        batch_stats, sums = carry
+        batch_stats, new = compute(batch_stats, *part)
+        return (batch_stats, jax.tree.map(jnp.add, sums, new)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    _, shapes = jax.eval_shape(compute, batch_stats, *first)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return jax.lax.scan(add, (batch_stats, zeros), parts)[0]
 
 
 def statistics_step(

@@ -178,6 +178,7 @@ def check_settings(config):
     """Raises InputError for the first setting out of its range that no other file checks."""
     least = {
         "train.batch_size": 1,
+        "train.accumulate_steps": 1,
         "train.num_epochs": 1,
         "train.bn_refresh_batches": 0,
         "optim.cosine_epochs": 0,
@@ -270,6 +271,7 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=N
         augment_seed=config.augment.seed,
         aux_labels=aux_labels,
         insertion_plan=insertion_plan,
+        accumulate_steps=config.train.accumulate_steps,
         axis_name=axis_name,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from auxseg import input_pipeline, insertion, losses, models, optim, parallel, state, steps, train
+from auxseg.errors import InputError
 from configs import base
 
 SIZE = (16, 16)
@@ -193,3 +194,48 @@ def test_augmentation_is_part_of_the_step(data, step):
 
 def test_state_counts():
     assert state.count_values({"a": np.zeros((2, 3)), "b": np.zeros(())}) == 7
+
+
+def _step_with(data, **changes):
+    """Returns (TrainState, EpochSums) after one step on all 22 cases and two rows of padding."""
+    batch = input_pipeline.RawBatch(
+        *(np.concatenate([array, array[:2]]) for array in data.read(np.arange(22))),
+        np.arange(24, dtype=np.int32) % 22,
+        np.float32(np.arange(24) < 22),
+    )
+    step = jax.jit(train.bind_train_step(small_config(**changes)))
+    rate = optim.set_learning_rate(start().opt_state, np.float32(1e-3))
+    return jax.device_get(step(start()._replace(opt_state=rate), steps.empty_sums(4), batch))
+
+
+def test_accumulated_gradients_are_those_of_the_batch(data, monkeypatch):
+    """With batch norm that takes no statistics of the batch, all else being equal, they are the same."""
+
+    def fixed(moments, weights, axis_name):
+        mean, variance = (jnp.zeros(m.shape[1]) + value for m, value in zip(moments, (0.0, 1.0), strict=True))
+        return mean, variance, jnp.ones(())
+
+    monkeypatch.setattr("auxseg.models.norm.batch_statistics", fixed)
+    whole, whole_sums = _step_with(data)
+    parts, part_sums = _step_with(data, train__accumulate_steps=4)
+    moments = [state.opt_state.inner_state[0] for state in (whole, parts)]
+    scale = np.abs(moments[0].mu).max()
+    np.testing.assert_allclose(moments[1].mu, moments[0].mu, atol=1e-5 * scale)
+    for found, expected in zip(part_sums, whole_sums, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        parts.batch_stats,
+        whole.batch_stats,
+    )
+
+
+def test_accumulation_with_batch_norm_counts_each_case_once(data):
+    state_after, sums = _step_with(data, train__accumulate_steps=12)
+    assert sums.weight == 22
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_after))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(data):
+    with pytest.raises(InputError, match="train.accumulate_steps: got 5, expected a divisor of 24"):
+        _step_with(data, train__accumulate_steps=5)
