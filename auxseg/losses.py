@@ -15,7 +15,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from auxseg import parallel
@@ -246,6 +245,8 @@ def _complete(config):
         if isinstance(config[name], float)
     }
     defaults = {"overlap_weights": (1.0,) * num_classes, "hard_fraction": 1.0}
+    import ml_collections  # the losses themselves do without it
+
     return ml_collections.ConfigDict(defaults | dict(config) | old)
 
 

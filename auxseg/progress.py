@@ -3,8 +3,6 @@
 import sys
 import time
 
-import tqdm
-
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -18,7 +16,7 @@ def track(items, *, total, label, unit="it"):
         unit: what one item is, such as 'scan'.
     """
     if sys.stderr.isatty():
-        yield from tqdm.tqdm(items, total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True)
+        yield from _bar(items, total=total, desc=label, unit=unit)
     else:
         yield from _track_in_lines(items, total, label, unit)
 
@@ -33,12 +31,18 @@ def reporter(label, unit="it"):
             lines = lines or _Lines(total, label, unit)
             lines.show(done)
             return
-        bar = bar or tqdm.tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True)
+        bar = bar or _bar(total=total, desc=label, unit=unit)
         bar.update(done - bar.n)
         if done == total:
             bar.close()
 
     return report
+
+
+def _bar(*items, **settings):
+    import tqdm  # only where there is a terminal: the network and its step do without it
+
+    return tqdm.tqdm(*items, leave=False, dynamic_ncols=True, **settings)
 
 
 def _track_in_lines(items, total, label, unit):

@@ -1,13 +1,14 @@
 """Measures auxseg against the same network in other libraries, in one run, turn by turn.
 
     python -m experiments.benchmark --json=experiments/results/benchmark_cpu.json
-    python -m experiments.benchmark --dtype=bfloat16 --rows=train:8,train:64,infer:1,infer:8
+    python -m experiments.benchmark --dtype=bfloat16 --rows=train:8,train:64,infer:1,infer:8,epoch:8
 
 Every implementation runs in a process of its own with the same weights, images, loss and optimiser, and
 they take turns, so that what else the machine does hits all alike: trust the ratios. The losses of the
 first five steps must agree to 1e-3, or the comparison is void and the exit status is 1. What is not
-installed is left out by name. Peers: `pip install torch keras onnx onnxruntime`; with a GPU, jax, flax, optax
-and numpy are enough.
+installed is left out by name, and so is what would take longer than `--turn_seconds` a turn. The result file is
+written after every row. Peers: the extra `bench`; `torch.compile` needs g++. On a GPU jax, flax, optax, orbax and
+numpy are enough for auxseg's and Flax's rows (not for `scan` and `prepare`).
 
 `--devices=8` measures instead how training scales with devices (`experiments/scaling.py`). `--deterministic`
 has XLA compute the same on a GPU each time: run with and without it for what that costs.
@@ -18,6 +19,7 @@ that builds its step.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -25,6 +27,7 @@ import json
 import os
 import pathlib
 import platform
+import select
 import statistics
 import subprocess
 import sys
@@ -39,14 +42,32 @@ from experiments import scaling
 from experiments.peers.task import Task
 
 _ROWS = flags.DEFINE_list(
-    "rows", ["start:1", "infer:1", "infer:8", "train:2", "train:8"], "kind:batch size, in order."
+    "rows",
+    [
+        "start:1",
+        "restart:1",
+        "infer:1",
+        "infer:8",
+        "train:2",
+        "train:8",
+        "feed:8",
+        "prepare:8",
+        "scan:240",
+    ],
+    "kind:batch size, in order; prepare:number of scans, scan:number of slices.",
 )
 _SIZE = flags.DEFINE_integer("size", 320, "Rows and columns of an image.", lower_bound=16)
 _WIDTH = flags.DEFINE_integer(
     "base_width", 64, "Channels of the first level; the paper's is 64.", lower_bound=4
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of auxseg's and Flax's computation.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Turns of each implementation in each row.", lower_bound=4)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each implementation in each row.", lower_bound=4)
+_TURN_SECONDS = flags.DEFINE_float(
+    "turn_seconds",
+    20.0,
+    "Leave an implementation out of a row whose turn would take longer.",
+    lower_bound=1.0,
+)
 _ONLY = flags.DEFINE_list("only", [], "Implementations to run; default: all that are installed.")
 _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
 _DEVICES = flags.DEFINE_integer(
@@ -70,8 +91,20 @@ IMPLEMENTATIONS = {
 ROWS = {
     "train": "training step, s an image",
     "infer": "inference, s an image",
-    "start": "from process start to the first masks, s",
+    "start": "from process start to the first masks, nothing compiled before, s",
+    "restart": "from process start to the first masks, compiled programs kept, s",
+    "epoch": "an epoch of 799 images, s",
+    "feed": "an epoch of 799 images without the model, s",
+    "prepare": "preparing the middle slice of a 512x512x240 scan, s a scan",
+    "scan": "preparing and predicting a whole 512x512 scan, s",
 }
+"""What a row measures; those of `_ONCE` give seconds in all, the others seconds an image."""
+
+_UNITS = {"prepare": "scans", "scan": "slices"}
+_ONCE = ("start", "restart", "epoch", "feed", "prepare", "scan")
+
+ANSWER_SECONDS = 400.0
+"""A worker that says nothing for longer is ended and reported."""
 
 LOSS_STEPS = 5
 LOSS_TOLERANCE = 1e-3
@@ -84,9 +117,15 @@ TRAIN_BYTES_PER_IMAGE = {"float32": 49e9 / 8, "bfloat16": 25e9 / 8}
 
 
 class Worker:
-    """An implementation's process; see `experiments/peers/worker.py` for the commands."""
+    """An implementation's process; see `experiments/peers/worker.py` for the commands.
 
-    def __init__(self, name, task):
+    Args:
+        name: of the implementation.
+        task: `experiments.peers.task.Task`.
+        cache: folder for compiled programs, or None: nothing is kept.
+    """
+
+    def __init__(self, name, task, cache=None):
         self.name = name
         arguments = [
             sys.executable,
@@ -101,7 +140,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=_env(name),
+            env=_env(cache),
         )
 
     def ask(self, **command):
@@ -109,6 +148,9 @@ class Worker:
         try:
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
+            if not select.select([self.process.stdout], [], [], ANSWER_SECONDS)[0]:
+                self.process.kill()
+                return {"error": f"no answer in {ANSWER_SECONDS:.0f} s"}
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -116,13 +158,25 @@ class Worker:
 
     def close(self):
         """Ends the process."""
-        self.process.stdin.close()
-        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
-def _env(name):
-    keep_gpu = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return {**os.environ, **keep_gpu, "TF_CPP_MIN_LOG_LEVEL": "3"}
+def _env(cache=None):
+    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if cache is None:
+        return {**env, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    return {
+        **env,
+        "JAX_COMPILATION_CACHE_DIR": f"{cache}/jax",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch",
+    }
 
 
 def find_installed(only):
@@ -161,13 +215,23 @@ def parse_rows(texts):
     return rows
 
 
-def measure_row(workers, kind, batch, repeats):
+def measure_row(workers, kind, batch, repeats, expected=None, turn_seconds=float("inf")):
     """Returns {implementation: {'seconds': [...], 'losses': [...], 'peak_bytes': ...} or {'error': ...}}.
 
     The first step of each, which compiles, is not among the seconds.
+
+    Args:
+        workers: list of `Worker`.
+        kind, batch, repeats: of the row.
+        expected: {implementation: seconds a turn is expected to take}, from a smaller batch.
+        turn_seconds: implementations that are expected to take longer are left out, saying so.
     """
     results = {}
     for worker in workers:
+        seconds = (expected or {}).get(worker.name, 0.0)
+        if seconds > turn_seconds:
+            results[worker.name] = {"error": f"left out: a turn would take about {seconds:.0f} s"}
+            continue
         answer = worker.ask(prepare=kind, batch=batch)
         if "unsupported" not in answer:
             results[worker.name] = _first_result(answer)
@@ -196,19 +260,49 @@ def _add_turn(result, answer):
     result["peak_bytes"] = answer["peak_bytes"]
 
 
-def measure_start(names, task, batch, repeats):
-    """Returns `measure_row`'s results for fresh processes: import, build, compile and predict one batch."""
+def measure_start(names, task, batch, keep):
+    """Returns `measure_row`'s results for fresh processes: import, build, compile and predict one batch.
+
+    Three turns each. With `keep` compiled programs are kept (JAX's cache, PyTorch's), and a turn that is not
+    counted fills them; else each turn compiles.
+    """
     results = {name: {"seconds": [], "losses": []} for name in names}
-    for _ in range(min(repeats, 3)):
-        for name in names:
+    with tempfile.TemporaryDirectory() as folder:
+        turns = [(turn, name) for turn in range(4 if keep else 3) for name in names]
+        for turn, name in turns:
             start = time.perf_counter()
-            worker = Worker(name, task)
+            worker = Worker(name, task, folder if keep else None)
             answer = worker.ask(prepare="infer", batch=batch)
             answer["seconds"] = time.perf_counter() - start
             worker.close()
-            if "error" not in results[name]:
+            if "error" not in results[name] and (turn or not keep or "error" in answer):
                 _add_turn(results[name], {"loss": None, "peak_bytes": None, **answer})
     return results
+
+
+def measure_alone(kind, number):
+    """Returns `measure_row`'s results of auxseg for work that is a script's: 'prepare' or 'scan'."""
+    if kind == "prepare":
+        code = (
+            "import json, pathlib, tempfile; import prepare_cost\n"
+            "with tempfile.TemporaryDirectory() as name:\n"
+            "    folder = pathlib.Path(name); prepare_cost.write_scan(folder)\n"
+            f"    print(json.dumps(prepare_cost.run(folder, 'middle', {number})))"
+        )
+    else:
+        code = f"import predict_cost; predict_cost.measure({number})"
+    here = pathlib.Path(__file__).parent
+    env = _env() | {"PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])}
+    options = {"cwd": here, "capture_output": True, "text": True, "env": env}
+    done = subprocess.run([sys.executable, "-c", code], check=False, **options)
+    if done.returncode:
+        return {"auxseg": {"error": (done.stderr.strip().splitlines() or ["failed"])[-1]}}
+    row = json.loads(done.stdout.splitlines()[-1])
+    if kind == "prepare":
+        seconds, peak = row["seconds_per_scan"], row["peak_mib"]
+    else:
+        seconds, peak = row["predict_seconds"], row["peak_mib_after"]
+    return {"auxseg": {"seconds": [seconds], "losses": [], "peak_bytes": peak * 2**20, "details": row}}
 
 
 def find_disagreement(results):
@@ -224,7 +318,7 @@ def find_disagreement(results):
 
 def summarise(kind, batch, results):
     """Returns {implementation: figures}: median and least seconds an image, and the ratio to auxseg."""
-    images = 1 if kind == "start" else batch
+    images = 1 if kind in _ONCE else batch
     figures = {}
     for name, result in results.items():
         if "error" in result or not result["seconds"]:
@@ -246,7 +340,7 @@ def summarise(kind, batch, results):
 
 def add_rates(figures, kind, dtype, limits, is_paper):
     """Adds achieved FLOP/s and, in training, GB/s to the JAX implementations, beside the device's limits."""
-    if kind == "start" or not is_paper:
+    if kind not in ("train", "infer") or not is_paper:
         return
     for name in ("auxseg", "flax"):
         figure = figures.get(name, {})
@@ -268,7 +362,7 @@ def format_table(rows):
     ]
     for row in rows:
         for name, figure in row["figures"].items():
-            title = f"{ROWS[row['kind']]}, batch {row['batch']}"
+            title = _title(row["kind"], row["batch"])
             if "error" in figure:
                 lines.append(f"| {title} | {name} | {figure['error']} | | | | | |")
                 continue
@@ -283,6 +377,10 @@ def format_table(rows):
             ]
             lines.append(f"| {title} | {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _title(kind, number):
+    return f"{ROWS[kind]}, {_UNITS.get(kind, 'batch')} {number}"
 
 
 def _cell(value, form):
@@ -301,9 +399,10 @@ def describe_machine():
         processor = names[0].partition(":")[2].strip() if names else processor
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     versions = {}
+    distributions = importlib.metadata.packages_distributions()
     for name in ("jax", "flax", "optax", "torch", "keras", "tensorflow", "onnxruntime", "numpy"):
-        if importlib.util.find_spec(name):
-            versions[name] = importlib.metadata.version(name)
+        if name in distributions:
+            versions[name] = importlib.metadata.version(distributions[name][0])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -327,13 +426,19 @@ def _write_weights(path, task):
         "model = create_model(create_config(task))\n"
         "write_variables(task.weights, jax.jit(model.init)(jax.random.key(0), images))\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", code, json.dumps(dataclasses.asdict(task))], check=True, env=_env("auxseg")
-    )
+    subprocess.run([sys.executable, "-c", code, json.dumps(dataclasses.asdict(task))], check=True, env=_env())
 
 
-def measure(task, names, rows, repeats):
-    """Returns (measured rows, device limits or None); prints each row's progress to stderr."""
+def measure(task, names, rows, *, repeats, turn_seconds, save):
+    """Returns (measured rows, device limits or None); prints each row's progress to stderr.
+
+    Args:
+        task: `experiments.peers.task.Task`.
+        names: implementations.
+        rows: of `parse_rows`.
+        repeats, turn_seconds: see `measure_row`.
+        save: function of what is returned, called after each row.
+    """
     _write_weights(task.weights, task)
     workers = [Worker(name, task) for name in names]
     is_paper = (task.size, task.base_width) == (320, 64)
@@ -341,28 +446,40 @@ def measure(task, names, rows, repeats):
         limits = workers[0].ask(limits=True) if names[0] in ("auxseg", "flax") else None
         measured = []
         for kind, batch in rows:
-            print(f"{ROWS[kind]}, batch {batch} ...", file=sys.stderr, flush=True)
-            if kind == "start":
-                results = measure_start(names, task, batch, repeats)
+            began = time.perf_counter()
+            if kind in ("start", "restart"):
+                results = measure_start(names, task, batch, kind == "restart")
+            elif kind in ("prepare", "scan"):
+                results = measure_alone(kind, batch)
             else:
-                results = measure_row(workers, kind, batch, repeats)
+                expected = _expected_seconds(measured, kind, batch)
+                results = measure_row(workers, kind, batch, repeats, expected, turn_seconds)
             figures = summarise(kind, batch, results)
             if limits and "error" not in limits:
                 add_rates(figures, kind, task.dtype, limits, is_paper)
             void = find_disagreement(results) if kind == "train" else None
             measured.append({"kind": kind, "batch": batch, "figures": figures, "void": void, "raw": results})
+            print(
+                f"{_title(kind, batch)}: took {time.perf_counter() - began:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+            save(measured, limits)
     finally:
         for worker in workers:
             worker.close()
     return measured, limits
 
 
-def _write_report(report):
-    if _JSON.value:
-        target = pathlib.Path(_JSON.value)
-        partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(partial, target)
+def _expected_seconds(measured, kind, batch):
+    """Returns {implementation: seconds of a turn}, from the rows of the same kind so far."""
+    expected = {}
+    for row in measured:
+        if row["kind"] == kind:
+            for name, figure in row["figures"].items():
+                # What was left out of a smaller batch, or failed in it, is not tried again.
+                expected[name] = figure["median_s"] * batch if "median_s" in figure else float("inf")
+    return expected
 
 
 def main(_):
@@ -371,7 +488,8 @@ def main(_):
         parallel.make_deterministic()  # by the environment, which the implementations' processes inherit
     if _DEVICES.value:
         report, agreed = scaling.run(_DEVICES.value)
-        _write_report(report)
+        if _JSON.value:
+            _write(pathlib.Path(_JSON.value), json.dumps(report, indent=1))
         return 0 if agreed else 1
     rows = parse_rows(_ROWS.value)
     names, left_out = find_installed(_ONLY.value)
@@ -380,24 +498,49 @@ def main(_):
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         task = Task(_SIZE.value, _WIDTH.value, _DTYPE.value, str(pathlib.Path(folder) / "weights.npz"))
-        measured, limits = measure(task, names, rows, _REPEATS.value)
-    report = {
-        "machine": machine,
-        "limits": limits,
-        "left_out": left_out,
-        "size": task.size,
-        "base_width": task.base_width,
-        "dtype": task.dtype,
-        "rows": measured,
-    }
+
+        def save(measured, limits):
+            report = {"machine": machine, "limits": limits, "left_out": left_out}
+            report |= {"size": task.size, "base_width": task.base_width, "dtype": task.dtype}
+            write_report({**report, "rows": measured})
+
+        measured, _ = measure(
+            task, names, rows, repeats=_REPEATS.value, turn_seconds=_TURN_SECONDS.value, save=save
+        )
     print("\n".join(format_table(measured)))
     for name, reason in left_out.items():
         print(f"left out: {name} ({reason})")
     voids = [row["void"] for row in measured if row["void"]]
     for void in voids:
         print(f"void: {void}")
-    _write_report(report)
     return 1 if voids else 0
+
+
+def write_report(report):
+    """Writes the report to `--json`, and its table beside it as Markdown; nothing without the flag."""
+    if not _JSON.value:
+        return
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    where = f"{machine['processor']}, {machine['cores']} cores; load at the start {machine['load_at_start']}"
+    lines = [
+        f"# Speed: {report['dtype']}, {report['size']}x{report['size']}, width {report['base_width']}",
+        "",
+        f"{where}; {versions}.",
+        "",
+        *format_table(report["rows"]),
+        "",
+        *(f"Left out: {name} ({reason})." for name, reason in report["left_out"].items()),
+        *(f"**Void**: {row['void']}." for row in report["rows"] if row["void"]),
+    ]
+    _write(pathlib.Path(_JSON.value), json.dumps(report, indent=1))
+    _write(pathlib.Path(_JSON.value).with_suffix(".md"), "\n".join(lines).rstrip())
+
+
+def _write(path, text):
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxseg import allocator, optim
+from auxseg.models import create_inference, create_model
+from experiments.peers import run_epoch
 from experiments.peers.task import (
     ADAM_EPSILON,
     AUX_WEIGHT,
@@ -21,23 +24,29 @@ from experiments.peers.task import (
 def create(name, task):
     """Returns {'train': batch size -> step, 'infer': batch size -> call, 'limits': () -> measured figures}.
 
-    A step runs one training step to its end and returns the loss before it; a call, one prediction.
+    A step runs one training step to its end and returns the loss before it; a call, one prediction. auxseg also
+    has 'epoch' and 'feed': batch size -> an epoch of the paper's 799 images, with the model and without.
 
     Args:
         name: 'auxseg' or 'flax'.
         task: `experiments.peers.task.Task`.
     """
+    if name == "auxseg":
+        allocator.keep_freed_memory()  # as every command of auxseg does
     model, variables, predict, weights = _network(name, task)
-    return {
+    parts = {
         "train": functools.partial(_create_train, model, variables, task),
         "infer": functools.partial(_create_infer, predict, weights, task),
         "limits": functools.partial(_measure_limits, task),
     }
+    if name == "auxseg":
+        parts["epoch"] = functools.partial(run_epoch.create_train_epoch, variables, task)
+        parts["feed"] = functools.partial(run_epoch.create_feed_epoch, task)
+    return parts
 
 
 def _network(name, task):
     """Returns the module, its variables, and the function and weights that predict masks."""
-    from auxseg.models import create_inference, create_model
     from experiments.peers.flax_unet import FlaxUNet, flax_variables
 
     model, variables = create_model(create_config(task)), read_variables(task.weights)
@@ -59,24 +68,26 @@ def _loss(outputs, masks, labels):
 
 
 def _create_train(model, variables, task, batch_size):
-    optimiser = optax.adam(LEARNING_RATE, eps=ADAM_EPSILON)
+    optimiser = optim.create_optimizer(beta1=0.9, beta2=0.999, epsilon=ADAM_EPSILON)
     params, statistics = jax.device_put((variables["params"], variables["batch_stats"]))
-    state = [params, statistics, optimiser.init(params)]
-    images, masks, labels = jax.device_put(make_batch(batch_size, task.size))
+    moments = optim.set_learning_rate(optimiser.init(params), jnp.float32(LEARNING_RATE))
+    state = [params, statistics, moments]
+    batch = jax.device_put(make_batch(batch_size, task.size))
 
-    def loss_fn(params, statistics):
+    def loss_fn(params, statistics, images, masks, labels):
         variables = {"params": params, "batch_stats": statistics}
         outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
         return _loss(outputs, masks, labels), updates["batch_stats"]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def train_step(params, statistics, moments):
-        (loss, statistics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params, statistics)
-        updates, moments = optimiser.update(gradients, moments)
+    def train_step(params, statistics, moments, images, masks, labels):
+        compute = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, statistics), gradients = compute(params, statistics, images, masks, labels)
+        updates, moments = optimiser.update(gradients, moments, params)
         return (optax.apply_updates(params, updates), statistics, moments), loss
 
     def step():
-        state[:], loss = train_step(*state)
+        state[:], loss = train_step(*state, *batch)
         return float(loss)
 
     return step

@@ -18,6 +18,10 @@ from experiments.peers.task import (
 def create(name, task):
     """Returns {'train': ..., 'infer': ...} as `run_jax.create`; name 'keras_jax' or 'keras_tensorflow'."""
     os.environ["KERAS_BACKEND"] = name.removeprefix("keras_")
+    if name == "keras_tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
     from auxseg.models import to_keras_weights
     from experiments.peers.keras_unet import create_keras_unet, set_keras_weights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 
 import torch
@@ -53,8 +54,14 @@ def _create_train(model, task, batch_size):
     model.train()
     optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=ADAM_EPSILON)
     images, masks, labels = _images(batch_size, task.size)
+    num_steps = 0
 
     def step():
+        nonlocal num_steps
+        num_steps += 1
+        # Keras adds epsilon to the root of the uncorrected moment, PyTorch to that of the corrected one.
+        for group in optimiser.param_groups:
+            group["eps"] = ADAM_EPSILON / math.sqrt(1.0 - 0.999**num_steps)
         optimiser.zero_grad()
         loss = _loss(model(images), masks, labels)
         loss.backward()

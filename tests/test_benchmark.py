@@ -1,0 +1,117 @@
+"""What the benchmark says of its measurements; that it goes on without a peer that fails."""
+
+import json
+
+import pytest
+
+from auxseg.errors import InputError
+from configs import base
+from experiments import benchmark
+from experiments.peers.task import PAPER, Task, create_config
+
+TASK = Task(32, 8, "float32", "")
+
+
+def test_the_network_is_that_of_the_base_config():
+    config = create_config(Task(320, 64, "float32", ""))
+    model = base.get_config().model
+    assert {name: getattr(config, name) for name in (*PAPER, "base_width", "dtype")} == {
+        name: model[name] for name in (*PAPER, "base_width", "dtype")
+    }
+
+
+def test_rows_by_name():
+    assert benchmark.parse_rows(["train:8", "infer:1"]) == [("train", 8), ("infer", 1)]
+    with pytest.raises(InputError, match="--rows: got 'fit', expected one of"):
+        benchmark.parse_rows(["fit:8"])
+    with pytest.raises(InputError, match="expected kind:batch size"):
+        benchmark.parse_rows(["train:0"])
+
+
+def test_medians_an_image_and_ratios():
+    results = {
+        "auxseg": {"seconds": [2.0, 4.0, 9.0], "losses": [], "peak_bytes": 5},
+        "torch": {"seconds": [8.0, 8.0, 8.0], "losses": []},
+        "flax": {"error": "out of memory"},
+    }
+    figures = benchmark.summarise("train", 2, results)
+    assert figures["auxseg"] == {
+        "median_s": 2.0,
+        "least_s": 1.0,
+        "turns": 3,
+        "peak_bytes": 5,
+        "times_auxseg": 1.0,
+    }
+    assert figures["torch"]["times_auxseg"] == 2.0
+    assert figures["flax"] == {"error": "out of memory"}
+    row = {"kind": "train", "batch": 2, "figures": figures}
+    table = benchmark.format_table([row])
+    assert (
+        table[2]
+        == "| training step, s an image, batch 2 | auxseg | 2 | 1 | 1.00 | " + table[2].split("| 1.00 | ")[1]
+    )
+    assert "out of memory" in table[4]
+
+
+@pytest.mark.parametrize(("loss", "agrees"), [(1.0009, True), (1.0011, False), (float("nan"), False)])
+def test_losses_must_agree(loss, agrees):
+    results = {
+        "auxseg": {"losses": [2.0, 1.0]},
+        "torch": {"losses": [2.0, loss]},
+        "flax": {"error": "not there"},
+    }
+    assert (benchmark.find_disagreement(results) is None) == agrees
+
+
+def test_a_peer_that_fails_is_reported_and_the_others_go_on():
+    """A worker that has no such implementation answers with its error; one that has ended is found out."""
+    worker = benchmark.Worker("nothing", TASK)
+    try:
+        results = benchmark.measure_row([worker], "train", 2, 4)
+        assert results == {"nothing": {"error": "KeyError: 'nothing'"}}
+        worker.process.kill()
+        worker.process.wait()
+        assert worker.ask(run=True)["error"].startswith("the process ended")
+    finally:
+        worker.close()
+
+
+def test_what_would_take_too_long_is_left_out():
+    measured = [
+        {"kind": "train", "batch": 2, "figures": {"flax": {"median_s": 6.0}, "torch": {"error": "x"}}}
+    ]
+    expected = benchmark._expected_seconds(measured, "train", 8)
+    assert expected == {"flax": 48.0, "torch": float("inf")}
+
+    class Never:
+        name = "flax"
+
+        def ask(self, **command):
+            assert command == {"release": True}
+            return {}
+
+    results = benchmark.measure_row([Never()], "train", 8, 4, expected, turn_seconds=20.0)
+    assert results == {"flax": {"error": "left out: a turn would take about 48 s"}}
+
+
+def test_the_report_is_json_and_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "_JSON", type("Flag", (), {"value": str(tmp_path / "speed.json")}))
+    row = {
+        "kind": "infer",
+        "batch": 1,
+        "void": None,
+        "figures": benchmark.summarise("infer", 1, {"auxseg": {"seconds": [0.5], "losses": []}}),
+    }
+    report = {
+        "machine": benchmark.describe_machine(),
+        "left_out": {"torch": "torch is not installed"},
+        "size": 320,
+        "base_width": 64,
+        "dtype": "float32",
+        "rows": [row],
+    }
+    benchmark.write_report(report)
+    assert json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["rows"] == [row]
+    text = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert "| inference, s an image, batch 1 | auxseg | 0.5 | 0.5 | 1.00 |" in text
+    assert "Left out: torch (torch is not installed)." in text
