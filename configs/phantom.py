@@ -20,8 +20,10 @@ def get_config():
     config.data.phantom.num_scans = 160
     config.model.base_width = 8
     config.loss.class_weights = (1.0, 1.0, 1.0, 30.0)
+    config.insert.enabled = True
+    config.insert.kinds = (0.5, 0.15, 0.35)
     config.train.batch_size = 4
-    config.train.num_epochs = 12
+    config.train.num_epochs = 14
     config.train.bn_refresh_batches = 20
-    config.optim.cosine_epochs = 12
+    config.optim.cosine_epochs = 14
     return config

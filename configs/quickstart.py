@@ -11,6 +11,7 @@ def get_config():
     config = phantom.get_config()
     config.data.phantom.num_scans = 24
     config.data.size = (192, 192)
+    config.insert.enabled = False
     config.optim.cosine_epochs = 0
     config.train.num_epochs = 30
     config.train.max_minutes = 2.0

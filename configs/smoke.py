@@ -17,5 +17,8 @@ def get_config():
     config.data.size = (64, 64)
     config.model.base_width = 4
     config.model.depth = 2
+    config.insert.enabled = False
     config.train.num_epochs = 2
+    config.train.bn_refresh_batches = 2
+    config.optim.cosine_epochs = 0
     return config
