@@ -127,6 +127,8 @@ def create_config(protocol):
         "train.num_epochs": protocol.epochs,
         "train.batch_size": protocol.batch_size,
     }
+    if config.optim.cosine_epochs:
+        asked["optim.cosine_epochs"] = protocol.epochs
     given = {name: value for name, value in asked.items() if value is not None}
     return override(config, (QUICK if protocol.quick else {}) | given)
 
