@@ -84,15 +84,15 @@ def test_every_choice_of_data_gives_a_config_that_can_be_run(data):
     assert config.data.name == data and config.is_locked
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"), [({"model.typo": 1}, "typo"), ({"model.se": "yes"}, "model.se")]
-)
 def test_a_cosine_ends_with_the_epochs_asked_for():
     phantom = runner.create_config(runner.Protocol(data="phantom", epochs=3))
     assert phantom.optim.cosine_epochs == phantom.train.num_epochs == 3
     assert runner.create_config(runner.Protocol(data="luna16", epochs=3)).optim.cosine_epochs == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"model.typo": 1}, "typo"), ({"model.se": "yes"}, "model.se")]
+)
 def test_settings_that_there_are_not(npz, changes, words):
     config = runner.create_config(small_protocol(npz))
     with pytest.raises(InputError, match=words):
