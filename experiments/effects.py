@@ -4,8 +4,9 @@ An effect is a weighted sum of arms, such as the main effect of squeeze-and-exci
 and auxiliary head: (both + SE alone) / 2 - (head alone + neither) / 2. For each case the arms' scores, averaged
 over their runs, are summed with the weights; the mean over cases has a bootstrap interval by patient and a
 sign-flip test on the patients' means, corrected by Holm over all effects, classes and scores of the study.
-Since cases say nothing of other initialisations, an effect counts as supported only if its interval over runs
-(each seed and fold gives one value) leaves out 0 as well.
+Since cases say nothing of other initialisations, an effect counts as supported only if its interval over
+seeds (each gives one value, averaged over its folds) leaves out 0 as well. With one seed nothing is supported: the
+runs of a seed start from the same weights on every fold, and a start that fails does so on all of them.
 """
 
 from __future__ import annotations
@@ -60,9 +61,18 @@ def measure(arms, effects, names=("dice",)):
     corrected = statistics.holm([row["p"] for row in rows])
     family = int(np.sum(~np.isnan(corrected)))
     return [
-        row | {"p_holm": float(p), "family": family} | compare.judge(row, float(p), family)
+        row | {"p_holm": float(p), "family": family} | judge(row, float(p), family)
         for row, p in zip(rows, corrected, strict=True)
     ]
+
+
+def judge(row, p_holm, family):
+    """Returns {'supported', 'why'} as `compare.judge`, and False for one initialisation."""
+    found = compare.judge(row, p_holm, family)
+    if found["supported"] and row["seeds"] < 2:
+        why = f"corrected p = {p_holm:.2g} over cases, but of one initialisation, which may be the cause"
+        return {"supported": False, "why": why}
+    return found
 
 
 def _row(effect, named, key, name):
@@ -74,7 +84,8 @@ def _row(effect, named, key, name):
         np.zeros(len(cases)), [values[case] for case in cases], [owners[case] for case in cases]
     )
     draws = combine({arm: compare.means_by_draw(named[arm], key, name) for arm in weights}, weights)
-    low, high = compare.student(list(draws.values()))
+    seeds = compare.by_seed(draws)
+    low, high = compare.student(seeds)
     return {
         "effect": effect.key,
         "title": effect.title,
@@ -89,6 +100,7 @@ def _row(effect, named, key, name):
         "patients": test.difference.num_patients,
         "runs_first": len(draws),
         "runs_second": len(draws),
+        "seeds": len(seeds),
         "between_runs_low": low,
         "between_runs_high": high,
     }
@@ -181,9 +193,9 @@ def _conclude_limits(config, arms):
         )
     if config.data.name == "phantom":
         limits.append("the images are drawn, not CT")
-    runs = min(len(arm.runs) for arm in arms)
-    if runs < 5:
-        limits.append(f"runs an arm: {runs}, and fewer than five say little about initialisation")
+    seeds = min(len({run.draw for run in arm.runs if run.fold == arm.runs[0].fold}) for arm in arms)
+    if seeds < 5:
+        limits.append(f"initialisations of an arm: {seeds}, and fewer than five say little about others")
     return [f"Limits: {'; '.join(limits)}."] if limits else []
 
 
@@ -206,7 +218,7 @@ def create_section(rows, sentences):
         for row in rows
     ]
     headings = [
-        "Effect", "Class", "Score", "Mean over cases, 95 %", "95 % over runs", "Effect size d", "p", "p, Holm",
+        "Effect", "Class", "Score", "Mean over cases, 95 %", "95 % over seeds", "Effect size d", "p", "p, Holm",
         "Cases", "Runs an arm", "Supported",
     ]  # fmt: skip
     return "Effects", element(
@@ -219,7 +231,7 @@ def create_section(rows, sentences):
 def format_table(rows):
     """Returns the lines of a Markdown table of the effects."""
     lines = [
-        "| effect | class | difference, 95 % over cases | 95 % over runs | p (Holm) | cases | runs | supported |",
+        "| effect | class | difference, 95 % over cases | 95 % over seeds | p (Holm) | cases | seeds | supported |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
@@ -230,7 +242,7 @@ def format_table(rows):
             interval(row["between_runs_low"], row["between_runs_high"], 4).strip() or "n/a",
             number(row["p_holm"], 3),
             f"{row['cases']} of {row['patients']} patients",
-            str(row["runs_first"]),
+            str(row["seeds"]),
             "yes" if row["supported"] else "no",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -61,6 +61,16 @@ def test_an_effect_of_one_run_is_not_supported():
     assert row["between_runs_low"] < 0 < row["between_runs_high"] and not row["supported"]
 
 
+def test_an_initialisation_that_fails_on_every_fold_is_no_effect():
+    """One seed on three folds: the same weights at the start, and so one failure and not three."""
+    draws = ((1, 0), (1, 1), (1, 2))
+    gains = {"se_aux": 0.0, "no_aux": 0.0, "no_se": 0.0, "plain": -0.8}
+    _, rows = measure(gains, draws=draws)
+    row = find(rows, "se")
+    assert row["difference"] == pytest.approx(0.4) and row["p_holm"] < 0.05 and row["seeds"] == 1
+    assert not any(row["supported"] for row in rows) and "of one initialisation" in row["why"]
+
+
 def test_nothing_is_claimed_of_noise():
     gains = dict.fromkeys(("se_aux", "no_aux", "no_se", "plain", "placebo"), 0.0)
     arms, rows = measure(gains, noise=0.02)
@@ -68,7 +78,9 @@ def test_nothing_is_claimed_of_noise():
     sentences = effects.conclude(rows, arms, base.get_config())
     assert "none is supported by these runs" in sentences[0]
     assert "SE (main effect) on Nodule Dice between -0." in sentences[1]
-    assert sentences[-1] == "Limits: runs an arm: 4, and fewer than five say little about initialisation."
+    assert (
+        sentences[-1] == "Limits: initialisations of an arm: 2, and fewer than five say little about others."
+    )
 
 
 def test_what_is_supported_is_named_with_its_size():
