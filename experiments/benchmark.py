@@ -38,20 +38,19 @@ from absl import flags
 
 from auxseg import cli, parallel
 from auxseg.errors import InputError, check_choice
-from experiments import scaling
 from experiments.peers.task import Task
 
 _ROWS = flags.DEFINE_list(
     "rows",
     [
-        "start:1",
-        "restart:1",
         "infer:1",
         "infer:8",
         "train:2",
         "train:8",
         "feed:8",
         "prepare:8",
+        "start:1",
+        "restart:1",
         "scan:240",
     ],
     "kind:batch size, in order; prepare:number of scans, scan:number of slices.",
@@ -64,7 +63,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of auxs
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each implementation in each row.", lower_bound=4)
 _TURN_SECONDS = flags.DEFINE_float(
     "turn_seconds",
-    20.0,
+    8.0,
     "Leave an implementation out of a row whose turn would take longer.",
     lower_bound=1.0,
 )
@@ -263,12 +262,12 @@ def _add_turn(result, answer):
 def measure_start(names, task, batch, keep):
     """Returns `measure_row`'s results for fresh processes: import, build, compile and predict one batch.
 
-    Three turns each. With `keep` compiled programs are kept (JAX's cache, PyTorch's), and a turn that is not
+    Two turns each. With `keep` compiled programs are kept (JAX's cache, PyTorch's), and a turn that is not
     counted fills them; else each turn compiles.
     """
     results = {name: {"seconds": [], "losses": []} for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        turns = [(turn, name) for turn in range(4 if keep else 3) for name in names]
+        turns = [(turn, name) for turn in range(3 if keep else 2) for name in names]
         for turn, name in turns:
             start = time.perf_counter()
             worker = Worker(name, task, folder if keep else None)
@@ -487,6 +486,8 @@ def main(_):
     if _DETERMINISTIC.value:
         parallel.make_deterministic()  # by the environment, which the implementations' processes inherit
     if _DEVICES.value:
+        from experiments import scaling  # it trains by the loop, which needs more than the other rows
+
         report, agreed = scaling.run(_DEVICES.value)
         if _JSON.value:
             _write(pathlib.Path(_JSON.value), json.dumps(report, indent=1))

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from PIL import Image
 
 from auxseg.errors import InputError
 from configs import base
-from experiments import benchmark
+from experiments import benchmark, speed_chart
 from experiments.peers.task import PAPER, Task, create_config
 
 TASK = Task(32, 8, "float32", "")
@@ -115,3 +116,20 @@ def test_the_report_is_json_and_a_table(tmp_path, monkeypatch):
     text = (tmp_path / "speed.md").read_text(encoding="utf-8")
     assert "| inference, s an image, batch 1 | auxseg | 0.5 | 0.5 | 1.00 |" in text
     assert "Left out: torch (torch is not installed)." in text
+
+
+def test_the_chart_shows_what_was_measured(tmp_path):
+    results = {"auxseg": {"seconds": [0.5], "losses": []}, "flax": {"error": "left out"}}
+    figures = benchmark.summarise("infer", 1, results)
+    void = {"kind": "train", "batch": 2, "void": "losses", "figures": figures}
+    once = {"kind": "feed", "batch": 8, "void": None, "figures": figures}
+    report = {
+        "machine": {"processor": "none", "cores": 2},
+        "size": 320,
+        "dtype": "float32",
+        "rows": [{"kind": "infer", "batch": 1, "void": None, "figures": figures}, void, once],
+    }
+    path = tmp_path / "speed.json"
+    path.write_text(json.dumps(report), encoding="utf-8")
+    with Image.open(speed_chart.main(path)) as picture:
+        assert picture.size == (396, 308)
