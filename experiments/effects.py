@@ -156,6 +156,11 @@ def _conclude_supported(rows):
 
 def _conclude_bounds(rows):
     """Says how large the effects that are not supported could be, by the wider of their two intervals."""
+    if rows and max(row["seeds"] for row in rows) < 2:
+        return [
+            "All runs of an arm start from one initialisation: the intervals over cases say nothing of what another "
+            "start would give."
+        ]
     found = []
     for row in rows:
         ends = [row["low"], row["high"], row["between_runs_low"], row["between_runs_high"]]

@@ -65,7 +65,9 @@ def test_an_initialisation_that_fails_on_every_fold_is_no_effect():
     """One seed on three folds: the same weights at the start, and so one failure and not three."""
     draws = ((1, 0), (1, 1), (1, 2))
     gains = {"se_aux": 0.0, "no_aux": 0.0, "no_se": 0.0, "plain": -0.8}
-    _, rows = measure(gains, draws=draws)
+    arms, rows = measure(gains, draws=draws)
+    sentences = effects.conclude(rows, arms, base.get_config())
+    assert "none is supported" in sentences[0] and "start from one initialisation" in sentences[1]
     row = find(rows, "se")
     assert row["difference"] == pytest.approx(0.4) and row["p_holm"] < 0.05 and row["seeds"] == 1
     assert not any(row["supported"] for row in rows) and "of one initialisation" in row["why"]
