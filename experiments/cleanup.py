@@ -66,10 +66,9 @@ def measure(workdirs, *, slices=None):
     networks = [bundle.load_network(one) for one in workdirs]
     dataset, stacks = _read_stacks(workdirs, slices)
     tables = {}
-    for indices in stacks:
-        images, references = dataset.read(indices)
+    for indices, references, maps in _read_predicted(dataset, stacks, networks):
         spacing = judge.resized_spacing(dataset, indices[0])
-        for name, number, masks in _predict_all(networks, images, spacing):
+        for name, number, masks in _decide_all(maps, spacing):
             rows = tables.setdefault((name, number), [])
             rows += [_score(*each, spacing) for each in zip(masks, references, strict=True)]
     patients = np.concatenate([dataset.table.patient[indices] for indices in stacks])
@@ -121,9 +120,28 @@ def _group(table, cases):
     return [np.array(one) for one in stacks]
 
 
-def _predict_all(networks, images, spacing_yx_mm):
-    """Yields (option, number of the run, masks uint8 [D, H, W]) of one scan."""
-    maps = {flip: [_predict(network, images, flip) for network in networks] for flip in (False, True)}
+def _read_predicted(dataset, stacks, networks, slices_at_once=64):
+    """Yields (indices, references, {flip: probabilities float32 [D, H, W, C] of each run}) of each stack.
+
+    Short stacks are predicted together: a batch holds more than one slice.
+    """
+    groups = [[]]
+    for stack in stacks:
+        if sum(map(len, groups[-1])) >= slices_at_once:
+            groups.append([])
+        groups[-1].append(stack)
+    for group in groups:
+        images, references = dataset.read(np.concatenate(group))
+        maps = {flip: [_predict(one, images, flip) for one in networks] for flip in (False, True)}
+        start = 0
+        for stack in group:
+            part = slice(start, start + len(stack))
+            yield stack, references[part], {flip: [one[part] for one in maps[flip]] for flip in maps}
+            start = part.stop
+
+
+def _decide_all(maps, spacing_yx_mm):
+    """Yields (option, number of the run, masks uint8 [D, H, W]) of one stack."""
     pixel_mm2 = float(np.prod(spacing_yx_mm))
     for number, one in enumerate(maps[False]):
         masks = _decide(one)
@@ -135,7 +153,7 @@ def _predict_all(networks, images, spacing_yx_mm):
             postprocess.clean(cleaned, options, pixel_mm2=pixel_mm2)
             yield name, number, cleaned
         yield "flip", number, _decide(maps[True][number])
-    if len(networks) > 1:
+    if len(maps[False]) > 1:
         yield "ensemble", 0, _decide(sum(maps[False]))
         yield "ensemble, flip", 0, _decide(sum(maps[True]))
 
