@@ -166,12 +166,18 @@ def gather_batches(batches, devices):
 class Agreement:
     """Whether any process was told to stop, agreed on at the same step by all, while the devices go on.
 
-    The question travels with the steps, and its answer is read when they are done anyway.
+    The question travels with the steps, and its answer is read when they are done anyway. To be made before
+    the first step: it has the processes meet.
     """
 
     def __init__(self, devices):
         self._devices, self._asked = devices, collections.deque()
         self._ask = parallelize(lambda told: jax.lax.pmax(told, AXIS), devices)
+        if _group is not None:
+            # Processes must come to their first collective at about the same time, or it fails: here they do,
+            # while the first training step, which compiles, may take one much longer than another.
+            _group.exchange(b"")
+            fetch_first(self._ask(replicate(np.int32(0), devices)))
 
     def reached(self, told, delay=2):
         """Returns whether any process was told, `delay` calls ago; alone, whether this one is."""

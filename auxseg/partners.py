@@ -30,6 +30,9 @@ SILENCE_SECONDS = 120.0
 GRACE_SECONDS = 5.0
 """What a process may take to end by itself, with its own words, after another has stopped."""
 
+END_SECONDS = 3.0
+"""What process 0 waits beyond that for the others to be gone: its end would have jax abort them."""
+
 CONNECT_SECONDS = 300.0
 
 _HELLO, _PING, _DATA, _STOP, _BYE = range(5)
@@ -50,7 +53,7 @@ class Group:
 
     def __init__(self, process_id, num_processes, on_lost=None):
         self.process_id, self.num_processes = process_id, num_processes
-        self._links, self._on_lost, self._leaving = {}, on_lost or _exit, threading.Event()
+        self._links, self._on_lost, self._leaving = {}, on_lost or self._exit, threading.Event()
         self._lost = threading.Lock()
 
     def exchange(self, content, *, label="", seconds=None):
@@ -85,7 +88,8 @@ class Group:
     def stop(self, text, status):
         """Tells the others that this process stops, and why; they stop as well, with the same status."""
         self._leaving.set()
-        self._tell({"text": text, "status": status})
+        self._tell(text, status, GRACE_SECONDS)
+        self._await_ends()
 
     def leave(self):
         """Ends the connections after all is done; the others are not to wonder."""
@@ -111,13 +115,30 @@ class Group:
         if self._leaving.is_set() or not self._lost.acquire(blocking=False):
             return
         if self.process_id == 0:
-            self._tell({"text": text, "status": status})
+            self._tell(text, status, grace)
         self._on_lost(text, status, grace)
 
-    def _tell(self, message):
+    def _tell(self, text, status, grace):
+        message = json.dumps({"text": text, "status": status, "grace": grace}).encode()
         for link in self._links.values():
             with contextlib.suppress(OSError):
-                link.send(_STOP, json.dumps(message).encode())
+                link.send(_STOP, message)
+
+    def _await_ends(self):
+        """In process 0 waits for the others to end, a while."""
+        end = time.monotonic() + GRACE_SECONDS + END_SECONDS
+        for link in self._links.values() if self.process_id == 0 else ():
+            link.ended.wait(max(0.0, end - time.monotonic()))
+
+    def _exit(self, text, status, grace):
+        """Ends this process, whatever it waits for: a collective never comes back without its partner."""
+        time.sleep(grace)
+        line = (
+            f"auxseg: error: {text}; this process stops too: start the same command again in all to go on\n"
+        )
+        os.write(2, line.encode())
+        self._await_ends()
+        os._exit(status)
 
     def _keep_alive(self):
         while not self._leaving.wait(PING_SECONDS):
@@ -134,6 +155,7 @@ class _Link:
 
     def __init__(self, other, connection, group):
         self.other, self.heard, self.left = other, time.monotonic(), False
+        self.ended = threading.Event()
         self._connection, self._group = connection, group
         self._inbox, self._sending = queue.SimpleQueue(), threading.Lock()
         threading.Thread(target=self._read, name=f"auxseg-partner-{other}", daemon=True).start()
@@ -176,24 +198,30 @@ class _Link:
 
     def _read(self):
         try:
-            while True:
-                kind, content = _read_frame(self._connection, MOST_BYTES)
-                self.heard = time.monotonic()
-                if kind == _DATA:
-                    self._inbox.put(content)
-                elif kind == _BYE:
-                    self.left = True
-                    self._inbox.put(None)
-                    return
-                elif kind == _STOP:
-                    self._stopped(json.loads(content))
-                    return
+            self._read_on()
         except (OSError, EOFError, ValueError):
+            self.ended.set()
             text = f"process {self.other} is gone: it was killed, or its machine is"
             self._group.lost(text, EXIT_LOST, grace=0.0)
 
-    def _stopped(self, message):
-        self._group.lost(str(message["text"]), int(message["status"]), grace=GRACE_SECONDS)
+    def _read_on(self):
+        """Reads until the connection ends."""
+        while True:
+            kind, content = _read_frame(self._connection, MOST_BYTES)
+            self.heard = time.monotonic()
+            if kind == _DATA:
+                self._inbox.put(content)
+            elif kind == _BYE:
+                self.left = True
+                self.ended.set()
+                self._inbox.put(None)
+                return
+            elif kind == _STOP:
+                self.ended.set()
+                message = json.loads(content)
+                text, status, grace = str(message["text"]), int(message["status"]), float(message["grace"])
+                self._group.lost(text, status, min(grace, GRACE_SECONDS))
+                return
 
 
 class Door:
@@ -306,11 +334,3 @@ def _split(content):
         parts.append(content[start : start + size])
         start += size
     return parts
-
-
-def _exit(text, status, grace):
-    """Ends this process at once, whatever it waits for: a collective never comes back without its partner."""
-    time.sleep(grace)
-    line = f"auxseg: error: {text}; this process stops too: start the same command again in all to go on\n"
-    os.write(2, line.encode())
-    os._exit(status)

@@ -71,7 +71,7 @@ def test_a_partner_that_is_gone_ends_the_others():
     hang_up(run.groups[1])
     text = "process 1 is gone: it was killed, or its machine is"
     assert run.lost[0].get(timeout=WAIT) == (text, 75, 0.0)
-    assert run.lost[2].get(timeout=WAIT) == (text, 75, partners.GRACE_SECONDS)  # told by process 0
+    assert run.lost[2].get(timeout=WAIT) == (text, 75, 0.0)  # told by process 0
 
 
 def test_the_end_of_process_0_ends_all():
@@ -89,6 +89,18 @@ def test_a_partner_that_stops_gives_its_word_and_status():
     for lost in run.lost[:2]:
         assert lost.get(timeout=WAIT) == ("process 2 stopped: no such scan", 2, partners.GRACE_SECONDS)
     assert run.lost[2].empty()
+
+
+def test_process_0_goes_last():
+    """When it is gone, jax in the others aborts."""
+    run = Run(2)
+    stopping = threading.Thread(target=run.groups[0].stop, args=("process 0 stopped", 2))
+    stopping.start()
+    assert run.lost[1].get(timeout=WAIT) == ("process 0 stopped", 2, partners.GRACE_SECONDS)
+    assert stopping.is_alive()
+    hang_up(run.groups[1])
+    stopping.join(WAIT)
+    assert not stopping.is_alive()
 
 
 def test_silence_is_an_end_too(monkeypatch):

@@ -1,6 +1,7 @@
 """Two real processes of four devices each, over loopback: one's results, a partner's death, going on."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,36 +13,70 @@ import sys
 import time
 
 import fakes
+import fixtures_luna16
 import jax
 import numpy as np
 import pytest
 import test_steps
 import test_train
 
-from auxseg import checkpoints, parallel, runs
+from auxseg import checkpoints, input_pipeline, parallel, runs, train
+from auxseg.datasets import luna16_folder
 from auxseg.errors import InputError
+from configs import base
 
 TESTS = pathlib.Path(__file__).parent
 ROOT = TESTS.parent
 DEVICES, NUM_EPOCHS = 4, 8
 
 
-def act(output):
+def act(output, luna16):
     """What each of two processes runs: steps with an uneven last batch; the first writes what came out."""
     parallel.join()
     assert parallel.num_processes() == 2
+    agreement = parallel.Agreement(parallel.choose_devices(DEVICES))
+    asked = [agreement.reached(not parallel.is_first()) for _ in range(4)]
+    assert asked == [False, False, True, True]  # one was told: both know, two steps later
     _, state, sums = test_steps.run_on(DEVICES, fakes.two_discs(22), test_steps.small_config())
     digest = [float(np.sum(np.abs(leaf))) for leaf in jax.tree.leaves(state)]
     parallel.check_same("the state", digest)  # every process holds the same
     if parallel.is_first():
         np.savez(output, *jax.tree.leaves((state, sums)))
+    read_own_share()
+    prepare_once(luna16)
     try:
         parallel.check_same("a number", parallel.is_first())
     except InputError as error:
         assert "a number: process 1 has False, process 0 has True" in str(error)
     else:
         raise AssertionError("a difference was not seen")
-    parallel.leave(0)
+    parallel.leave(2 if parallel.is_first() else 0)  # a fault of the first ends the other, which waits for it
+
+
+def read_own_share():
+    """Of a batch of eight each process reads its four, and of a batch of two the second process nothing."""
+    asked, data = [], fakes.two_discs(8)
+    noting = dataclasses.replace(data, read=lambda rows: asked.append(rows.tolist()) or data.read(rows))
+    feed = input_pipeline.create_feed(
+        noting, np.arange(8), placement="stream", devices=parallel.choose_devices(DEVICES)
+    )
+    for count, shares in ((8, ([0, 1, 2, 3], [4, 5, 6, 7])), (2, ([0, 1], []))):
+        rows = input_pipeline.padded_rows(np.arange(count), 8, 8)
+        (_,) = input_pipeline.read_batches(feed, rows)
+        assert sum(asked, []) == shares[0 if parallel.is_first() else 1]
+        asked.clear()
+
+
+def prepare_once(luna16):
+    """The first process reads the scans while the second waits, which then reads the records."""
+    seen, read_slices = [], luna16_folder.read_slices
+    luna16_folder.read_slices = lambda scan, *rest: seen.append(scan.uid) or read_slices(scan, *rest)
+    config = base.get_config()
+    with config.unlocked():
+        config.data.dir, config.data.cache_dir = luna16, f"{luna16}-cache"
+        config.data.size = (32, 32)
+    assert len(train.load_once(config)) == 3
+    assert seen == (list(fixtures_luna16.UIDS) if parallel.is_first() else [])
 
 
 def free_port():
@@ -139,11 +174,13 @@ def assert_close(one, other, tolerance):
 @pytest.mark.slow
 def test_two_processes_of_four_compute_what_one_of_one_and_of_eight_do(tmp_path):
     code = "import sys, test_processes; test_processes.act(*sys.argv[1:])"
-    pair = [start(["-c", code, tmp_path / "out.npz"], **variables) for variables in slurm_variables()]
+    arguments = [tmp_path / "out.npz", fixtures_luna16.write_folder(tmp_path / "luna16")]
+    pair = [start(["-c", code, *arguments], **variables) for variables in slurm_variables()]
     config, data = test_steps.small_config(), fakes.two_discs(22)
     alone = [jax.tree.leaves(test_steps.run_on(number, data, config)[1:]) for number in (1, 8)]
-    for code, _, err in finish(pair):
-        assert code == 0, err
+    (first, _, first_err), (second, _, err) = finish(pair)
+    assert (first, second) == (2, 2), (first_err, err)
+    assert "process 0 stopped with status 2; its own output says why" in err
     with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
         found = [file[name] for name in file.files]
     for leaves in alone:

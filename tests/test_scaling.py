@@ -26,7 +26,7 @@ def test_a_difference_is_seen():
     one = state([np.zeros(2)], [np.zeros(2), np.ones(1)], [np.zeros(0)])
     other = state([np.zeros(2)], [np.zeros(2), np.full(1, 1.5)], [np.zeros(0)])
     found = scaling.compare((one, sums(8.0, 4.0)), (other, sums(6.0, 4.0)))
-    assert found == {"loss": 0.5, "statistics": 0.0, "parameters": 0.5, "moments": 0.0}
+    assert found == {"loss": 0.5, "statistics": 0.0, "parameters": 0.5, "cancelled": 0.0, "moments": 0.0}
 
 
 def test_a_step_on_paper_by_hand():
@@ -55,6 +55,7 @@ def test_rows_on_paper():
                 "loss": 0.0,
                 "statistics": 0.0,
                 "parameters": 0.0,
+                "cancelled": 0.0,
                 "moments": 0.0,
                 "step_time_ratio": 1.0,
             }

@@ -359,7 +359,10 @@ def _report_from_workers(folder, settings, num_workers):
             if line:
                 yield message["scan"], message["rows"]
         if left:
-            raise RuntimeError(f"{left} phantom scans were not written: a worker ended early")
+            raise InputError(
+                f"data.phantom: {left} scans were not drawn: a process that drew them was killed; is there memory "
+                "enough? Start the same command again: those that are there are kept"
+            )
     finally:
         for worker in workers:
             worker.terminate()

@@ -356,6 +356,28 @@ def test_what_keeps_a_worker_from_writing_is_one_clear_line(tmp_path, monkeypatc
     assert not (tmp_path / "phantom" / "annotations.csv").exists()
 
 
+def test_a_worker_that_dies_is_one_clear_line_and_costs_its_scans_alone(tmp_path, monkeypatch):
+    """The worker with the second share dies before its first scan; the next start draws what is missing."""
+    config, popen = _config(num_scans=8, num_slices=4, matrix=32), subprocess.Popen
+
+    def start(command, **settings):
+        dies = command[-2:] == ["1", "2"]
+        return popen(
+            [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"] if dies else command, **settings
+        )
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", start)
+        with pytest.raises(InputError, match="4 scans were not drawn: a process that drew them was killed"):
+            phantom.ensure(tmp_path / "phantom", config)
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "phantom").rglob("*.raw")}
+    assert len(drawn) == 4
+    phantom.ensure(tmp_path / "phantom", config)
+    assert len(list((tmp_path / "phantom").rglob("subset*/*.raw"))) == 8
+    assert all(path.stat().st_mtime_ns == when for path, when in drawn.items())
+
+
 def test_ending_early_ends_the_workers(tmp_path, monkeypatch):
     config, started = _config(num_scans=8, num_slices=60, matrix=128), []
     popen = subprocess.Popen
