@@ -81,8 +81,7 @@ def create_titles(arms, config):
             titles[arm] = f"auxiliary weight {changes['loss.aux_weight']:g}"
         else:
             titles[arm] = TITLES[arm]
-    if "se_aux" in titles:
-        titles["se_aux"] += f" (weight {config.loss.aux_weight:g})"
+    titles["se_aux"] += f" (weight {config.loss.aux_weight:g})"
     return titles
 
 

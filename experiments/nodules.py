@@ -1,0 +1,413 @@
+"""Nodules that are found: the paper's recipe and ours on real slices, each scored on slices it did not see.
+
+    python -m experiments.nodules --data_dir=FOLDER --init_from=runs/pretrained [--seeds=1,2] [--arms=paper,...]
+
+FOLDER holds real slices as NPZ (120 middle slices of LUNA16, 8 of them with a nodule); `--init_from` is a run on
+the phantom, whose weights some arms start from (configs/recommended.py names its command). All arms have the
+network, size, batches, epochs and folds of configs/recommended.py. Cross-validated by patient over `--num_folds`
+folds: one fold is test, the next one val, so that every slice, and every nodule, is scored once a seed by a
+network that saw it neither in training nor in the choice of its threshold. Inserted nodules are for training
+alone. Scores are at the slice's own resolution, at two operating points: the most likely class, and threshold
+and least size chosen on val. The study goes on where it was stopped; `nodules.json`, `nodules.md` and
+`nodules.png`, every real nodule with what was found of it, are written into its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from absl import flags
+from scipy import ndimage
+
+from auxseg import cli, decision, evaluate, judge, runs, scores, statistics
+from auxseg.errors import InputError, check_choice
+from auxseg.structs import CLASS_NAMES
+from configs import base, recommended
+from experiments import runner
+
+NODULE = CLASS_NAMES.index("nodule")
+POINTS = ("most likely class", "tuned on val")
+MAX_FALSE = 1.0
+CASES_FILE = "nodule_cases.json"
+CROPS_FILE = "nodule_crops.npz"
+CROP_PX = 48  # half the side of a crop, in the slice's own pixels
+WINDOW_HU = (-1000.0, 400.0)
+
+PAPER = {
+    name: base.get_config()[name.split(".")[0]][name.split(".")[1]]
+    for name in (
+        "loss.name", "loss.class_weights", "loss.hard_fraction", "loss.aux_weight", "insert.enabled",
+        "augment.enabled", "optim.learning_rate",
+    )
+}  # fmt: skip
+"""What the recommended recipe changes in the loss and the data, as the paper has it."""
+
+TITLES = {
+    "paper": "the paper's recipe",
+    "paper_pretrained": "the paper's recipe, started from the phantom",
+    "recommended": "recommended",
+    "no_pretraining": "recommended, without the phantom",
+    "no_insertion": "recommended, without inserted nodules",
+    "no_augmentation": "recommended, without augmentation",
+    "paper_loss": "recommended, with the paper's loss",
+    "case_dice": "recommended, Dice by case",
+    "all_pixels": "recommended, without mining of hard pixels",
+    "no_se": "recommended, without the phantom and SE",
+    "no_aux": "recommended, without the phantom and the auxiliary head",
+}
+
+
+def create_arms(init_from):
+    """Returns {arm: changes of configs/recommended.py}; see `TITLES`.
+
+    Args:
+        init_from: workdir or bundle that the arms with pre-training start from.
+    """
+    start = {"train.init_from": init_from}
+    return {
+        "paper": PAPER,
+        "recommended": start,
+        "paper_pretrained": {**PAPER, **start},
+        "no_pretraining": {},
+        "no_insertion": {**start, "insert.enabled": False},
+        "no_augmentation": {**start, "augment.enabled": False},
+        "paper_loss": {**start, **{name: value for name, value in PAPER.items() if name.startswith("loss.")}},
+        "case_dice": {**start, "loss.name": "dice_ce"},
+        "all_pixels": {**start, "loss.hard_fraction": 1.0},
+        "no_se": {"model.se": False},
+        "no_aux": {"model.aux": False},
+    }
+
+
+def create_config(protocol):
+    """Returns the settings that all arms share, locked: configs/recommended.py, cross-validated."""
+    config = recommended.get_config()
+    with config.unlocked():
+        config.eval.tune_nodules = False  # chosen here for every arm, beside the most likely class
+    return runner.create_config(dataclasses.replace(protocol, data="npz", config=config))
+
+
+def score_run(workdir):
+    """Returns one mapping a test slice and operating point of a finished run, JSON types; kept in its workdir."""
+    path = workdir / CASES_FILE
+    if path.exists():
+        return runs.read_json(path)
+    subject, _, _ = evaluate.open_run(workdir, "test")
+    chosen, found = judge.choose_decision(_with_val(subject, workdir), max_false=MAX_FALSE)
+    decision.write_decision(workdir, chosen, found)
+    points = dict(zip(POINTS, (decision.Decision(), chosen), strict=True))
+    rows, crops = [], []
+    for index, probabilities in judge.predict(subject, subject.members["test"]):
+        predictions = _decide_native(subject.dataset, index, probabilities, points)
+        rows += _score_case(subject.dataset, index, predictions, points)
+        crops += _crop_nodules(subject.dataset, index, predictions[POINTS[1]])
+    np.savez_compressed(workdir / CROPS_FILE, *crops)
+    runs.write_json(path, rows)
+    return rows
+
+
+def _with_val(subject, workdir):
+    """Returns the subject with a feed of the validation slices."""
+    other, _, _ = evaluate.open_run(workdir, "val")
+    return dataclasses.replace(subject, feed=other.feed)
+
+
+def _decide_native(dataset, index, probabilities, points):
+    """Returns {operating point: mask uint8 [H0, W0]} of a case at the slice's own size."""
+    table, size_yx = dataset.table, tuple(dataset.table.native_size_yx[index])
+    native = judge.resize_probabilities(probabilities, size_yx)
+    return {
+        name: decision.decide(
+            native,
+            point,
+            spacing_yx_mm=np.asarray(table.spacing_zyx_mm[index, 1:], float),
+            pixels_per_pixel=size_yx[1] / dataset.size_yx[1],
+        )
+        for name, point in points.items()
+    }
+
+
+def _crop_nodules(dataset, index, prediction):
+    """Yields float32 [3, 2 CROP_PX, 2 CROP_PX] about each nodule: image in HU as the network sees it, reference
+    and prediction (1.0 where nodule), at the slice's own size."""
+    reference = dataset.read_native_mask(index) == NODULE
+    labels, count = ndimage.label(reference, np.ones((3, 3)))
+    images, _ = dataset.read(np.array([index]))
+    image = judge.resize_probabilities(images[0][..., None].astype(np.float32), reference.shape)[..., 0]
+    planes = np.stack([image, reference, prediction == NODULE]).astype(np.float32)
+    padded = np.pad(planes, ((0, 0), (CROP_PX, CROP_PX), (CROP_PX, CROP_PX)), mode="edge")
+    for y, x in ndimage.center_of_mass(reference, labels, range(1, count + 1)):
+        yield padded[:, round(y) : round(y) + 2 * CROP_PX, round(x) : round(x) + 2 * CROP_PX]
+
+
+def draw(path, workdirs):
+    """Writes a picture of every test nodule of some runs: the reference's outline in green, what was found in red.
+
+    Args:
+        path: pathlib.Path of a PNG.
+        workdirs: pathlib.Paths of runs that `score_run` scored.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    crops = [crop for workdir in workdirs for crop in np.load(workdir / CROPS_FILE).values()]
+    figure, axes = plt.subplots(2, max(1, len(crops)), figsize=(1.7 * max(1, len(crops)), 3.5), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for (above, below), (image, reference, prediction) in zip(axes.T, crops, strict=False):
+        for axis in (above, below):
+            axis.imshow(image, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
+        for mask, colour in ((reference, "lime"), (prediction, "red")):
+            if mask.any():
+                below.contour(mask, [0.5], colors=colour, linewidths=1.0)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _score_case(dataset, index, predictions, points):
+    """Yields the scores of a case at the slice's own size, for each operating point."""
+    table, reference = dataset.table, dataset.read_native_mask(index)
+    spacing = np.asarray(table.spacing_zyx_mm[index, 1:], float)
+    for name, point in points.items():
+        prediction = predictions[name]
+        objects = scores.match_objects(
+            prediction=prediction == NODULE, reference=reference == NODULE, spacing_yx_mm=spacing
+        )
+        yield {
+            "case_id": str(table.case_id[index]),
+            "patient": str(table.patient[index]),
+            "point": name,
+            "threshold": point.threshold,
+            "min_mm": point.min_mm,
+            **{f"{each}_dice": _dice(prediction, reference, each) for each in CLASS_NAMES[1:]},
+            "false": sum(item["kind"] == "false" for item in objects),
+            "nodules": [
+                {
+                    "diameter_mm": _or_none(item["diameter_mm"]),
+                    "stratum": item["stratum"],
+                    "found": item["kind"] == "found",
+                }
+                for item in objects
+                if item["kind"] != "false"
+            ],
+        }
+
+
+def _dice(prediction, reference, name):
+    """Returns the Dice of a class, None where the reference lacks it."""
+    given, true = prediction == CLASS_NAMES.index(name), reference == CLASS_NAMES.index(name)
+    return float(2 * np.sum(given & true) / (given.sum() + true.sum())) if true.any() else None
+
+
+def summarise(rows, baseline):
+    """Returns the scores of an arm at an operating point over all folds and seeds, JSON types.
+
+    Each is {'estimate', 'low', 'high', 'num_cases', 'num_patients'}, intervals by bootstrap over patients: the
+    seeds of a case stay together.
+
+    Args:
+        rows: of `score_run`, with 'seed'.
+        baseline: {(case_id, seed): row} of the paper's recipe at the most likely class, for paired differences.
+    """
+    patients = [row["patient"] for row in rows]
+    nodules = [(row["patient"], nodule) for row in rows for nodule in row["nodules"]]
+    hits = [[n["found"] for n in row["nodules"]] for row in rows]
+    found_dice = [row["nodule_dice"] if any(each) else np.nan for row, each in zip(rows, hits, strict=True)]
+    table = {
+        "slices": len(rows),
+        "nodules": len(nodules),
+        "found": int(sum(nodule["found"] for _, nodule in nodules)),
+        "sensitivity": _interval(nodules, None),
+        **{f"sensitivity, {name}": _interval(nodules, name) for name in scores.STRATA[:3]},
+        "false per slice": _mean([row["false"] for row in rows], patients),
+        "nodule Dice": _mean([_or_nan(row["nodule_dice"]) for row in rows], patients),
+        "nodule Dice where found": _mean(found_dice, patients),
+    }
+    for name in ("left_lung", "right_lung"):
+        table[f"{name} Dice"] = _mean([_or_nan(row[f"{name}_dice"]) for row in rows], patients)
+        differences = [
+            _or_nan(row[f"{name}_dice"]) - _or_nan(baseline[row["case_id"], row["seed"]][f"{name}_dice"])
+            if (row["case_id"], row["seed"]) in baseline
+            else np.nan
+            for row in rows
+        ]
+        table[f"{name} Dice - baseline"] = _mean(differences, patients)
+    return table
+
+
+def _or_none(value):
+    return float(value) if np.isfinite(value) else None
+
+
+def _or_nan(value):
+    return np.nan if value is None else value
+
+
+def _mean(values, patients):
+    return _json(statistics.bootstrap_mean(values, patients))
+
+
+def _interval(nodules, stratum):
+    chosen = [(p, n["found"]) for p, n in nodules if stratum in (None, n["stratum"])]
+    return _json(
+        statistics.bootstrap_ratio(
+            [found for _, found in chosen], np.ones(len(chosen)), [patient for patient, _ in chosen]
+        )
+    )
+
+
+def _json(interval):
+    fields = dataclasses.asdict(interval)
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in fields.items()}
+
+
+def collect(workdirs):
+    """Returns what the finished runs {Run: workdir} found, JSON types: scores by arm, and every nodule."""
+    rows = [
+        {"arm": run.arm, "seed": run.config.seed, "fold": run.config.data.fold, **row}
+        for run, workdir in workdirs.items()
+        for row in score_run(workdir)
+    ]
+    baseline = {
+        (row["case_id"], row["seed"]): row
+        for row in rows
+        if (row["arm"], row["point"]) == ("paper", POINTS[0])
+    }
+    arms = dict.fromkeys(run.arm for run in workdirs)
+    cost = {arm: [_seconds(path) for run, path in workdirs.items() if run.arm == arm] for arm in arms}
+    return {
+        "arms": {
+            arm: {
+                "runs": len(cost[arm]),
+                "seconds a run": float(np.mean(cost[arm])),
+                **{
+                    point: summarise([r for r in rows if (r["arm"], r["point"]) == (arm, point)], baseline)
+                    for point in POINTS
+                },
+            }
+            for arm in arms
+        },
+        "nodules": [row for row in rows if row["nodules"]],
+        "changed": {arm: _changed(workdirs, arm) for arm in arms},
+    }
+
+
+def _seconds(workdir):
+    return runs.read_json(workdir / "summary.json")["seconds"]
+
+
+def _changed(workdirs, arm):
+    """Returns what an arm changes in configs/base.py, without where its data lie."""
+    config = next(run.config for run in workdirs if run.arm == arm)
+    found = runs.list_differences(runs.config_to_dict(base.get_config()), runs.config_to_dict(config))
+    return [line for line in found if not line.startswith(("train.init_from", "data.dir"))]
+
+
+def to_markdown(result):
+    """Returns the table of `collect` as Markdown; intervals in brackets."""
+    columns = (
+        "sensitivity", "sensitivity, under 6 mm", "sensitivity, 6-10 mm", "sensitivity, over 10 mm",
+        "false per slice", "nodule Dice", "nodule Dice where found", "left_lung Dice", "right_lung Dice",
+    )  # fmt: skip
+    names = ["recipe", "operating point", "seeds x slices", *columns]
+    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
+    for arm, about in result["arms"].items():
+        for point in POINTS:
+            table = about[point]
+            cells = [TITLES[arm], point, str(table["slices"]), *(_cell(table[name]) for name in columns)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(interval):
+    if interval["estimate"] is None:
+        return "-"
+    digits = 3 if interval["num_cases"] > 50 and interval["estimate"] > 0.9 else 2
+    ends = [interval["estimate"], interval["low"], interval["high"]]
+    value, low, high = ("-" if each is None else f"{each:.{digits}f}" for each in ends)
+    return f"{value} [{low}, {high}] ({interval['num_cases']})"
+
+
+def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=()):
+    """Runs the study, and returns what it found after writing it into `folder`; None with `dry_run`.
+
+    Args:
+        protocol: runner.Protocol; its data are NPZ slices.
+        folder: pathlib.Path.
+        init_from: workdir or bundle of the pre-training.
+        jobs, dry_run: as `runner.run_all`.
+        only: arms; empty: the paper's recipe and the recommended one.
+
+    Raises:
+        InputError: an unknown arm, no pre-training, or what `runner.run_all` refuses.
+    """
+    arms = create_arms(init_from)
+    chosen = only or ("paper", "recommended")
+    for arm in chosen:
+        check_choice("--arms", arm, tuple(arms))
+    if init_from is None and any("train.init_from" in arms[arm] for arm in chosen):
+        raise InputError("--init_from: not given; expected a run on the phantom to start from")
+    config = create_config(protocol)
+    planned = runner.plan(config, {arm: arms[arm] for arm in chosen}, protocol)
+    workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run)
+    if dry_run:
+        return None
+    result = collect(workdirs)
+    runs.write_json(folder / "nodules.json", result)
+    runs.write_text(folder / "nodules.md", to_markdown(result))
+    shown = "recommended" if "recommended" in chosen else chosen[0]
+    first = [
+        path for run, path in workdirs.items() if (run.arm, run.config.seed) == (shown, protocol.seeds[0])
+    ]
+    draw(folder / "nodules.png", first)
+    print(to_markdown(result))
+    return result
+
+
+def main(argv):
+    """Runs the command."""
+    del argv
+    given = flags.FLAGS
+    protocol = runner.Protocol(
+        data="npz",
+        data_dir=given.data_dir,
+        seeds=runner.whole_numbers("--seeds", given.seeds),
+        folds=runner.whole_numbers("--folds", given.folds or list(map(str, range(given.num_folds)))),
+        num_folds=given.num_folds,
+        base_width=given.base_width,
+        size=given.size,
+        epochs=given.epochs,
+    )
+    study(
+        protocol,
+        pathlib.Path(given.out),
+        init_from=given.init_from,
+        jobs=given.jobs,
+        dry_run=given.dry_run,
+        only=tuple(given.arms),
+    )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", None, "folder of NPZ slices", required=True)
+    flags.DEFINE_string(
+        "init_from", None, "run or bundle on the phantom that arms with pre-training start from"
+    )
+    flags.DEFINE_list("seeds", ["1", "2"], "of initialisation and order, one run each")
+    flags.DEFINE_list("folds", [], "test folds; default: all")
+    flags.DEFINE_integer("num_folds", 4, "folds, by patient", lower_bound=3)
+    flags.DEFINE_integer(
+        "base_width", None, "channels of the first level; default: the config's", lower_bound=1
+    )
+    flags.DEFINE_integer("size", None, "rows and columns of an image; default: the config's", lower_bound=16)
+    flags.DEFINE_integer("epochs", None, "of each run; default: the config's", lower_bound=1)
+    flags.DEFINE_list("arms", [], f"of {', '.join(TITLES)}; default: paper,recommended")
+    flags.DEFINE_bool("dry_run", False, "list the runs and the time, and stop")
+    flags.DEFINE_integer("jobs", 1, "runs at once, each in its process; 0: one on each device", lower_bound=0)
+    flags.DEFINE_string("out", "runs/nodules", "folder of the study")
+    cli.run(main)
