@@ -81,7 +81,8 @@ def create_titles(arms, config):
             titles[arm] = f"auxiliary weight {changes['loss.aux_weight']:g}"
         else:
             titles[arm] = TITLES[arm]
-    titles["se_aux"] += f" (weight {config.loss.aux_weight:g})"
+    if "se_aux" in titles:
+        titles["se_aux"] += f" (weight {config.loss.aux_weight:g})"
     return titles
 
 

@@ -154,4 +154,5 @@ def test_arms_of_the_study():
         assert len(runs.list_differences(*map(runs.config_to_dict, (config, changed)))) == len(changes)
     titles = ablations.create_titles(arms, config)
     assert titles["plain_matched"] == "neither, as many parameters (width 67)"
+    assert ablations.create_titles({"plain": {}, "no_se": {}}, config)["plain"] == "neither"
     assert len(ablations.create_effects(titles)) == 8 and len(set(titles.values())) == 9
