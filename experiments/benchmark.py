@@ -40,42 +40,6 @@ from auxseg import cli, parallel
 from auxseg.errors import InputError, check_choice
 from experiments.peers.task import Task
 
-_ROWS = flags.DEFINE_list(
-    "rows",
-    [
-        "infer:1",
-        "infer:8",
-        "train:2",
-        "train:8",
-        "feed:8",
-        "prepare:8",
-        "start:1",
-        "restart:1",
-        "scan:240",
-    ],
-    "kind:batch size, in order; prepare:number of scans, scan:number of slices.",
-)
-_SIZE = flags.DEFINE_integer("size", 320, "Rows and columns of an image.", lower_bound=16)
-_WIDTH = flags.DEFINE_integer(
-    "base_width", 64, "Channels of the first level; the paper's is 64.", lower_bound=4
-)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of auxseg's and Flax's computation.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each implementation in each row.", lower_bound=4)
-_TURN_SECONDS = flags.DEFINE_float(
-    "turn_seconds",
-    8.0,
-    "Leave an implementation out of a row whose turn would take longer.",
-    lower_bound=1.0,
-)
-_ONLY = flags.DEFINE_list("only", [], "Implementations to run; default: all that are installed.")
-_JSON = flags.DEFINE_string("json", None, "File to write the results to.")
-_DEVICES = flags.DEFINE_integer(
-    "devices", None, "Measure scaling on 1 to this many simulated devices.", lower_bound=1
-)
-_DETERMINISTIC = flags.DEFINE_bool(
-    "deterministic", False, "As train.deterministic: the same on a GPU each time."
-)
-
 IMPLEMENTATIONS = {
     "auxseg": (),
     "flax": (),
@@ -481,32 +445,68 @@ def _expected_seconds(measured, kind, batch):
     return expected
 
 
+def _define_flags():
+    flags.DEFINE_list(
+        "rows",
+        [
+            "infer:1",
+            "infer:8",
+            "train:2",
+            "train:8",
+            "feed:8",
+            "prepare:8",
+            "start:1",
+            "restart:1",
+            "scan:240",
+        ],
+        "kind:batch size, in order; prepare:number of scans, scan:number of slices.",
+    )
+    flags.DEFINE_integer("size", 320, "Rows and columns of an image.", lower_bound=16)
+    flags.DEFINE_integer("base_width", 64, "Channels of the first level; the paper's is 64.", lower_bound=4)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of auxseg's and Flax's computation.")
+    flags.DEFINE_integer("repeats", 5, "Turns of each implementation in each row.", lower_bound=4)
+    flags.DEFINE_float(
+        "turn_seconds",
+        8.0,
+        "Leave an implementation out of a row whose turn would take longer.",
+        lower_bound=1.0,
+    )
+    flags.DEFINE_list("only", [], "Implementations to run; default: all that are installed.")
+    flags.DEFINE_string("json", None, "File to write the results to.")
+    flags.DEFINE_integer(
+        "devices", None, "Measure scaling on 1 to this many simulated devices.", lower_bound=1
+    )
+    flags.DEFINE_bool("deterministic", False, "As train.deterministic: the same on a GPU each time.")
+
+
 def main(_):
     """Runs the benchmark of the flags; returns 1 where a comparison is void."""
-    if _DETERMINISTIC.value:
+    values = flags.FLAGS
+    if values.deterministic:
         parallel.make_deterministic()  # by the environment, which the implementations' processes inherit
-    if _DEVICES.value:
+    if values.devices:
         from experiments import scaling  # it trains by the loop, which needs more than the other rows
 
-        report, agreed = scaling.run(_DEVICES.value)
-        if _JSON.value:
-            _write(pathlib.Path(_JSON.value), json.dumps(report, indent=1))
+        report, agreed = scaling.run(values.devices)
+        if values.json:
+            _write(pathlib.Path(values.json), json.dumps(report, indent=1))
         return 0 if agreed else 1
-    rows = parse_rows(_ROWS.value)
-    names, left_out = find_installed(_ONLY.value)
+    rows = parse_rows(values.rows)
+    names, left_out = find_installed(values.only)
     if not names:
         raise InputError(f"--only: nothing to run: {left_out}")
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
-        task = Task(_SIZE.value, _WIDTH.value, _DTYPE.value, str(pathlib.Path(folder) / "weights.npz"))
+        task = Task(values.size, values.base_width, values.dtype, str(pathlib.Path(folder) / "weights.npz"))
 
         def save(measured, limits):
             report = {"machine": machine, "limits": limits, "left_out": left_out}
             report |= {"size": task.size, "base_width": task.base_width, "dtype": task.dtype}
-            write_report({**report, "rows": measured})
+            if values.json:
+                write_report({**report, "rows": measured}, pathlib.Path(values.json))
 
         measured, _ = measure(
-            task, names, rows, repeats=_REPEATS.value, turn_seconds=_TURN_SECONDS.value, save=save
+            task, names, rows, repeats=values.repeats, turn_seconds=values.turn_seconds, save=save
         )
     print("\n".join(format_table(measured)))
     for name, reason in left_out.items():
@@ -517,10 +517,8 @@ def main(_):
     return 1 if voids else 0
 
 
-def write_report(report):
-    """Writes the report to `--json`, and its table beside it as Markdown; nothing without the flag."""
-    if not _JSON.value:
-        return
+def write_report(report, path):
+    """Writes the report to `path`, and its table beside it as Markdown."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"{machine['processor']}, {machine['cores']} cores; load at the start {machine['load_at_start']}"
@@ -534,8 +532,8 @@ def write_report(report):
         *(f"Left out: {name} ({reason})." for name, reason in report["left_out"].items()),
         *(f"**Void**: {row['void']}." for row in report["rows"] if row["void"]),
     ]
-    _write(pathlib.Path(_JSON.value), json.dumps(report, indent=1))
-    _write(pathlib.Path(_JSON.value).with_suffix(".md"), "\n".join(lines).rstrip())
+    _write(path, json.dumps(report, indent=1))
+    _write(path.with_suffix(".md"), "\n".join(lines).rstrip())
 
 
 def _write(path, text):
@@ -545,4 +543,5 @@ def _write(path, text):
 
 
 if __name__ == "__main__":
+    _define_flags()
     cli.run(main)

@@ -154,7 +154,7 @@ def draw(path, workdirs):
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    crops = [crop for workdir in workdirs for crop in np.load(workdir / CROPS_FILE).values()]
+    crops = [crop for workdir in workdirs for crop in np.load(workdir / CROPS_FILE, allow_pickle=False).values()]
     figure, axes = plt.subplots(2, max(1, len(crops)), figsize=(1.7 * max(1, len(crops)), 3.5), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

@@ -147,9 +147,9 @@ def test_a_luna16_folder_with_faults(tmp_path):
 def test_the_command(tmp_path):
     _write(tmp_path / "a.mha", _labels(2, 1, 3))
     command = [sys.executable, "-m", "auxseg.doctor", str(tmp_path / "a.mha")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
     assert done.returncode == 1 and done.stdout.rstrip().endswith("1 problem, 0 warnings")
-    wrong = subprocess.run([*command, "more"], capture_output=True, text=True, timeout=120)
+    wrong = subprocess.run([*command, "more"], capture_output=True, text=True, encoding="utf-8", timeout=120)
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
 
 

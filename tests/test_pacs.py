@@ -78,7 +78,7 @@ def _verify(path):
     """Fails where dciodvfy finds an error."""
     if DCIODVFY is None:
         pytest.skip("dciodvfy is not installed (apt-get install dicom3tools)")
-    done = subprocess.run([DCIODVFY, path], capture_output=True, text=True)
+    done = subprocess.run([DCIODVFY, path], capture_output=True, text=True, encoding="utf-8")
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error")]
     assert not errors, errors[:5]
 

@@ -522,12 +522,12 @@ def test_the_command(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw()[12])
     command = [sys.executable, "-m", "auxseg.predict", f"--workdir={workdir}", f"--input={tmp_path}/a.npz",
                f"--output={tmp_path}/out", "--force"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("a: done")
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert again.stdout.startswith("a: done before")
-    wrong = subprocess.run([*command, "--slice=9"], capture_output=True, text=True, timeout=300)
+    wrong = subprocess.run([*command, "--slice=9"], capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert wrong.stderr.splitlines()[-1].startswith("auxseg.predict: error: --output:")
 
@@ -550,7 +550,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "prediction.json").is_file()
     assert done.stdout.count("\n") == 1 and "pip install 'auxseg[dicom]'" in done.stdout

@@ -219,7 +219,7 @@ def browse(path, *, script="", width=1280):
         "--virtual-time-budget=5000",
     ]
     result = subprocess.run(
-        [chromium, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120
+        [chromium, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=120
     )
     logged = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
     return result.stdout, logged
