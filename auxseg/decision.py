@@ -108,7 +108,8 @@ def tune(cases, *, max_false, nominal_pixel_mm):
     """Returns (Decision, what it and all others found, JSON types): the operating point of these cases.
 
     It finds the most nodules of those with at most `max_false` false ones a slice (where none has so few:
-    those with the fewest); among equals it has the best mean Dice over the slices with a nodule, then the
+    those with the fewest); where none of these finds any it is the most likely class, as nothing speaks for
+    another (a low threshold would make lungs nodule, and cost none of what is counted); among equals it has the best mean Dice over the slices with a nodule, then the
     fewest false ones, then the lowest threshold and size.
 
     Args:
@@ -148,7 +149,8 @@ def tune(cases, *, max_false, nominal_pixel_mm):
             -row["min_mm"],
         ),
     )
-    decision = choices[rows.index(best)]
+    decision = choices[rows.index(best)] if best["found"] else Decision()
+    best = rows[choices.index(decision)]
     about = {"slices": len(counts), "nodules": int(num_nodules), "max_false_per_slice": max_false}
     return decision, {**about, "chosen": best, "all": rows}
 

@@ -87,6 +87,14 @@ def test_the_fewest_false_ones_where_none_has_few_enough():
     assert choice.threshold <= 0.6
 
 
+def test_the_most_likely_class_where_no_choice_finds_a_nodule():
+    """A low threshold would make all of the lung one false nodule: few enough, and no better than none."""
+    case = (slice_with((0, 0, 24, 0.3), (3, 3, 2, 0.05)), mask_of((3, 3, 2)), (1.0, 1.0))
+    assert decision.decide(case[0], decision.Decision(0.2), spacing_yx_mm=(1.0, 1.0))[10, 10] == 3
+    chosen, about = decision.tune([case], max_false=1.0, nominal_pixel_mm=1.0)
+    assert chosen == decision.Decision() and about["chosen"]["found"] == 0
+
+
 def test_nothing_is_chosen_without_a_nodule():
     with pytest.raises(InputError, match="none of the 1 validation slices has a nodule"):
         decision.tune([(slice_with(), mask_of(), UNKNOWN)], max_false=1.0, nominal_pixel_mm=1.0)
