@@ -286,10 +286,15 @@ def _compare_arms(pairs, names):
         for key in names
         for name in scores.FOREGROUND
     ]
+    return correct(rows, judge)
+
+
+def correct(rows, judge_row):
+    """Returns the rows of one family, each with 'p_holm', 'family' and what `judge_row` says of it, as `judge`."""
     corrected = statistics.holm([row["p"] for row in rows])
     family = int(np.sum(~np.isnan(corrected)))
     return [
-        row | {"p_holm": float(p), "family": family} | judge(row, float(p), family)
+        row | {"p_holm": float(p), "family": family} | judge_row(row, float(p), family)
         for row, p in zip(rows, corrected, strict=True)
     ]
 

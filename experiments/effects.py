@@ -58,12 +58,7 @@ def measure(arms, effects, names=("dice",)):
         for key in names
         for name in scores.FOREGROUND
     ]
-    corrected = statistics.holm([row["p"] for row in rows])
-    family = int(np.sum(~np.isnan(corrected)))
-    return [
-        row | {"p_holm": float(p), "family": family} | judge(row, float(p), family)
-        for row, p in zip(rows, corrected, strict=True)
-    ]
+    return compare.correct(rows, judge)
 
 
 def judge(row, p_holm, family):

@@ -214,8 +214,8 @@ class MaskHead(nn.Module):
         return blocks.pointwise_conv(signal, kernel, bias, lowering=self.settings.lowering)
 
 
-class AuxUNet(nn.Module):
-    """The whole network; `auxseg.models.create_model` builds it from a config.
+class Network(nn.Module):
+    """What all networks share: settings, initial weights, named blocks.
 
     Attributes:
         settings: the checked config.
@@ -233,6 +233,13 @@ class AuxUNet(nn.Module):
             images: as in `__call__`; only the shape is read.
         """
         return draw_variables(key, jax.eval_shape(super().init, key, images))
+
+    def _block(self, name, features):
+        return ConvBlock(self.settings, features, self.axis_name, name=name)
+
+
+class AuxUNet(Network):
+    """The whole network; `auxseg.models.create_model` builds it from a config."""
 
     @nn.compact
     def __call__(self, images, *, train=False, weights=None, momentum=None):
@@ -263,6 +270,3 @@ class AuxUNet(nn.Module):
             signal = Upsample(self.settings, widths[level], name=f"up_{level}")(signal)
             signal = self._block(f"decoder_{level}", widths[level])((signal, skips[level]), *context)
         return Outputs(MaskHead(self.settings, name="mask")(signal), class_logits)
-
-    def _block(self, name, features):
-        return ConvBlock(self.settings, features, self.axis_name, name=name)

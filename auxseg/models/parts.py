@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.models import blocks, layers
-from auxseg.models.aux_unet import ConvBlock, MaskHead, Settings, Upsample, check_images
+from auxseg.models import aux_unet, blocks, layers
+from auxseg.models.aux_unet import MaskHead, Settings, Upsample, check_images
 from auxseg.models.blocks import Signal
-from auxseg.models.initial import draw_variables
 from auxseg.models.norm import normalisation
 from auxseg.structs import Outputs
 
@@ -166,33 +165,13 @@ class Gate(nn.Module):
         return Conv(self.settings, features, kind, norm, axis_name=self.axis_name, name=name)
 
 
-class Network(nn.Module):
-    """What all networks of Table 2 share: initial weights, the check of the images, named parts.
-
-    Attributes:
-        settings: the checked config.
-        axis_name: mapped axis over whose devices batch statistics are taken, or None.
-    """
-
-    settings: Settings
-    axis_name: str | None = None
-
-    def init(self, key, images):
-        """Returns {'params', 'batch_stats'} with Keras' initial values (`initial.py`).
-
-        Args:
-            key: jax random key.
-            images: as in `__call__`; only the shape is read.
-        """
-        return draw_variables(key, jax.eval_shape(super().init, key, images))
+class Network(aux_unet.Network):
+    """What all networks of Table 2 share: the check of the images, encoder, up-sampling, outputs."""
 
     def _start(self, images):
         """Returns the images as a `Signal`, after their check."""
         check_images(images, self.settings.depth)
         return Signal(images.astype(self.settings.dtype))
-
-    def _block(self, name, features):
-        return ConvBlock(self.settings, features, self.axis_name, name=name)
 
     def _encode(self, signal, context):
         """Returns the `Signal` of each encoder level and of the bottleneck, depth + 1 of them."""
