@@ -28,6 +28,9 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.9
 SIZES_MM = (0.0, 3.0, 4.0, 5.0, 6.0)
 """What `tune` chooses from."""
 
+COUNTED = ("found", "missed", "false", "dice", "with_nodule")
+"""What is counted of a choice: nodules; summed over slices, the Dice of the nodules, and 1 for a slice with one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
@@ -104,41 +107,78 @@ def decide(probabilities, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):
     return masks[0]
 
 
-def tune(cases, *, max_false, nominal_pixel_mm):
-    """Returns (Decision, what it and all others found, JSON types): the operating point of these cases.
+def create_choices(nominal_pixel_mm):
+    """Returns the Decisions that `tune` chooses from, thresholds outside and sizes inside.
+
+    Args:
+        nominal_pixel_mm: by which a least size becomes pixels where the spacing is not known.
+    """
+    return [
+        Decision(threshold, size_mm, size_mm / nominal_pixel_mm)
+        for threshold, size_mm in itertools.product(THRESHOLDS, SIZES_MM)
+    ]
+
+
+def count(cases, *, nominal_pixel_mm):
+    """Returns a Counts of these cases; those of several sets of cases add up (`Counts.__add__`).
+
+    Args:
+        cases: iterable of (probabilities float32 [H, W, C], reference mask uint8 [H, W], spacing_yx_mm two
+            floats, NaN where unknown).
+        nominal_pixel_mm: as `create_choices`.
+    """
+    choices = create_choices(nominal_pixel_mm)
+    total = Counts(0, np.zeros((len(choices), len(COUNTED))))
+    for case in cases:
+        total += Counts(1, _count_case(choices, *case))
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What each choice finds on some slices.
+
+    Attributes:
+        slices: how many.
+        sums: float64 [choices, COUNTED].
+    """
+
+    slices: int
+    sums: np.ndarray
+
+    def __add__(self, other):
+        return Counts(self.slices + other.slices, self.sums + other.sums)
+
+
+def choose(counts, *, max_false, nominal_pixel_mm):
+    """Returns (Decision, what it and all others found, JSON types): the operating point of some Counts.
 
     It finds the most nodules of those with at most `max_false` false ones a slice (where none has so few:
     those with the fewest); where none of these finds any it is the most likely class, as nothing speaks for
-    another (a low threshold would make lungs nodule, and cost none of what is counted); among equals it has the best mean Dice over the slices with a nodule, then the
-    fewest false ones, then the lowest threshold and size.
+    another (a low threshold would make lungs nodule, and cost none of what is counted); among equals it has
+    the best mean Dice over the slices with a nodule, then the fewest false ones, then the lowest threshold
+    and size.
 
     Args:
-        cases: of the validation split: iterable of (probabilities float32 [H, W, C], reference mask uint8
-            [H, W], spacing_yx_mm two floats).
+        counts: Counts.
         max_false: false nodules a slice.
-        nominal_pixel_mm: by which a least size becomes pixels where the spacing is not known.
+        nominal_pixel_mm: that the counts were made with.
 
     Raises:
         InputError: no case has a nodule: nothing could be chosen.
     """
-    choices = [
-        Decision(threshold, size_mm, size_mm / nominal_pixel_mm)
-        for threshold, size_mm in itertools.product(THRESHOLDS, SIZES_MM)
-    ]
-    counts = np.array([[_count(decide_case, *case) for decide_case in choices] for case in cases])
-    num_nodules = counts[:, 0, :2].sum()
-    if not num_nodules:
+    choices = create_choices(nominal_pixel_mm)
+    found, missed, false, dice, with_nodule = counts.sums.T
+    if not with_nodule[0]:
         raise InputError(
-            f"nodule threshold: none of the {len(counts)} validation slices has a nodule, so that none can be "
+            f"nodule threshold: none of the {counts.slices} validation slices has a nodule, so that none can be "
             "chosen; take a split that has some (data.split, data.split_seed)"
         )
-    found, _, false, dice, with_nodule = np.moveaxis(counts.sum(axis=0), -1, 0)
-    false, dice = false / len(counts), dice / with_nodule
     rows = [
         {**dataclasses.asdict(choice), "found": int(f), "false_per_slice": float(n), "dice": float(d)}
-        for choice, f, n, d in zip(choices, found, false, dice, strict=True)
+        for choice, f, n, d in zip(choices, found, false / counts.slices, dice / with_nodule, strict=True)
     ]
-    allowed = max(max_false, float(false.min()))
+    allowed = max(max_false, min(row["false_per_slice"] for row in rows))
     best = max(
         (row for row in rows if row["false_per_slice"] <= allowed),
         key=lambda row: (
@@ -151,20 +191,36 @@ def tune(cases, *, max_false, nominal_pixel_mm):
     )
     decision = choices[rows.index(best)] if best["found"] else Decision()
     best = rows[choices.index(decision)]
-    about = {"slices": len(counts), "nodules": int(num_nodules), "max_false_per_slice": max_false}
+    num_nodules = int(found[0] + missed[0])
+    about = {"slices": counts.slices, "nodules": num_nodules, "max_false_per_slice": max_false}
     return decision, {**about, "chosen": best, "all": rows}
 
 
-def _count(decision, probabilities, reference, spacing_yx_mm):
-    """Returns found, missed and false nodules, Dice of the nodules, 1 where the slice has one."""
-    prediction = decide(probabilities, decision, spacing_yx_mm=spacing_yx_mm) == NODULE
+def tune(cases, *, max_false, nominal_pixel_mm):
+    """Returns (Decision, what it and all others found, JSON types): `choose` on the `count` of the cases."""
+    counts = count(cases, nominal_pixel_mm=nominal_pixel_mm)
+    return choose(counts, max_false=max_false, nominal_pixel_mm=nominal_pixel_mm)
+
+
+def _count_case(choices, probabilities, reference, spacing_yx_mm):
+    """Returns what `decide` with each choice, scored by `scores.match_objects`, finds: float64 [choices, COUNTED].
+
+    Only nodules count, so that what surrounds one that is too small need not be looked for; the pieces of a
+    threshold are found once and left out by size.
+    """
+    others = np.delete(probabilities, NODULE, axis=-1).max(axis=-1)
     true = reference == NODULE
-    kinds = [
-        each["kind"]
-        for each in scores.match_objects(
-            prediction=prediction, reference=true, spacing_yx_mm=np.asarray(spacing_yx_mm, float)
-        )
-    ]
-    total = prediction.sum() + true.sum()
-    dice = 2.0 * np.sum(prediction & true) / total if true.any() else 0.0
-    return (*(kinds.count(kind) for kind in ("found", "missed", "false")), dice, float(true.any()))
+    pieces = {
+        weight: scores.find_overlaps(probabilities[..., NODULE] * np.float32(weight) > others, true)
+        for weight in {choice.nodule_weight for choice in choices}
+    }
+    pixel_mm2, counted = float(np.prod(spacing_yx_mm)), np.zeros((len(choices), len(COUNTED)))
+    for row, choice in zip(counted, choices, strict=True):
+        overlaps = pieces[choice.nodule_weight]
+        least, scale = (choice.min_mm, pixel_mm2) if np.isfinite(pixel_mm2) else (choice.min_px, 1.0)
+        kept = postprocess.equivalent_diameter(overlaps.given_px * scale) >= least
+        found = len(scores.match(overlaps, kept))
+        total = overlaps.given_px[kept].sum() + true.sum()
+        dice = 2.0 * overlaps.shared_px[kept[overlaps.given]].sum() / total if true.any() else 0.0
+        row[:] = found, len(overlaps.true_px) - found, kept.sum() - found, dice, true.any()
+    return counted

@@ -454,7 +454,7 @@ def _measure_piece(name, side, piece, scan, start, voxel_mm3, pixel_mm2):
         "volume_ml": piece.voxels * voxel_mm3 / 1000.0,
         "volume_mm3": piece.voxels * voxel_mm3,
         "area_mm2": area,
-        "equivalent_diameter_mm": postprocess.equivalent_diameter(area),
+        "equivalent_diameter_mm": float(postprocess.equivalent_diameter(area)),
         "area_pixels": piece.largest_pixels,
         "slice": piece.largest_slice + start,
         "first_slice": piece.slices[0] + start,

@@ -381,9 +381,7 @@ def estimate_shift(*, prediction, reference):
 
 
 def _centroid(mask):
-    return np.array(
-        [np.average(np.arange(mask.shape[axis]), weights=mask.sum(1 - axis)) for axis in (0, 1)]
-    )
+    return np.array([np.average(np.arange(mask.shape[axis]), weights=mask.sum(1 - axis)) for axis in (0, 1)])
 
 
 def _dice(first, second):
@@ -411,53 +409,90 @@ def match_objects(*, prediction, reference, spacing_yx_mm):
         centre are the reference's, or of a false one its own; iou is that with its partner, 0 without one.
     """
     window = _bounding_box(prediction | reference)
-    prediction, reference = prediction[window], reference[window]
-    eight = np.ones((3, 3))
-    true, num_true = ndimage.label(reference, eight)
-    given, num_given = ndimage.label(prediction, eight)
-    if num_true + num_given == 0:
-        return []
-    partners = _match(true, given, num_true, num_given)
+    overlaps = find_overlaps(prediction[window], reference[window])
+    partners = match(overlaps)
     taken = {index for index, _ in partners.values()}
     origin = [each.start for each in window]
-    found = _describe(true, num_true, spacing_yx_mm, origin)
-    false = _describe(given, num_given, spacing_yx_mm, origin)
-    for index, item in enumerate(found, start=1):
+    found = _describe(overlaps.true_labels, overlaps.true_px, spacing_yx_mm, origin)
+    false = _describe(overlaps.given_labels, overlaps.given_px, spacing_yx_mm, origin)
+    for index, item in enumerate(found):
         item |= {
             "kind": "found" if index in partners else "missed",
             "iou": partners.get(index, (0, 0.0))[1],
         }
     return found + [
-        item | {"kind": "false", "iou": 0.0}
-        for index, item in enumerate(false, start=1)
-        if index not in taken
+        item | {"kind": "false", "iou": 0.0} for index, item in enumerate(false) if index not in taken
     ]
 
 
-def _match(true, given, num_true, num_given):
-    """Returns reference label -> (predicted label, IoU), one to one, largest IoU first."""
+@dataclasses.dataclass(frozen=True)
+class Overlaps:
+    """The objects of two masks, 8-connected, and where they lie on each other.
+
+    Attributes:
+        true_labels: int32 [H, W], the reference's objects from 1 on, 0 elsewhere.
+        given_labels: the same of the prediction.
+        true_px: int64 [objects of the reference], pixels of each.
+        given_px: int64 [objects of the prediction].
+        true: int64 [pairs], indices from 0 of the objects that share pixels.
+        given: int64 [pairs].
+        shared_px: int64 [pairs].
+    """
+
+    true_labels: np.ndarray
+    given_labels: np.ndarray
+    true_px: np.ndarray
+    given_px: np.ndarray
+    true: np.ndarray
+    given: np.ndarray
+    shared_px: np.ndarray
+
+
+def find_overlaps(prediction, reference):
+    """Returns the Overlaps of two masks, bool [H, W]."""
+    eight = np.ones((3, 3))
+    true, num_true = ndimage.label(reference, eight)
+    given, num_given = ndimage.label(prediction, eight)
     codes = true.astype(np.int64) * (num_given + 1) + given
-    pairs, overlaps = np.unique(codes[(true > 0) & (given > 0)], return_counts=True)
+    pairs, shared = np.unique(codes[(true > 0) & (given > 0)], return_counts=True)
     rows, columns = np.divmod(pairs, num_given + 1)
-    areas_true = np.bincount(true.ravel(), minlength=num_true + 1)
-    areas_given = np.bincount(given.ravel(), minlength=num_given + 1)
-    ious = overlaps / (areas_true[rows] + areas_given[columns] - overlaps)
+    return Overlaps(
+        true_labels=true,
+        given_labels=given,
+        true_px=np.bincount(true.ravel(), minlength=num_true + 1)[1:],
+        given_px=np.bincount(given.ravel(), minlength=num_given + 1)[1:],
+        true=rows - 1,
+        given=columns - 1,
+        shared_px=shared,
+    )
+
+
+def match(overlaps, kept=None):
+    """Returns {object of the reference: (object of the prediction, IoU)}, one to one, largest IoU first.
+
+    Args:
+        overlaps: Overlaps.
+        kept: bool [objects of the prediction], those to match; None: all.
+    """
+    areas = overlaps.true_px[overlaps.true] + overlaps.given_px[overlaps.given]
+    ious = overlaps.shared_px / (areas - overlaps.shared_px)
     partners, taken = {}, set()
     for at in np.argsort(-ious, kind="stable"):
-        row, column = int(rows[at]), int(columns[at])
+        row, column = int(overlaps.true[at]), int(overlaps.given[at])
+        if kept is not None and not kept[column]:
+            continue
         if ious[at] >= MIN_OBJECT_IOU and row not in partners and column not in taken:
             partners[row] = (column, float(ious[at]))
             taken.add(column)
     return partners
 
 
-def _describe(labelled, count, spacing_yx_mm, origin):
-    """Returns size and place of each component of int [H, W], in the order of its labels 1 to count."""
+def _describe(labelled, areas, spacing_yx_mm, origin):
+    """Returns size and place of each object of int [H, W], in the order of its labels 1 to len(areas)."""
     rows, columns = np.nonzero(labelled)
     labels = labelled[rows, columns]
-    areas = np.bincount(labels, minlength=count + 1)[1:]
     centers = [
-        np.bincount(labels, axis, count + 1)[1:] / areas + start
+        np.bincount(labels, axis, len(areas) + 1)[1:] / areas + start
         for axis, start in zip((rows, columns), origin, strict=True)
     ]
     diameters = 2 * np.sqrt(areas / np.pi)

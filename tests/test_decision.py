@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from auxseg import decision
+from auxseg import decision, scores
 from auxseg.errors import InputError
 
 UNKNOWN = (float("nan"), float("nan"))
@@ -110,3 +111,49 @@ def test_stored_and_read_again(tmp_path):
     for change in ({"threshold": 1.0}, {"min_mm": -1.0}, {"min_px": 100.0}):
         with pytest.raises(InputError, match="nodule .*: got .*, expected"):
             decision.Decision(**change)
+
+
+def noisy_case(seed, *, size=48, spacing=(0.9, 0.8)):
+    """Returns probabilities with hundreds of small nodules, and a reference with a few."""
+    generator = np.random.default_rng(seed)
+    logits = ndimage.gaussian_filter(generator.normal(size=(size, size, 4)), (0.7, 0.7, 0)) * 6
+    probabilities = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype(np.float32)
+    reference = np.ones((size, size), np.uint8)
+    reference[ndimage.gaussian_filter(logits[..., 3] + generator.normal(size=(size, size)) * 4, 1) > 1.8] = 3
+    return probabilities, reference, spacing
+
+
+def count_plainly(choice, probabilities, reference, spacing):
+    """The rule in its own words: decide, and match the objects."""
+    found = decision.decide(probabilities, choice, spacing_yx_mm=spacing) == 3
+    true = reference == 3
+    objects = scores.match_objects(prediction=found, reference=true, spacing_yx_mm=np.asarray(spacing, float))
+    kinds = [each["kind"] for each in objects]
+    dice = 2.0 * np.sum(found & true) / (found.sum() + true.sum()) if true.any() else 0.0
+    return (*(kinds.count(kind) for kind in ("found", "missed", "false")), dice, float(true.any()))
+
+
+@pytest.mark.parametrize("spacing", [(0.9, 0.8), UNKNOWN])
+def test_counts_of_all_choices_are_those_of_each_by_the_plain_rule(spacing):
+    cases = [noisy_case(seed, spacing=spacing) for seed in range(2)]
+    cases.append((cases[0][0], np.ones((48, 48), np.uint8), spacing))  # no nodule there
+    choices = decision.create_choices(0.7)
+    for case in cases:
+        expected = [count_plainly(choice, *case) for choice in choices]
+        np.testing.assert_array_equal(decision._count_case(choices, *case), expected)
+    assert max(row[2] for row in expected) > 50  # many false ones, and
+    assert len({row[2] for row in expected}) > 20  # other numbers of them by threshold and by size
+    counts = decision.count(cases, nominal_pixel_mm=0.7)
+    assert counts.slices == 3 and counts.sums[0, 4] == 2.0
+    assert counts.sums[:, 0].max() > 0
+
+
+def test_counts_add_up():
+    cases = [noisy_case(seed) for seed in range(3)]
+    whole = decision.count(cases, nominal_pixel_mm=1.0)
+    parts = [decision.count(part, nominal_pixel_mm=1.0) for part in (cases[:1], cases[1:])]
+    total = parts[0] + parts[1]
+    assert total.slices == whole.slices
+    np.testing.assert_allclose(total.sums, whole.sums, rtol=1e-12)
+    chosen, found = decision.choose(whole, max_false=3.0, nominal_pixel_mm=1.0)
+    assert (chosen, found) == decision.tune(cases, max_false=3.0, nominal_pixel_mm=1.0)

@@ -98,3 +98,36 @@ def test_off_by_default_and_refused_without_a_pixel_size():
 
 def test_equivalent_diameter_of_a_circle():
     assert postprocess.equivalent_diameter(np.pi * 9.0) == pytest.approx(6.0)
+
+
+def drop_plainly(masks, min_mm, pixel_mm2):
+    """Piece by piece, as the rule says."""
+    components = postprocess.find_components(masks, 3)
+    numbers = np.stack([components.read(masks, index) for index in range(len(masks))])
+    for number, piece in enumerate(components.pieces, start=1):
+        if 2 * np.sqrt(piece.largest_pixels * pixel_mm2 / np.pi) >= min_mm:
+            continue
+        for mask, own in zip(masks, numbers == number, strict=True):
+            ring = ndimage.binary_dilation(own, np.ones((3, 3))) & ~own & (mask != 3)
+            mask[own] = np.bincount(mask[ring]).argmax() if ring.any() else 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("num_slices", [1, 7])
+def test_many_small_nodules_go_to_what_surrounds_each(seed, num_slices):
+    generator = np.random.default_rng(seed)
+    masks = generator.integers(0, 3, (num_slices, 40, 44)).astype(np.uint8)
+    masks[generator.random(masks.shape) < 0.15] = 3
+    masks[_random_masks(seed, masks.shape, 0.1) == 3] = 3  # some larger ones among hundreds
+    expected, before = masks.copy(), masks.copy()
+    drop_plainly(expected, 4.0, 1.5)
+    changed = postprocess.drop_small_nodules(masks, 4.0, 1.5)
+    np.testing.assert_array_equal(masks, expected)
+    assert changed == (masks != before).sum() > 30 * num_slices
+    assert (masks == 3).any()
+
+
+def test_a_nodule_that_fills_the_slice_has_no_ring():
+    masks = np.full((1, 2, 2), 3, np.uint8)
+    assert postprocess.drop_small_nodules(masks, 99.0, 1.0) == 4
+    assert not masks.any()
