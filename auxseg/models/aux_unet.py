@@ -99,7 +99,7 @@ class Unit(nn.Module):
             weights: float32 [N] or None, see `norm.batch_statistics`.
             momentum: of the moving statistics, float or float32 [], or None for the setting.
         """
-        spread, values, moments = self._convolve(signals)
+        spread, values, moments = self._convolve(signals, train)
         if self.settings.folded:
             factor, shift = 1.0, self.param("shift", _ZEROS, (self.features,))
         else:
@@ -109,8 +109,9 @@ class Unit(nn.Module):
             values, jnp.broadcast_to((spread * factor)[None], rows), jnp.broadcast_to(shift[None], rows)
         )
 
-    def _convolve(self, signals):
-        """Returns what values are still to be multiplied by [F], the values, and the moments after that."""
+    def _convolve(self, signals, train):
+        """Returns what values are still to be multiplied by [F], the values, and the moments after that, which only
+        training reads."""
         channels, dtype = sum(blocks.num_channels(signal) for signal in signals), signals[0].values.dtype
         lowering, ones = self.settings.lowering, jnp.ones(self.features)
         if not self.settings.separable:
@@ -125,7 +126,10 @@ class Unit(nn.Module):
                 signals[0].values, depthwise, lowering=lowering
             )
             return pointwise[0], values, (mean * pointwise, variance * jnp.square(pointwise))
-        return ones, *blocks.separable_conv(signals, depthwise, pointwise.astype(dtype), lowering=lowering)
+        pointwise = pointwise.astype(dtype)
+        return ones, *blocks.separable_conv(
+            signals, depthwise, pointwise, lowering=lowering, with_moments=train
+        )
 
 
 class SqueezeExcite(nn.Module):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.models import layers
+from auxseg.models import fused, layers
 
 _CHUNK_BYTES = 16 << 20
 """Size of the largest array of one chunk of images with 'blocked': half of a common third-level cache."""
@@ -45,18 +45,21 @@ def activate(signal):
     return jax.nn.relu(images + signal.shift[:, None, None]).astype(signal.values.dtype)
 
 
-def separable_conv(signals, depthwise, pointwise, *, lowering):
+def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True):
     """Returns a depthwise-separable convolution of the concatenated signals, without bias, and its moments.
 
     Args:
         signals: tuple of `Signal` with C_i channels each.
         depthwise: float [3, 3, sum of C_i].
         pointwise: float [sum of C_i, F].
-        lowering: 'plain', 'shifted' or 'blocked'.
+        lowering: of `layers.LOWERINGS`, not 'auto'.
+        with_moments: whether the moments are read: kernels leave out what is not, XLA sees it by itself.
 
     Returns:
         values [N, H, W, F], and their `moments`.
     """
+    if lowering == "kernels" and fused.can_run(signals):
+        return fused.separable_conv(signals, depthwise, pointwise, with_moments=with_moments)
 
     def operator(signals, weights):
         images = [activate(signal) for signal in signals]
@@ -106,6 +109,8 @@ def moments(values):
 
 def upsample(signal, kernel, bias, *, lowering):
     """Returns `layers.upsample` of a `Signal`, float [N, 2H, 2W, F]."""
+    if lowering == "kernels" and fused.can_run((signal,)):
+        return fused.upsample(signal, kernel, bias)
 
     def operator(signal, weights):
         return layers.upsample(activate(signal), *weights, lowering=lowering)
@@ -115,6 +120,8 @@ def upsample(signal, kernel, bias, *, lowering):
 
 def pointwise_conv(signal, kernel, bias, *, lowering):
     """Returns the 1x1 convolution of a `Signal` with a bias, float32 [N, H, W, F]."""
+    if lowering == "kernels" and fused.can_run((signal,)):
+        return fused.pointwise_conv(signal, kernel, bias)
 
     def operator(signal, weights):
         kernel, bias = weights
@@ -126,6 +133,8 @@ def pointwise_conv(signal, kernel, bias, *, lowering):
 
 def max_pool(signal, *, lowering):
     """Returns `layers.max_pool` of a `Signal`, [N, H / 2, W / 2, C]."""
+    if lowering == "kernels" and fused.can_run((signal,), spread=False):
+        return fused.max_pool(signal)
 
     def operator(signal, _):
         return layers.max_pool(activate(signal), lowering=lowering)
@@ -135,6 +144,8 @@ def max_pool(signal, *, lowering):
 
 def global_mean(signal, *, lowering):
     """Returns the mean over all pixels of a `Signal`, float32 [N, C]."""
+    if lowering == "kernels" and fused.can_run((signal,), spread=False):
+        return fused.global_mean(signal)
 
     def operator(signal, _):
         return jnp.mean(activate(signal), (1, 2), dtype=jnp.float32)
@@ -157,7 +168,7 @@ def _over_images(operator, summary, lowering, batched, shared):
     Args:
         operator: (batched, shared) -> values [N, ...]; examples independent of each other.
         summary: values -> tree of arrays [N, ...].
-        lowering: 'plain': as it stands; 'shifted': all examples at once; 'blocked': a few at a time.
+        lowering: 'plain': as it stands; 'shifted': all examples at once; else a few at a time.
         batched: tree of arrays [N, ...].
         shared: tree of weights.
     """

@@ -5,7 +5,8 @@ the same numbers (to rounding) many times faster, because XLA lowers depthwise c
 gradients badly: the depthwise convolution is nine shifted multiply-adds whose gradient is written by
 hand, the 1x1 convolution a matrix product, the 2x2 transposed convolution a product and a reshape, and
 pooling a reshape and comparisons. 'blocked' is 'shifted' a few images at a time (`blocks.py`), so that
-what lies between two operators stays in a CPU's cache and needs little memory.
+what lies between two operators stays in a CPU's cache and needs little memory. 'kernels' is 'blocked', but
+for the separable convolutions and the up-sampling, which are compiled kernels of their own (`fused.py`).
 
 Shapes: images [N, H, W, C], channels last. The weights are laid out as the fast form reads them:
 
@@ -23,27 +24,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.errors import check_choice
+from auxseg.errors import InputError, check_choice
+from auxseg.models import kernels
 
-LOWERINGS = ("auto", "plain", "shifted", "blocked")
+LOWERINGS = ("auto", "plain", "shifted", "blocked", "kernels")
 """Valid values of config.model.lowering."""
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def resolve_lowering(name):
-    """Returns 'plain', 'shifted' or 'blocked' for a setting; 'auto' goes by the default backend.
+    """Returns a lowering other than 'auto' for a setting; 'auto' goes by the default backend.
 
-    'blocked' on a CPU, 'shifted' on a GPU, whose grouped convolutions have slow gradients too (jax
-    issues 13800 and 23713), 'plain' elsewhere.
+    On a CPU 'kernels', or 'blocked' where they cannot be compiled; 'shifted' on a GPU, whose grouped
+    convolutions have slow gradients too (jax issues 13800 and 23713); 'plain' elsewhere.
 
     Raises:
-        InputError: `name` is none of `LOWERINGS`.
+        InputError: `name` is none of `LOWERINGS`, or 'kernels' that cannot be compiled here.
     """
     check_choice("model.lowering", name, LOWERINGS)
-    if name != "auto":
-        return name
-    return {"cpu": "blocked", "gpu": "shifted"}.get(jax.default_backend(), "plain")
+    backend = jax.default_backend()
+    if name == "kernels" or (name, backend) == ("auto", "cpu"):
+        reason = kernels.load() if backend == "cpu" else f"they are for a CPU, this is a {backend}"
+        if name == "kernels" and reason:
+            raise InputError(f"model.lowering: 'kernels' cannot be used here: {reason}; take 'auto'")
+        return "blocked" if reason else "kernels"
+    return name if name != "auto" else {"gpu": "shifted"}.get(backend, "plain")
 
 
 def depthwise_conv(images, kernel, *, lowering):
@@ -52,7 +58,7 @@ def depthwise_conv(images, kernel, *, lowering):
     Args:
         images: float [N, H, W, C].
         kernel: float [3, 3, C], same dtype.
-        lowering: 'plain', 'shifted' or 'blocked'.
+        lowering: of `LOWERINGS`, not 'auto'.
 
     Returns:
         [N, H, W, C], same dtype; sums are in float32.
@@ -67,7 +73,7 @@ def depthwise_conv(images, kernel, *, lowering):
             dimension_numbers=_NHWC,
             feature_group_count=channels,
         )
-    return _shifted_conv(images, kernel, lowering == "blocked")
+    return _shifted_conv(images, kernel, lowering in ("blocked", "kernels"))
 
 
 def _pad(images):
@@ -145,7 +151,7 @@ def pointwise_conv(images, kernel, *, lowering):
     Args:
         images: float [N, H, W, C].
         kernel: float [C, F].
-        lowering: 'plain', 'shifted' or 'blocked'.
+        lowering: of `LOWERINGS`, not 'auto'.
     """
     if lowering == "plain":
         return lax.conv_general_dilated(images, kernel[None, None], (1, 1), "VALID", dimension_numbers=_NHWC)
@@ -171,7 +177,7 @@ def upsample(images, kernel, bias, *, lowering):
         images: float [N, H, W, C].
         kernel: float [C, 2, 2, F].
         bias: float [F].
-        lowering: 'plain', 'shifted' or 'blocked'.
+        lowering: of `LOWERINGS`, not 'auto'.
     """
     if lowering == "plain":
         outputs = lax.conv_transpose(
@@ -199,7 +205,7 @@ def max_pool(images, *, lowering):
 
     Args:
         images: float [N, H, W, C], H and W even.
-        lowering: 'plain', 'shifted' or 'blocked'.
+        lowering: of `LOWERINGS`, not 'auto'.
     """
     if lowering == "plain":
         return lax.reduce_window(images, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")

@@ -1,0 +1,110 @@
+"""The compiled kernels of the CPU: `kernels.cc`, built once by the machine's own C++ compiler.
+
+XLA calls them through its foreign function interface, inside one program with everything else. The library
+lies in `default_cache_dir()`, one for each source, compiler, processor and version of jaxlib; the first command on a
+machine compiles it in some seconds. Where that cannot be done - no compiler, no place to write - `load` says
+why, and the network is computed by XLA's own operators ('blocked'), which takes longer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax
+import jaxlib
+
+from auxseg.datasets import default_cache_dir
+
+SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
+COMPILERS = ("c++", "g++", "clang++")
+"""Tried in this order, after $CXX."""
+
+OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
+TARGETS = ("-march=native", "-mcpu=native")
+"""Of this processor, as compilers for x86 and for ARM name it; the first that works is taken."""
+
+HANDLERS = tuple(
+    f"{name}_{way}" for name in ("separable", "product", "mean", "pool") for way in ("forward", "backward")
+)
+COMPILE_SECONDS = 300
+
+
+@functools.cache
+def load():
+    """Returns why the kernels cannot be used here, or None: they are then known to XLA by `target`."""
+    if sys.platform not in ("linux", "darwin"):
+        return f"not built on {sys.platform}"
+    compiler = find_compiler()
+    if compiler is None:
+        return f"no C++ compiler ($CXX, {', '.join(COMPILERS)})"
+    try:
+        path = _find_library(compiler)
+        if not path.exists():
+            print("compiling the kernels of the CPU, once: some seconds", file=sys.stderr, flush=True)
+            _compile(compiler, path)
+        library = ctypes.CDLL(str(path))
+        for name in HANDLERS:
+            capsule = jax.ffi.pycapsule(getattr(library, target(name)))
+            jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return " ".join(str(error).split())[:300]
+    return None
+
+
+def target(name):
+    """Returns the name by which XLA knows a handler."""
+    return f"auxseg_{name}"
+
+
+def find_compiler():
+    """Returns the path of a C++ compiler, or None."""
+    names = [os.environ[name] for name in ("CXX",) if os.environ.get(name)] + list(COMPILERS)
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def _find_library(compiler):
+    """Returns where the library of this source, compiler and processor lies, in a folder that is the user's own."""
+    folder = default_cache_dir() / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise OSError(f"{folder}: others can write there")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+    parts = (SOURCE.read_bytes(), version, _describe_processor(), jaxlib.__version__.encode(), repr(OPTIONS).encode())
+    return folder / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
+
+
+def _describe_processor():
+    """Returns what the processor can do: homes are shared between machines."""
+    path = pathlib.Path("/proc/cpuinfo")
+    if not path.exists():
+        return f"{platform.machine()} {platform.processor()}".encode()
+    lines = path.read_bytes().split(b"\n\n")[0].splitlines()
+    return b"\n".join(line for line in lines if line.split(b"\t")[0] in (b"model name", b"flags", b"Features"))
+
+
+def _compile(compiler, path):
+    """Builds the library beside its place and moves it there whole.
+
+    Raises:
+        RuntimeError: the compiler's first complaint.
+    """
+    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=path.parent) as folder:
+        built = pathlib.Path(folder) / path.name
+        for option in TARGETS:
+            command = [compiler, *OPTIONS, option, f"-I{jax.ffi.include_dir()}", "-o", str(built), str(SOURCE)]
+            done = subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=False)
+            if done.returncode == 0:
+                os.replace(built, path)
+                return
+    complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+    raise RuntimeError(f"{compiler}: {complaint[0]}")
