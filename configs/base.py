@@ -57,7 +57,7 @@ def get_config():
     model.dtype = "float32"  # of the computation; parameters and statistics stay float32
     model.bn_momentum = 0.99  # Keras' default; the paper is silent
     model.bn_epsilon = 1e-3  # Keras' default
-    model.lowering = "auto"  # 'auto', 'plain', 'shifted', 'blocked': how it is computed; same results
+    model.lowering = "auto"  # or 'plain', 'shifted', 'blocked', 'kernels': how it is computed; same results
 
     model.dropout = 0.5  # 'bidirectional_unet': share of the fourth level's features left out
     model.deep_supervision = True  # 'unet_plus_plus': average the masks of all columns

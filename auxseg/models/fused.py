@@ -28,7 +28,9 @@ def can_run(signals, *, spread=True):
     """
     fitting = all(signal.values.dtype == jnp.float32 and signal.values.size for signal in signals)
     if not spread:
-        fitting &= all(signal.shift is None or signal.shift.shape[1] == signal.values.shape[3] for signal in signals)
+        fitting &= all(
+            signal.shift is None or signal.shift.shape[1] == signal.values.shape[3] for signal in signals
+        )
     return fitting and len(signals) <= MAX_SIGNALS
 
 

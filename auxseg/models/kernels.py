@@ -42,22 +42,28 @@ COMPILE_SECONDS = 300
 def load():
     """Returns why the kernels cannot be used here, or None: they are then known to XLA by `target`."""
     if sys.platform not in ("linux", "darwin"):
-        return f"not built on {sys.platform}"
+        return f"there are none for {sys.platform}"
     compiler = find_compiler()
     if compiler is None:
-        return f"no C++ compiler ($CXX, {', '.join(COMPILERS)})"
+        return f"no C++ compiler ({', '.join(COMPILERS)}, or what $CXX names)"
     try:
-        path = _find_library(compiler)
-        if not path.exists():
-            print("compiling the kernels of the CPU, once: some seconds", file=sys.stderr, flush=True)
-            _compile(compiler, path)
-        library = ctypes.CDLL(str(path))
-        for name in HANDLERS:
-            capsule = jax.ffi.pycapsule(getattr(library, target(name)))
-            jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")
+        library = _open(compiler, find_library(compiler))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return " ".join(str(error).split())[:300]
+    for name in HANDLERS:
+        capsule = jax.ffi.pycapsule(getattr(library, target(name)))
+        jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")
     return None
+
+
+@functools.cache
+def explain_missing(reason):
+    """Says once, on stderr, that the network is computed without the kernels."""
+    print(
+        f"without compiled kernels the network takes about twice as long on a CPU: {reason}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def target(name):
@@ -71,15 +77,25 @@ def find_compiler():
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def _find_library(compiler):
-    """Returns where the library of this source, compiler and processor lies, in a folder that is the user's own."""
+def find_library(compiler):
+    """Returns where the library of this source, compiler and processor lies, in a folder that is the user's own.
+
+    Raises:
+        OSError: others may write to the folder, or it cannot be made.
+    """
     folder = default_cache_dir() / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     about = folder.stat()
     if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise OSError(f"{folder}: others can write there")
+        raise OSError(f"{folder}: others may write there, so that what it holds cannot be trusted")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    parts = (SOURCE.read_bytes(), version, _describe_processor(), jaxlib.__version__.encode(), repr(OPTIONS).encode())
+    parts = (
+        SOURCE.read_bytes(),
+        version,
+        _describe_processor(),
+        jaxlib.__version__.encode(),
+        repr(OPTIONS).encode(),
+    )
     return folder / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
 
 
@@ -89,7 +105,27 @@ def _describe_processor():
     if not path.exists():
         return f"{platform.machine()} {platform.processor()}".encode()
     lines = path.read_bytes().split(b"\n\n")[0].splitlines()
-    return b"\n".join(line for line in lines if line.split(b"\t")[0] in (b"model name", b"flags", b"Features"))
+    return b"\n".join(
+        line for line in lines if line.split(b"\t")[0] in (b"model name", b"flags", b"Features")
+    )
+
+
+def _open(compiler, path):
+    """Returns the library, compiled where it is not there whole: opening half of one would end the process."""
+    if not _is_whole(path):
+        print("compiling the kernels of the CPU, once: some seconds", file=sys.stderr, flush=True)
+        _compile(compiler, path)
+    return ctypes.CDLL(str(path))
+
+
+def _is_whole(path):
+    """Returns whether a library is there and has the checksum that lies beside it."""
+    checksum = path.with_suffix(".sha256")
+    return path.exists() and checksum.exists() and checksum.read_text(encoding="ascii") == _checksum(path)
+
+
+def _checksum(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compile(compiler, path):
@@ -101,10 +137,21 @@ def _compile(compiler, path):
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=path.parent) as folder:
         built = pathlib.Path(folder) / path.name
         for option in TARGETS:
-            command = [compiler, *OPTIONS, option, f"-I{jax.ffi.include_dir()}", "-o", str(built), str(SOURCE)]
+            command = [
+                compiler,
+                *OPTIONS,
+                option,
+                f"-I{jax.ffi.include_dir()}",
+                "-o",
+                str(built),
+                str(SOURCE),
+            ]
             done = subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=False)
             if done.returncode == 0:
+                checksum = built.with_suffix(".sha256")
+                checksum.write_text(_checksum(built), encoding="ascii")
                 os.replace(built, path)
+                os.replace(checksum, path.with_suffix(".sha256"))
                 return
     complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
     raise RuntimeError(f"{compiler}: {complaint[0]}")

@@ -48,6 +48,8 @@ def resolve_lowering(name):
         reason = kernels.load() if backend == "cpu" else f"they are for a CPU, this is a {backend}"
         if name == "kernels" and reason:
             raise InputError(f"model.lowering: 'kernels' cannot be used here: {reason}; take 'auto'")
+        if reason:
+            kernels.explain_missing(reason)
         return "blocked" if reason else "kernels"
     return name if name != "auto" else {"gpu": "shifted"}.get(backend, "plain")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from auxseg.errors import InputError
-from auxseg.models import layers
+from auxseg.models import kernels, layers
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.standard_normal((2, 6, 8, 5), np.float32)
@@ -88,9 +88,25 @@ def test_upsample_by_hand():
 
 
 def test_lowering_goes_by_backend(monkeypatch):
-    for backend, expected in {"cpu": "blocked", "gpu": "shifted", "tpu": "plain"}.items():
+    monkeypatch.setattr(kernels, "load", lambda: None)
+    for backend, expected in {"cpu": "kernels", "gpu": "shifted", "tpu": "plain"}.items():
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert layers.resolve_lowering("auto") == expected
     assert layers.resolve_lowering("plain") == "plain"
+    with pytest.raises(InputError, match="'kernels' cannot be used here: they are for a CPU, this is a tpu"):
+        layers.resolve_lowering("kernels")
+
+
+def test_without_kernels_the_blocked_form_is_taken_and_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "load", lambda: "no compiler, in a test")
+    assert [layers.resolve_lowering("auto") for _ in range(2)] == ["blocked", "blocked"]
+    assert capsys.readouterr().err.count("no compiler, in a test") == 1
+    with pytest.raises(
+        InputError, match="'kernels' cannot be used here: no compiler, in a test; take 'auto'"
+    ):
+        layers.resolve_lowering("kernels")
+
+
+def test_names_of_lowerings():
     with pytest.raises(InputError, match="model.lowering: got 'fast', expected one of 'auto', 'plain'"):
         layers.resolve_lowering("fast")

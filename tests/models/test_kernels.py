@@ -1,0 +1,79 @@
+"""How the compiled kernels are built, kept and refused."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from auxseg.models import kernels
+
+COMPILER = kernels.find_compiler()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+PROGRAM = "from auxseg.models import kernels; print(kernels.load())"
+
+
+def load(cache, **environment):
+    """Returns (what `load` returned, stderr) of a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "AUXSEG_CACHE": str(cache), "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return done.stdout.strip(), done.stderr
+
+
+def write_compiler(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+@needs_compiler
+def test_compiled_once_and_again_where_damaged(tmp_path):
+    found, said = load(tmp_path)
+    assert (found, said.count("compiling the kernels")) == ("None", 1)
+    found, said = load(tmp_path)
+    assert (found, said.count("compiling the kernels")) == ("None", 0)
+    (library,) = (tmp_path / "kernels").glob("*.so")
+    library.write_bytes(library.read_bytes()[:1000])
+    found, said = load(tmp_path)
+    assert (found, said.count("compiling the kernels")) == ("None", 1)
+    assert {path.suffix for path in (tmp_path / "kernels").iterdir()} == {".so", ".sha256"}
+
+
+def test_a_compiler_that_fails_leaves_nothing(tmp_path):
+    compiler = write_compiler(
+        tmp_path / "cc", '[ "$1" = --version ] && exit 0\necho "kernels.cc:1: no space left" >&2; exit 1'
+    )
+    found, _ = load(tmp_path / "cache", CXX=compiler)
+    assert found == f"{compiler}: kernels.cc:1: no space left"
+    assert list((tmp_path / "cache" / "kernels").iterdir()) == []
+
+
+def test_without_a_compiler(tmp_path):
+    found, _ = load(tmp_path, PATH=str(tmp_path), CXX="")
+    assert found.startswith("no C++ compiler")
+
+
+@needs_compiler
+def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels").chmod(0o777)
+    found, _ = load(tmp_path)
+    assert found.endswith("others may write there, so that what it holds cannot be trusted")
+
+
+@needs_compiler
+def test_one_library_for_each_source_and_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUXSEG_CACHE", str(tmp_path / "cache"))
+    other = write_compiler(tmp_path / "other", "echo another version")
+    paths = {kernels.find_library(COMPILER), kernels.find_library(other)}
+    changed = tmp_path / "kernels.cc"
+    changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(kernels, "SOURCE", changed)
+    assert len(paths | {kernels.find_library(COMPILER)}) == 3
