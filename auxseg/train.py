@@ -136,7 +136,8 @@ def create_setup(config, workdir):
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
         runs.claim_config(workdir, config)
-        runs.write_json(workdir / "versions.json", runs.describe_machine(devices))
+        computed = {"lowering": models.create_settings(config.model).lowering}
+        runs.write_json(workdir / "versions.json", runs.describe_machine(devices) | computed)
     members = _share_splits(workdir, dataset, config.data)
     _check_tuning(config, dataset, members)
     used = np.concatenate(list(members.values()))

@@ -467,7 +467,7 @@ def _define_flags():
     flags.DEFINE_integer("repeats", 5, "Turns of each implementation in each row.", lower_bound=4)
     flags.DEFINE_float(
         "turn_seconds",
-        8.0,
+        16.0,
         "Leave an implementation out of a row whose turn would take longer.",
         lower_bound=1.0,
     )

@@ -2,12 +2,16 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 from PIL import Image
 
 from auxseg.errors import InputError
+from auxseg.models import create_model
 from configs import base
 from experiments import benchmark, speed_chart
+from experiments.peers import run_epoch
 from experiments.peers.task import PAPER, Task, create_config
 
 TASK = Task(32, 8, "float32", "")
@@ -132,3 +136,12 @@ def test_the_chart_shows_what_was_measured(tmp_path):
     path.write_text(json.dumps(report), encoding="utf-8")
     with Image.open(speed_chart.main(path)) as picture:
         assert picture.size == (396, 308)
+
+
+def test_an_epoch_with_and_without_the_model(monkeypatch):
+    monkeypatch.setattr(run_epoch, "NUM_IMAGES", 5)
+    run_epoch.create_feed_epoch(TASK, 2)()
+    model = create_model(create_config(TASK))
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
+    epoch = run_epoch.create_train_epoch(jax.device_get(variables), TASK, 2)
+    assert epoch() > epoch() > 0

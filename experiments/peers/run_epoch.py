@@ -59,7 +59,10 @@ def _create_feed(task, devices):
     low, high = _WINDOW_HU
     stored = (images[..., 0] * (high - low) + low).astype(np.int16), masks.astype(np.uint8)
     dataset = types.SimpleNamespace(
-        size_yx=(task.size, task.size), read=lambda indices: tuple(array[indices % 8] for array in stored)
+        size_yx=(task.size, task.size),
+        slab=1,
+        read_slabs=None,
+        read=lambda indices: tuple(array[indices % 8] for array in stored),
     )
     return input_pipeline.create_feed(dataset, np.arange(NUM_IMAGES), placement="device", devices=devices)
 
