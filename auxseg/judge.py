@@ -110,7 +110,7 @@ def predict(subject, indices, *, label=None):
 
 
 def choose_decision(subject, *, max_false):
-    """Returns (Decision, what it found) chosen on a run's validation split, see `decision.tune`.
+    """Returns (Decision, what it found) chosen on a run's validation split, see `decision.choose`.
 
     Args:
         subject: Subject.
@@ -119,17 +119,33 @@ def choose_decision(subject, *, max_false):
     Raises:
         InputError: no case of the split has a nodule.
     """
-    dataset, split = subject.dataset, "val"
+    chosen, found = decision.choose(
+        count_nodules(subject, "val"),
+        max_false=max_false,
+        nominal_pixel_mm=nominal_pixel_mm(subject.dataset),
+    )
+    return chosen, {"split": "val", **found}
+
+
+def count_nodules(subject, split):
+    """Returns the decision.Counts of a split at the network's size.
+
+    Args:
+        subject: Subject whose feed has the split.
+        split: its name.
+    """
+    dataset = subject.dataset
     cases = (
         (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
-        for index, probabilities in predict(subject, subject.members[split], label=f"choosing on {split}")
+        for index, probabilities in predict(subject, subject.members[split], label=f"counting on {split}")
     )
-    chosen, found = decision.tune(
-        cases,
-        max_false=max_false,
-        nominal_pixel_mm=decision.NOMINAL_FIELD_MM / dataset.size_yx[1],
-    )
-    return chosen, {"split": split, **found}
+    return decision.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset))
+
+
+def nominal_pixel_mm(dataset):
+    """Returns the mm between pixels of the network's image that stand for those of a slice whose spacing is not
+    known."""
+    return decision.NOMINAL_FIELD_MM / dataset.size_yx[1]
 
 
 def resized_spacing(dataset, index):

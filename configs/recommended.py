@@ -30,9 +30,10 @@ def get_config():
     config.loss.aux_weight = 0.1
     config.insert.enabled = True
     config.augment.enabled = True
-    config.optim.learning_rate = 5e-4
+    config.optim.cosine_epochs = 16
     config.optim.plateau_patience_epochs = 2
     config.train.batch_size = 4
-    config.train.num_epochs = 8
+    config.train.num_epochs = 16
+    config.train.bn_refresh_batches = 15  # an epoch of 60 slices
     config.eval.tune_nodules = True
     return config

@@ -4,12 +4,14 @@
 
 FOLDER holds real slices as NPZ (120 middle slices of LUNA16, 8 of them with a nodule); `--init_from` is a run on
 the phantom, whose weights some arms start from (configs/recommended.py names its command). All arms have the
-network, size, batches, epochs and folds of configs/recommended.py. Cross-validated by patient over `--num_folds`
-folds: one fold is test, the next one val, so that every slice, and every nodule, is scored once a seed by a
-network that saw it neither in training nor in the choice of its threshold. Inserted nodules are for training
-alone. Scores are at the slice's own resolution, at two operating points: the most likely class, and threshold
-and least size chosen on val. The study goes on where it was stopped; `nodules.json`, `nodules.md` and
-`nodules.png`, every real nodule with what was found of it, are written into its folder.
+network, size, batches and folds of configs/recommended.py, and its epochs, but for the paper's recipe, which has
+as many as it needs. Cross-validated by patient over `--num_folds` folds: one fold is test, the next one val, so
+that every slice, and every nodule, is scored once a seed by a network that saw it neither in training nor in the
+choice of its threshold. Inserted nodules are for training alone. Scores are at the slice's own resolution, at
+three operating points: the most likely class; threshold and least size chosen on the run's own val; and chosen on
+val of all runs of the recipe, see `pool_counts`. The study goes on where it was stopped; `nodules.json`,
+`nodules.md` and `nodules.png`, every real nodule with what was found of it, are written into its folder. With
+`--phantom` the networks are scored on the test split of the phantom that they started from, too.
 """
 
 from __future__ import annotations
@@ -19,19 +21,24 @@ import pathlib
 
 import numpy as np
 from absl import flags
-from scipy import ndimage
+from scipy import ndimage, stats
 
-from auxseg import cli, decision, evaluate, judge, runs, scores, statistics
+from auxseg import checkpoints, cli, decision, evaluate, judge, runs, scores, statistics
 from auxseg.errors import InputError, check_choice
 from auxseg.structs import CLASS_NAMES
 from configs import base, recommended
 from experiments import runner
 
 NODULE = CLASS_NAMES.index("nodule")
-POINTS = ("most likely class", "tuned on val")
+POINTS = ("most likely class", "tuned on val", "tuned on val of all runs")
+SHOWN = POINTS[2]
+"""Of the operating points, the one that the picture shows."""
+
 MAX_FALSE = 1.0
 CASES_FILE = "nodule_cases.json"
+COUNTS_FILE = "nodule_counts.json"
 CROPS_FILE = "nodule_crops.npz"
+PHANTOM_FILE = "nodule_phantom.json"
 CROP_PX = 48  # half the side of a crop, in the slice's own pixels
 WINDOW_HU = (-1000.0, 400.0)
 
@@ -39,10 +46,11 @@ PAPER = {
     name: base.get_config()[name.split(".")[0]][name.split(".")[1]]
     for name in (
         "loss.name", "loss.class_weights", "loss.hard_fraction", "loss.aux_weight", "insert.enabled",
-        "augment.enabled", "optim.learning_rate",
+        "augment.enabled", "optim.cosine_epochs", "optim.plateau_patience_epochs",
+        "train.num_epochs", "train.bn_refresh_batches",
     )
 }  # fmt: skip
-"""What the recommended recipe changes in the loss and the data, as the paper has it."""
+"""What the recommended recipe changes in loss, data and schedule, as the paper has it: 50 epochs at most."""
 
 TITLES = {
     "paper": "the paper's recipe",
@@ -54,28 +62,32 @@ TITLES = {
     "paper_loss": "recommended, with the paper's loss",
     "case_dice": "recommended, Dice by case",
     "all_pixels": "recommended, without mining of hard pixels",
+    "no_aux_loss": "recommended, auxiliary head not trained on real slices",
     "no_se": "recommended, without the phantom and SE",
     "no_aux": "recommended, without the phantom and the auxiliary head",
 }
 
 
-def create_arms(init_from):
+def create_arms(init_from, epochs=None):
     """Returns {arm: changes of configs/recommended.py}; see `TITLES`.
 
     Args:
         init_from: workdir or bundle that the arms with pre-training start from.
+        epochs: of the paper's recipe; None: as many as the paper has.
     """
     start = {"train.init_from": init_from}
+    paper = PAPER if epochs is None else {**PAPER, "train.num_epochs": epochs}
     return {
-        "paper": PAPER,
+        "paper": paper,
         "recommended": start,
-        "paper_pretrained": {**PAPER, **start},
+        "paper_pretrained": {**paper, **start},
         "no_pretraining": {},
         "no_insertion": {**start, "insert.enabled": False},
         "no_augmentation": {**start, "augment.enabled": False},
         "paper_loss": {**start, **{name: value for name, value in PAPER.items() if name.startswith("loss.")}},
         "case_dice": {**start, "loss.name": "dice_ce"},
         "all_pixels": {**start, "loss.hard_fraction": 1.0},
+        "no_aux_loss": {**start, "loss.aux_weight": 0.0},
         "no_se": {"model.se": False},
         "no_aux": {"model.aux": False},
     }
@@ -89,29 +101,115 @@ def create_config(protocol):
     return runner.create_config(dataclasses.replace(protocol, data="npz", config=config))
 
 
-def score_run(workdir):
-    """Returns one mapping a test slice and operating point of a finished run, JSON types; kept in its workdir."""
-    path = workdir / CASES_FILE
-    if path.exists():
-        return runs.read_json(path)
+def count_run(workdir):
+    """Returns {split: decision.Counts} of val and test of a finished run, and what it was tuned to; kept there.
+
+    Of test they make the curve over all thresholds, which nothing is chosen by.
+    """
+    path = workdir / COUNTS_FILE
+    if not path.exists():
+        subject, _, _ = evaluate.open_run(workdir, "val")
+        counted = {"val": judge.count_nodules(subject, "val")}
+        own = decision.choose(
+            counted["val"], max_false=MAX_FALSE, nominal_pixel_mm=judge.nominal_pixel_mm(subject.dataset)
+        )
+        decision.write_decision(workdir, own[0], {"split": "val", **own[1]})
+        counted["test"] = judge.count_nodules(evaluate.open_run(workdir, "test")[0], "test")
+        stored = {
+            split: {"slices": each.slices, "sums": each.sums.tolist()} for split, each in counted.items()
+        }
+        runs.write_json(path, stored)
+    return {
+        split: decision.Counts(each["slices"], np.array(each["sums"]))
+        for split, each in runs.read_json(path).items()
+    }
+
+
+def pool_counts(workdir, others):
+    """Returns the decision.Counts of the validation slices of a run and of others that hold no slice of its test.
+
+    A validation split of 30 slices has about two nodules, too few to choose a threshold by; that of another fold
+    is as good where it is the recipe that is chosen for. What a slice of this run's test split has no part in:
+    its mask and its prediction are in none of the counts. What it has: the networks of the other folds were
+    trained on it, as in any cross-validation, so that how sure they are on *their* validation slices depends on
+    it a little. The choice by the run's own validation slices alone is free of that, and stands beside.
+
+    Args:
+        workdir: pathlib.Path of a finished run.
+        others: workdirs of runs of the same arm and seed, other folds; may hold `workdir`.
+    """
+    pool = find_pool(workdir, others)
+    return sum((count_run(each)["val"] for each in pool), start=count_run(workdir)["val"])
+
+
+def find_pool(workdir, others):
+    """Returns those of other workdirs whose validation splits hold no slice of the test split of `workdir`."""
+    test = set(runs.read_json(workdir / "splits.json")["test"])
+    return [
+        each
+        for each in others
+        if each != workdir and test.isdisjoint(runs.read_json(each / "splits.json")["val"])
+    ]
+
+
+def find_runs(folder, arm):
+    """Returns {Run: workdir} of the finished runs of an arm of the study in `folder`."""
+    paths = sorted((folder / "runs").glob(f"{arm}-f*-s*"))
+    return {
+        runner.Run(path.name, arm, runs.read_config(path)): path for path in paths if runner.is_finished(path)
+    }
+
+
+def score_run(workdir, pooled):
+    """Returns one mapping a test slice and operating point of a finished run, JSON types; kept in its workdir.
+
+    Args:
+        workdir: pathlib.Path.
+        pooled: decision.Counts of `pool_counts`, for the last of `POINTS`.
+    """
+    count_run(workdir)
+    own = decision.read_decision(workdir)
     subject, _, _ = evaluate.open_run(workdir, "test")
-    chosen, found = judge.choose_decision(_with_val(subject, workdir), max_false=MAX_FALSE)
-    decision.write_decision(workdir, chosen, found)
-    points = dict(zip(POINTS, (decision.Decision(), chosen), strict=True))
+    of_all, _ = decision.choose(
+        pooled, max_false=MAX_FALSE, nominal_pixel_mm=judge.nominal_pixel_mm(subject.dataset)
+    )
+    points = dict(zip(POINTS, (decision.Decision(), own, of_all), strict=True))
+    path, asked = workdir / CASES_FILE, {name: dataclasses.asdict(point) for name, point in points.items()}
+    if path.exists() and (stored := runs.read_json(path))["points"] == asked:
+        return stored["rows"]
     rows, crops = [], []
     for index, probabilities in judge.predict(subject, subject.members["test"]):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
-        crops += _crop_nodules(subject.dataset, index, predictions[POINTS[1]])
+        crops += _crop_nodules(subject.dataset, index, predictions[SHOWN])
     np.savez_compressed(workdir / CROPS_FILE, *crops)
-    runs.write_json(path, rows)
+    runs.write_json(path, {"points": asked, "rows": rows})
     return rows
 
 
-def _with_val(subject, workdir):
-    """Returns the subject with a feed of the validation slices."""
-    other, _, _ = evaluate.open_run(workdir, "val")
-    return dataclasses.replace(subject, feed=other.feed)
+def score_phantom(workdir, source):
+    """Returns what `score_run` does of the test split of the phantom that `source` was trained on, at the most
+    likely class; kept in `workdir`.
+
+    Args:
+        workdir: pathlib.Path of a run, or of `source` itself.
+        source: workdir of a run on the phantom with a network of the same size.
+    """
+    path = workdir / PHANTOM_FILE
+    if path.exists():
+        return runs.read_json(path)
+    subject, _, _ = evaluate.open_run(source, "test")
+    variables, _ = checkpoints.restore_best(workdir)
+    subject = dataclasses.replace(
+        subject, variables=checkpoints.match_variables(variables, subject.variables, where=str(workdir))
+    )
+    points = {POINTS[0]: decision.Decision()}
+    rows = []
+    for index, probabilities in judge.predict(subject, subject.members["test"]):
+        predictions = _decide_native(subject.dataset, index, probabilities, points)
+        rows += _score_case(subject.dataset, index, predictions, points)
+    runs.write_json(path, rows)
+    return rows
 
 
 def _decide_native(dataset, index, probabilities, points):
@@ -154,7 +252,9 @@ def draw(path, workdirs):
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    crops = [crop for workdir in workdirs for crop in np.load(workdir / CROPS_FILE, allow_pickle=False).values()]
+    crops = [
+        crop for workdir in workdirs for crop in np.load(workdir / CROPS_FILE, allow_pickle=False).values()
+    ]
     figure, axes = plt.subplots(2, max(1, len(crops)), figsize=(1.7 * max(1, len(crops)), 3.5), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -208,7 +308,7 @@ def summarise(rows, baseline):
     """Returns the scores of an arm at an operating point over all folds and seeds, JSON types.
 
     Each is {'estimate', 'low', 'high', 'num_cases', 'num_patients'}, intervals by bootstrap over patients: the
-    seeds of a case stay together.
+    seeds of a case stay together. Sensitivities have the exact interval beside ('exact_low', 'exact_high').
 
     Args:
         rows: of `score_run`, with 'seed'.
@@ -218,12 +318,14 @@ def summarise(rows, baseline):
     nodules = [(row["patient"], nodule) for row in rows for nodule in row["nodules"]]
     hits = [[n["found"] for n in row["nodules"]] for row in rows]
     found_dice = [row["nodule_dice"] if any(each) else np.nan for row, each in zip(rows, hits, strict=True)]
+    num_seeds = len({row["seed"] for row in rows})
     table = {
         "slices": len(rows),
         "nodules": len(nodules),
         "found": int(sum(nodule["found"] for _, nodule in nodules)),
-        "sensitivity": _interval(nodules, None),
-        **{f"sensitivity, {name}": _interval(nodules, name) for name in scores.STRATA[:3]},
+        "sensitivity": _interval(nodules, scores.STRATA, num_seeds),
+        **{f"sensitivity, {name}": _interval(nodules, (name,), num_seeds) for name in scores.STRATA[:3]},
+        "sensitivity, 6 mm and more": _interval(nodules, scores.STRATA[1:3], num_seeds),
         "false per slice": _mean([row["false"] for row in rows], patients),
         "nodule Dice": _mean([_or_nan(row["nodule_dice"]) for row in rows], patients),
         "nodule Dice where found": _mean(found_dice, patients),
@@ -252,13 +354,29 @@ def _mean(values, patients):
     return _json(statistics.bootstrap_mean(values, patients))
 
 
-def _interval(nodules, stratum):
-    chosen = [(p, n["found"]) for p, n in nodules if stratum in (None, n["stratum"])]
-    return _json(
-        statistics.bootstrap_ratio(
-            [found for _, found in chosen], np.ones(len(chosen)), [patient for patient, _ in chosen]
-        )
-    )
+def _interval(nodules, strata, num_seeds):
+    chosen = [(p, n["found"]) for p, n in nodules if n["stratum"] in strata]
+    found = [hit for _, hit in chosen]
+    interval = statistics.bootstrap_ratio(found, np.ones(len(chosen)), [patient for patient, _ in chosen])
+    low, high = exact_interval(sum(found) / num_seeds, len(chosen) / num_seeds)
+    return _json(interval) | {"exact_low": low, "exact_high": high}
+
+
+def exact_interval(found, nodules):
+    """Returns the ends of the exact interval of a share (Clopper and Pearson 1934), None of no nodules.
+
+    The bootstrap of a handful that were all missed, or all found, has no width: this one has.
+
+    Args:
+        found: nodules found, the mean over the seeds: seeds add no nodules, so that they do not narrow it.
+        nodules: in one seed.
+    """
+    if not nodules:
+        return None, None
+    tail = (1 - statistics.LEVEL) / 2
+    low = stats.beta.ppf(tail, found, nodules - found + 1) if found else 0.0
+    high = stats.beta.ppf(1 - tail, found + 1, nodules - found) if found < nodules else 1.0
+    return float(low), float(high)
 
 
 def _json(interval):
@@ -266,39 +384,86 @@ def _json(interval):
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in fields.items()}
 
 
-def collect(workdirs):
-    """Returns what the finished runs {Run: workdir} found, JSON types: scores by arm, and every nodule."""
+def collect(workdirs, phantom=None):
+    """Returns what the finished runs {Run: workdir} found, JSON types: scores by arm, and every nodule.
+
+    Args:
+        workdirs: {Run: pathlib.Path}.
+        phantom: workdir of a run on the phantom by whose test split the runs are scored too, or None.
+    """
     rows = [
         {"arm": run.arm, "seed": run.config.seed, "fold": run.config.data.fold, **row}
         for run, workdir in workdirs.items()
-        for row in score_run(workdir)
+        for row in score_run(workdir, pool_counts(workdir, find_siblings(run, workdirs)))
     ]
     baseline = {
         (row["case_id"], row["seed"]): row
         for row in rows
         if (row["arm"], row["point"]) == ("paper", POINTS[0])
     }
-    arms = dict.fromkeys(run.arm for run in workdirs)
-    cost = {arm: [_seconds(path) for run, path in workdirs.items() if run.arm == arm] for arm in arms}
-    return {
+    arms = {arm: [] for arm in dict.fromkeys(run.arm for run in workdirs)}
+    for run, workdir in workdirs.items():
+        arms[run.arm].append(workdir)
+    result = {
         "arms": {
             arm: {
-                "runs": len(cost[arm]),
-                "seconds a run": float(np.mean(cost[arm])),
+                "runs": len(paths),
+                "seconds a run": float(np.mean([_summary(path)["seconds"] for path in paths])),
+                "epochs": [_summary(path)["epochs"] for path in paths],
+                "best epochs": [_summary(path)["best_epoch"] for path in paths],
                 **{
                     point: summarise([r for r in rows if (r["arm"], r["point"]) == (arm, point)], baseline)
                     for point in POINTS
                 },
+                "curve": draw_curve(paths),
             }
-            for arm in arms
+            for arm, paths in arms.items()
         },
         "nodules": [row for row in rows if row["nodules"]],
         "changed": {arm: _changed(workdirs, arm) for arm in arms},
     }
+    if phantom is not None:
+        result["phantom"] = {
+            arm: summarise(_score_phantoms(paths, phantom), {})
+            for arm, paths in {"start": [phantom], **arms}.items()
+        }
+    return result
 
 
-def _seconds(workdir):
-    return runs.read_json(workdir / "summary.json")["seconds"]
+def find_siblings(run, workdirs):
+    """Returns the workdirs of a run's arm and seed."""
+    return [
+        path
+        for other, path in workdirs.items()
+        if (other.arm, other.config.seed) == (run.arm, run.config.seed)
+    ]
+
+
+def _score_phantoms(paths, phantom):
+    """Returns the rows of `score_phantom` of several runs; each counts as a seed."""
+    return [
+        {"seed": number, **row} for number, path in enumerate(paths) for row in score_phantom(path, phantom)
+    ]
+
+
+def draw_curve(paths):
+    """Returns what each threshold finds on the test slices of some runs, no nodule left out by size: JSON types.
+
+    For looking at: nothing is chosen by it.
+
+    Args:
+        paths: of finished runs, whose test splits are counted together.
+    """
+    counts = sum((count_run(path)["test"] for path in paths[1:]), start=count_run(paths[0])["test"])
+    found, missed, false = counts.sums[:: len(decision.SIZES_MM), :3].T
+    return [
+        {"threshold": threshold, "found": int(f), "nodules": int(f + m), "false per slice": n / counts.slices}
+        for threshold, f, m, n in zip(decision.THRESHOLDS, found, missed, false.tolist(), strict=True)
+    ]
+
+
+def _summary(workdir):
+    return runs.read_json(workdir / "summary.json")
 
 
 def _changed(workdirs, arm):
@@ -312,6 +477,7 @@ def to_markdown(result):
     """Returns the table of `collect` as Markdown; intervals in brackets."""
     columns = (
         "sensitivity", "sensitivity, under 6 mm", "sensitivity, 6-10 mm", "sensitivity, over 10 mm",
+        "sensitivity, 6 mm and more",
         "false per slice", "nodule Dice", "nodule Dice where found", "left_lung Dice", "right_lung Dice",
     )  # fmt: skip
     names = ["recipe", "operating point", "seeds x slices", *columns]
@@ -333,7 +499,7 @@ def _cell(interval):
     return f"{value} [{low}, {high}] ({interval['num_cases']})"
 
 
-def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=()):
+def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=(), phantom=False):
     """Runs the study, and returns what it found after writing it into `folder`; None with `dry_run`.
 
     Args:
@@ -342,22 +508,23 @@ def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=()):
         init_from: workdir or bundle of the pre-training.
         jobs, dry_run: as `runner.run_all`.
         only: arms; empty: the paper's recipe and the recommended one.
+        phantom: score on the test split of the pre-training's phantom, too.
 
     Raises:
         InputError: an unknown arm, no pre-training, or what `runner.run_all` refuses.
     """
-    arms = create_arms(init_from)
+    arms = create_arms(init_from, protocol.epochs)
     chosen = only or ("paper", "recommended")
     for arm in chosen:
         check_choice("--arms", arm, tuple(arms))
-    if init_from is None and any("train.init_from" in arms[arm] for arm in chosen):
+    if init_from is None and (phantom or any("train.init_from" in arms[arm] for arm in chosen)):
         raise InputError("--init_from: not given; expected a run on the phantom to start from")
     config = create_config(protocol)
     planned = runner.plan(config, {arm: arms[arm] for arm in chosen}, protocol)
     workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run)
     if dry_run:
         return None
-    result = collect(workdirs)
+    result = collect(workdirs, pathlib.Path(init_from) if phantom else None)
     runs.write_json(folder / "nodules.json", result)
     runs.write_text(folder / "nodules.md", to_markdown(result))
     shown = "recommended" if "recommended" in chosen else chosen[0]
@@ -390,6 +557,7 @@ def main(argv):
         jobs=given.jobs,
         dry_run=given.dry_run,
         only=tuple(given.arms),
+        phantom=given.phantom,
     )
 
 
@@ -405,8 +573,9 @@ if __name__ == "__main__":
         "base_width", None, "channels of the first level; default: the config's", lower_bound=1
     )
     flags.DEFINE_integer("size", None, "rows and columns of an image; default: the config's", lower_bound=16)
-    flags.DEFINE_integer("epochs", None, "of each run; default: the config's", lower_bound=1)
+    flags.DEFINE_integer("epochs", None, "of each run, at most; default: each recipe's own", lower_bound=1)
     flags.DEFINE_list("arms", [], f"of {', '.join(TITLES)}; default: paper,recommended")
+    flags.DEFINE_bool("phantom", False, "score on the test split of the phantom of --init_from, too")
     flags.DEFINE_bool("dry_run", False, "list the runs and the time, and stop")
     flags.DEFINE_integer("jobs", 1, "runs at once, each in its process; 0: one on each device", lower_bound=0)
     flags.DEFINE_string("out", "runs/nodules", "folder of the study")

@@ -4,10 +4,10 @@ import fakes
 import numpy as np
 import pytest
 
-from auxseg import runs
+from auxseg import decision, runs
 from auxseg.errors import InputError
 from configs import recommended
-from experiments import nodules, runner
+from experiments import nodules, runner, second_look
 
 
 def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
@@ -21,6 +21,8 @@ def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
         assert names == set(changes), name  # each change is one
     paper = runner.override(config, arms["paper"])
     assert (paper.loss.name, paper.insert.enabled, paper.train.init_from) == ("dice_ce", False, None)
+    assert (paper.train.num_epochs, paper.optim.cosine_epochs, paper.train.bn_refresh_batches) == (50, 0, 0)
+    assert nodules.create_arms(None, epochs=2)["paper"]["train.num_epochs"] == 2
 
 
 def row(case, seed, *, point, diameters=(), found=(), false=0, dice=None, lung=0.98):
@@ -50,12 +52,50 @@ def test_scores_by_hand():
     assert table["sensitivity"]["estimate"] == 0.75 and table["sensitivity"]["num_patients"] == 2
     assert table["sensitivity, 6-10 mm"]["estimate"] == 0.5
     assert table["sensitivity, over 10 mm"]["estimate"] == 1.0
+    assert table["sensitivity, 6 mm and more"]["estimate"] == 0.75
     assert table["sensitivity, under 6 mm"]["estimate"] is None
     assert table["false per slice"]["estimate"] == pytest.approx(4 / 6)
     assert table["nodule Dice"]["estimate"] == pytest.approx(0.45)
     assert table["nodule Dice where found"]["estimate"] == pytest.approx(0.6)
     assert table["left_lung Dice - baseline"]["estimate"] == pytest.approx(-0.01 / 6)
     assert table["right_lung Dice"]["estimate"] is None
+
+
+def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
+    assert nodules.exact_interval(0, 2) == pytest.approx((0.0, 0.841886), abs=1e-6)  # 1 - 0.025 ** (1 / 2)
+    assert nodules.exact_interval(8, 8) == pytest.approx((0.630583, 1.0), abs=1e-6)  # 0.025 ** (1 / 8)
+    low, high = nodules.exact_interval(4.5, 8)  # nine of 8 x 2: as wide as those of one seed
+    assert nodules.exact_interval(4, 8)[0] < low < 0.5625 < high < nodules.exact_interval(5, 8)[1]
+    assert nodules.exact_interval(0, 0) == (None, None)
+    missed = [("a", {"stratum": "6-10 mm", "found": False})] * 2
+    interval = nodules._interval(missed, ("6-10 mm",), num_seeds=2)
+    assert interval["exact_high"] == pytest.approx(0.975) and interval["estimate"] == 0.0
+
+
+def write_run(folder, *, val, test, found):
+    """Writes what `pool_counts` reads of a run whose val has one nodule a slice; choice 0 finds `found`."""
+    runs.write_json(folder / "splits.json", {"train": [], "val": val, "test": test})
+    sums = np.zeros((len(decision.create_choices(1.0)), len(decision.COUNTED)))
+    sums[0, 0], sums[:, 1], sums[:, 4] = found, len(val) - found, len(val)
+    stored = {"slices": len(val), "sums": sums.tolist()}
+    runs.write_json(folder / nodules.COUNTS_FILE, {"val": stored, "test": stored})
+    return folder
+
+
+def test_no_slice_of_the_test_split_has_a_say_in_the_threshold(tmp_path):
+    folds = ["ab", "cd", "ef"]
+    paths = []
+    for fold, cases in enumerate(folds):
+        path = tmp_path / str(fold)
+        path.mkdir()
+        val = list(folds[(fold + 1) % 3])
+        paths.append(write_run(path, val=val, test=list(cases), found=fold))
+    for fold, path in enumerate(paths):
+        pooled = nodules.pool_counts(path, paths)
+        # The run of the fold before has this one's test as its val.
+        others = [n for n in range(3) if n != (fold - 1) % 3]
+        assert pooled.slices == 4 and pooled.sums[0, 0] == sum(others)
+    assert nodules.pool_counts(paths[0], []).slices == 2
 
 
 def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
@@ -79,6 +119,11 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
         table = about[point]
         assert table["slices"] == 6 and table["nodules"] == 2
         assert table["left_lung Dice"]["num_cases"] == 6 and 0 <= table["false per slice"]["estimate"]
+    # With one fold there is nothing to pool: both choices are the same.
+    assert about[nodules.POINTS[1]] == about[nodules.POINTS[2]]
+    curve = about["curve"]
+    assert [each["threshold"] for each in curve] == list(decision.THRESHOLDS)
+    assert all(0 <= each["found"] <= each["nodules"] == 2 for each in curve)
     assert about[nodules.POINTS[0]]["left_lung Dice - baseline"]["estimate"] == 0.0
     assert np.isfinite(about["seconds a run"]) and about["runs"] == 1
     with np.load(tmp_path / "study" / "runs" / "paper-f0-s1" / nodules.CROPS_FILE) as crops:
@@ -87,6 +132,53 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
             assert reference[nodules.CROP_PX, nodules.CROP_PX] and set(np.unique(prediction)) <= {0.0, 1.0}
             assert image.min() < -500
     assert (tmp_path / "study" / "nodules.png").stat().st_size > 1000
+    scored = nodules.score_phantom(*[tmp_path / "study" / "runs" / "paper-f0-s1"] * 2)
+    first = [row for row in runs.read_json(tmp_path / "study" / "runs" / "paper-f0-s1" / nodules.CASES_FILE)["rows"]
+             if row["point"] == nodules.POINTS[0]]  # fmt: skip
+    assert scored == first  # a run's own data in the place of the phantom's
+    looked_again(tmp_path / "study", str(folder))
     # Everything is there already: a second start computes the same from what is stored.
     again = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
     assert again == result == runs.read_json(tmp_path / "study" / "nodules.json")
+
+
+def looked_again(study, data_dir):
+    """A closer look at the runs of the study; its first look is what the study counted, at another size."""
+    workdirs = nodules.find_runs(study, "paper")
+    (path,) = workdirs.values()
+    looks = second_look.count_looks(path, (16, 32), data_dir)
+    assert list(looks) == ["16", "32", "mean of 16 and 32"]
+    for each in looks.values():
+        assert (each["val"].slices, each["test"].slices) == (6, 6)
+        assert (each["test"].sums[:, :2].sum(axis=1) == 2).all()
+    assert not np.array_equal(looks["16"]["test"].sums, looks["32"]["test"].sums)
+    table = second_look.collect({path: looks}, workdirs)
+    first = table["16"]["most likely class"]
+    rows = [
+        row for row in runs.read_json(path / nodules.CASES_FILE)["rows"] if row["point"] == nodules.POINTS[0]
+    ]
+    assert first["found"] == sum(n["found"] for row in rows for n in row["nodules"])
+    assert first["false per slice"] == pytest.approx(sum(row["false"] for row in rows) / 6)
+
+
+def test_the_operating_point_of_a_look_is_chosen_by_its_own_validation_slices(tmp_path):
+    choices = decision.create_choices(1.0)
+    plain, high = (choices.index(decision.Decision(threshold)) for threshold in (0.5, 0.9))
+
+    def counts(*rows):
+        sums = np.zeros((len(choices), len(decision.COUNTED)))
+        sums[:] = (0, 2, 40, 0, 1)
+        for index, row in rows:
+            sums[index] = row
+        return decision.Counts(10, sums)
+
+    write_run(tmp_path, val=["a"], test=["b"], found=0)
+    val = counts((plain, (2, 0, 30, 0.9, 1)), (high, (1, 1, 5, 0.6, 1)))
+    test = counts((plain, (1, 1, 25, 0.5, 1)), (high, (2, 0, 7, 0.8, 1)))
+    workdirs = {runner.Run("one", "recommended", recommended.get_config()): tmp_path}
+    counted = {tmp_path: {"256": {"val": val, "test": test, "seconds": 2.0}}}
+    about = second_look.collect(counted, workdirs)["256"]
+    assert about["most likely class"]["found"] == 1 and about["most likely class"]["false per slice"] == 2.5
+    # At most one false one a slice: the high threshold, whatever it does on the test slices.
+    assert (about["tuned"]["found"], about["tuned"]["false per slice"]) == (2, 0.7)
+    assert about["tuned"]["nodule Dice"] == pytest.approx(0.8) and about["cost"] == 1.0

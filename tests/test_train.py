@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import augment, checkpoints, evaluate, export, parallel, runs, train
+from auxseg import augment, checkpoints, evaluate, export, insertion, parallel, runs, train
 from auxseg.datasets import load
 from auxseg.errors import InputError
 from configs import base
@@ -199,6 +199,39 @@ def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(unbroken, tmp
 def test_resumed_run_equals_an_unbroken_one(half, unbroken, npz):
     train.train(small_config(npz), half)
     assert_same_run(half, unbroken)
+
+
+def stopped_after(num_steps, config, workdir, monkeypatch):
+    """Trains until a signal is seen after some steps."""
+    calls = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel.Agreement, "reached", lambda *_: next(calls) == num_steps)
+        with pytest.raises(train.Interrupted, match="in epoch 2 after 2 of 5 steps"):
+            train.train(config, workdir)
+
+
+def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch: what is inserted is a function of the step."""
+    changes = {"enabled": True, "probability": 1.0, "max_nodules": 1, "field_mm": 60.0}
+    config = small_config(npz, **{f"insert__{name}": value for name, value in changes.items()})
+    for name in ("create_train_fn", "create_statistics_fn"):  # compiled once for both runs, as it is slow
+        made = getattr(train, name)(config, parallel.choose_devices(1), *plan_of(name, config))
+        monkeypatch.setattr(train, name, lambda *_, made=made: made)
+    train.train(config, tmp_path / "whole")
+    table = load(config.data).table
+    members = runs.read_json(tmp_path / "whole" / "splits.json")["train"]
+    real = table.labels[np.isin(table.case_id, members), 3].sum()
+    for row in runs.read_rows(tmp_path / "whole" / "metrics.jsonl"):
+        assert row["train"]["dice_cases"]["nodule"] > real + 4  # something was inserted
+    stopped_after(7, config, tmp_path / "told", monkeypatch)
+    train.train(config, tmp_path / "told")
+    assert_same_run(tmp_path / "told", tmp_path / "whole")
+
+
+def plan_of(name, config):
+    """Returns the last arguments of train.create_train_fn or train.create_statistics_fn."""
+    plan = insertion.create_plan(config.insert, load(config.data))
+    return (None, plan) if name == "create_train_fn" else (plan,)
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkeypatch):
