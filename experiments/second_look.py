@@ -1,13 +1,14 @@
-"""Looks at real slices at other sizes with the same networks: does a closer look find more, and what does it cost?
+"""Looks at real slices again with the same networks: does a closer look, or another, find more, and at what cost?
 
     python -m experiments.second_look --data_dir=FOLDER --study=runs/nodules [--arm=recommended] [--sizes=320,384,512]
 
 The network is fully convolutional: the runs of a finished `experiments.nodules` predict each of their slices at the
-size that they were trained at and at larger ones, up to the slice's own. Probabilities are brought to the slice's
-own size and scored there, each look alone and its mean with the first look. Threshold and least size are chosen
-on the validation slices of all runs that hold no slice of the test split (`nodules.pool_counts`), for each look
-anew. Writes `second_look.json` into the study's folder: for each look, over all test slices of all runs, the most
-likely class, the chosen operating point, and the processor's time of a slice in multiples of the first look's.
+size that they were trained at, at larger ones up to the slice's own, and mirrored. Probabilities are brought to the
+slice's own size and scored there: each look alone, its mean with the first one, and the means of the networks of
+all seeds. Threshold and least size are chosen on the validation slices of all runs that hold no slice of the
+test split (`nodules.find_pool`), for each look anew. Writes `second_look.json` into the study's folder: for each
+look, over all test slices, the most likely class, the chosen operating point, and the processor's time of a slice
+in multiples of the first look's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from absl import flags
 
 from auxseg import cli, decision, evaluate, input_pipeline, judge, parallel, runs
 from auxseg.datasets import load
+from auxseg.datasets.labels import LEFT, RIGHT
 from auxseg.errors import InputError
+from auxseg.structs import CLASS_NAMES
 from experiments import nodules, runner
 
 FILE = "second_look.json"
@@ -48,11 +51,18 @@ def open_at(workdir, size, data_dir):
     return dataclasses.replace(subject, feed=feed, members=evaluate.read_splits(workdir, first))
 
 
-def predict_native(subject, split):
+def predict_native(subject, split, *, mirrored):
     """Returns ({case id: probabilities float16 [H0, W0, C]} of a split at the slices' own size, seconds a slice).
 
     The seconds are the processor's, without those of the first batch, which compiles.
+
+    Args:
+        subject: judge.Subject.
+        split: its name.
+        mirrored: show the network the mirror image, and turn its answer back.
     """
+    if mirrored:
+        subject = dataclasses.replace(subject, predict_fn=_mirror(subject.predict_fn))
     table, found, began = subject.dataset.table, {}, None
     members, batch = subject.members[split], subject.config.eval.batch_size
     for number, (index, probabilities) in enumerate(judge.predict(subject, members), start=1):
@@ -64,33 +74,50 @@ def predict_native(subject, split):
     return found, (time.process_time() - began) / later if began and later > 0 else float("nan")
 
 
-def count_looks(workdir, sizes, data_dir):
-    """Returns {look: {'val': decision.Counts, 'test': decision.Counts, 'seconds': a slice}} of a finished run.
+def count_looks(paths, sizes, data_dir):
+    """Returns {look: {'val': decision.Counts, 'test': decision.Counts, 'seconds': a slice}} of finished runs.
 
     Args:
-        workdir: pathlib.Path.
+        paths: workdirs of one run, or of runs with the same splits, whose probabilities are averaged.
         sizes: rows and columns of each look, the network's own first.
         data_dir: folder of the slices.
     """
-    subjects = {size: open_at(workdir, size, data_dir) for size in sizes}
-    looks = {name: {} for name in name_looks(sizes)}
+    looks = name_looks(sizes)
+    views = dict.fromkeys(view for parts in looks.values() for view in parts)
+    subjects = {view: [open_at(path, view[0], data_dir) for path in paths] for view in views}
+    counted = {name: {} for name in looks}
     for split in ("val", "test"):
-        seen = {size: predict_native(subject, split) for size, subject in subjects.items()}
-        for name, parts in name_looks(sizes).items():
-            cases = _mean_cases(subjects[sizes[0]], split, [seen[size][0] for size in parts])
-            looks[name][split] = decision.count(cases, nominal_pixel_mm=decision.NOMINAL_FIELD_MM / NATIVE_PX)
-            looks[name]["seconds"] = float(sum(seen[size][1] for size in parts))
-    return looks
+        seen = {
+            view: [predict_native(each, split, mirrored=view[1]) for each in subjects[view]] for view in views
+        }
+        for name, parts in looks.items():
+            chosen = [each for view in parts for each in seen[view]]
+            cases = _mean_cases(subjects[parts[0]][0], split, [found for found, _ in chosen])
+            counted[name][split] = decision.count(
+                cases, nominal_pixel_mm=decision.NOMINAL_FIELD_MM / NATIVE_PX
+            )
+            counted[name]["seconds"] = float(sum(seconds for _, seconds in chosen))
+    return counted
 
 
 def name_looks(sizes):
-    """Returns {name of a look: its sizes}: each size, and the first together with each other one."""
+    """Returns {name of a look: ((size, mirrored), ...)}: each size, and the first together with each other look."""
     first, *others = sizes
     return (
-        {str(first): (first,)}
-        | {str(size): (size,) for size in others}
-        | {f"mean of {first} and {size}": (first, size) for size in others}
+        {str(first): ((first, False),)}
+        | {str(size): ((size, False),) for size in others}
+        | {f"mean of {first} and {size}": ((first, False), (size, False)) for size in others}
+        | {f"mean of {first} and its mirror image": ((first, False), (first, True))}
     )
+
+
+def _mirror(predict_fn):
+    """Returns a `judge.create_predict_fn` that sees mirror images; the two lungs are exchanged back."""
+    order = np.arange(len(CLASS_NAMES))
+    order[[LEFT, RIGHT]] = RIGHT, LEFT
+    return lambda variables, batch: predict_fn(variables, batch._replace(images=batch.images[..., ::-1]))[
+        ..., ::-1, :
+    ][..., order]
 
 
 def _mean_cases(subject, split, looks):
@@ -110,7 +137,7 @@ def collect(counted, workdirs):
     """
     nominal = decision.NOMINAL_FIELD_MM / NATIVE_PX
     choices = decision.create_choices(nominal)
-    table, first = {}, None
+    table = {}
     for look in next(iter(counted.values())):
         rows = {"most likely class": [], "tuned": []}
         for run, path in workdirs.items():
@@ -124,8 +151,7 @@ def collect(counted, workdirs):
             for name, point in (("most likely class", decision.Decision()), ("tuned", chosen)):
                 rows[name].append((test.slices, *test.sums[choices.index(point)]))
         seconds = float(np.mean([each[look]["seconds"] for each in counted.values()]))
-        first = seconds if first is None else first
-        table[look] = {"cost": seconds / first} | {name: _sum(each) for name, each in rows.items()}
+        table[look] = {"seconds": seconds} | {name: _sum(each) for name, each in rows.items()}
     return table
 
 
@@ -154,9 +180,11 @@ def main(argv):
     sizes = (own, *runner.whole_numbers("--sizes", given.sizes))
     counted = {}
     for path in workdirs.values():
-        counted[path] = count_looks(path, sizes, given.data_dir)
+        counted[path] = count_looks([path], sizes, given.data_dir)
         print(f"looked again: {path.name}", flush=True)
-    table = collect(counted, workdirs)
+    table = collect(counted, workdirs) | _average_seeds(workdirs, sizes[0], given.data_dir)
+    first = table[str(sizes[0])]["seconds"]
+    table = {look: {"cost": about.pop("seconds") / first, **about} for look, about in table.items()}
     runs.write_json(folder / FILE, {"arm": given.arm, "runs": len(workdirs), "looks": table})
     for look, about in table.items():
         best = about["tuned"]
@@ -164,6 +192,22 @@ def main(argv):
             f"{look}: {best['found']} of {best['nodules']}, {best['false per slice']:.2f} false ones a slice, "
             f"Dice {best['nodule Dice']:.2f}, {about['cost']:.1f} times the time"
         )
+
+
+def _average_seeds(workdirs, size, data_dir):
+    """Returns `collect` of the mean of the networks of all seeds of each fold; {} of one seed."""
+    folds = {}
+    for run, path in workdirs.items():
+        folds.setdefault(run.config.data.fold, {})[run] = path
+    num_seeds = len(next(iter(folds.values())))
+    if num_seeds == 1:
+        return {}
+    firsts = dict(next(iter(fold.items())) for fold in folds.values())
+    counted = {
+        next(iter(fold.values())): count_looks(list(fold.values()), (size,), data_dir)
+        for fold in folds.values()
+    }
+    return {f"{num_seeds} networks: {look}": about for look, about in collect(counted, firsts).items()}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The study of nodules: arms, scores by hand, and one tiny run from its slices to its table."""
 
+import dataclasses
+
 import fakes
 import numpy as np
 import pytest
@@ -146,8 +148,8 @@ def looked_again(study, data_dir):
     """A closer look at the runs of the study; its first look is what the study counted, at another size."""
     workdirs = nodules.find_runs(study, "paper")
     (path,) = workdirs.values()
-    looks = second_look.count_looks(path, (16, 32), data_dir)
-    assert list(looks) == ["16", "32", "mean of 16 and 32"]
+    looks = second_look.count_looks([path], (16, 32), data_dir)
+    assert list(looks) == ["16", "32", "mean of 16 and 32", "mean of 16 and its mirror image"]
     for each in looks.values():
         assert (each["val"].slices, each["test"].slices) == (6, 6)
         assert (each["test"].sums[:, :2].sum(axis=1) == 2).all()
@@ -159,6 +161,19 @@ def looked_again(study, data_dir):
     ]
     assert first["found"] == sum(n["found"] for row in rows for n in row["nodules"])
     assert first["false per slice"] == pytest.approx(sum(row["false"] for row in rows) / 6)
+    # Networks that are the same have the mean of one; a mirrored look at a mirrored slice is the plain one.
+    twice = second_look.count_looks([path, path], (16,), data_dir)["16"]
+    np.testing.assert_array_equal(twice["test"].sums, looks["16"]["test"].sums)
+    subject = second_look.open_at(path, 16, data_dir)
+    plain, _ = second_look.predict_native(subject, "test", mirrored=False)
+    turned = dataclasses.replace(
+        subject, predict_fn=second_look._mirror(second_look._mirror(subject.predict_fn))
+    )
+    again, _ = second_look.predict_native(turned, "test", mirrored=False)
+    once, _ = second_look.predict_native(subject, "test", mirrored=True)
+    case = next(iter(plain))
+    np.testing.assert_array_equal(again[case], plain[case])
+    assert not np.array_equal(once[case], plain[case])
 
 
 def test_the_operating_point_of_a_look_is_chosen_by_its_own_validation_slices(tmp_path):
@@ -181,4 +196,4 @@ def test_the_operating_point_of_a_look_is_chosen_by_its_own_validation_slices(tm
     assert about["most likely class"]["found"] == 1 and about["most likely class"]["false per slice"] == 2.5
     # At most one false one a slice: the high threshold, whatever it does on the test slices.
     assert (about["tuned"]["found"], about["tuned"]["false per slice"]) == (2, 0.7)
-    assert about["tuned"]["nodule Dice"] == pytest.approx(0.8) and about["cost"] == 1.0
+    assert about["tuned"]["nodule Dice"] == pytest.approx(0.8) and about["seconds"] == 2.0
