@@ -316,7 +316,9 @@ def list_facts(subject, judgement, run):
     count = macs.count_macs(shapes, size_yx=subject.dataset.size_yx, depth=subject.config.model.depth)
     if count is None:
         model = models.create_model(subject.config.model)
-        count = sum(macs.trace_macs(model, size_yx=subject.dataset.size_yx, slices=subject.dataset.slab).values())
+        count = sum(
+            macs.trace_macs(model, size_yx=subject.dataset.size_yx, slices=subject.dataset.slab).values()
+        )
     cases = len(judgement.evaluation.rows)
     facts = {
         "Network": f"{subject.config.model.name}: {trainable:,} trainable parameters, {fixed:,} statistics",

@@ -1,17 +1,13 @@
 """The recipe that finds nodules: the paper's network, started from a phantom, with nodules put into real lungs.
 
-    python -m auxseg.main --config=configs/phantom.py --config.data.phantom.num_scans=96 \
-        --config.train.num_epochs=16 --config.insert.enabled=False --config.optim.cosine_epochs=0 \
-        --config.train.bn_refresh_batches=0 --workdir=runs/pretrained
+    python -m auxseg.main --config=configs/phantom.py --workdir=runs/pretrained
     python -m auxseg.main --config=configs/recommended.py --config.data.dir=FOLDER \
         --config.train.init_from=runs/pretrained
 
-Measured on 120 LUNA16 middle slices, four folds by patient (60 train, 30 val, 30 test), two seeds: 110 s of
-processor time a run, after a pre-training of half an hour. Of 8 nodules x 2 seeds 9 are found with 1.95 false ones a
-slice, Dice 0.73 where found; with threshold and size chosen on validation 6 with 0.65, Dice 0.80; lungs 0.982 and
-0.984. configs/phantom.py as it stands finds more of the phantom's nodules than this start, Dice 0.818 against 0.640,
-and has not been tried as one. Width 8 and 256x256 are what a CPU allows; with more of both, for both commands
-(--config.model.base_width, --config.data.size), nothing has been measured.
+Measured on 120 LUNA16 middle slices, four folds by patient (60 train, 30 val, 30 test): 200 s of processor time a
+run, after a pre-training of 37 minutes. README.md (Nodules that are found) has the scores. Width 8 and 256x256 are
+what a CPU allows; with more of both, for both commands (--config.model.base_width, --config.data.size), nothing
+has been measured.
 """
 
 from configs import base

@@ -46,11 +46,13 @@ PAPER = {
     name: base.get_config()[name.split(".")[0]][name.split(".")[1]]
     for name in (
         "loss.name", "loss.class_weights", "loss.hard_fraction", "loss.aux_weight", "insert.enabled",
-        "augment.enabled", "optim.cosine_epochs", "optim.plateau_patience_epochs",
-        "train.num_epochs", "train.bn_refresh_batches",
+        "augment.enabled", "optim.cosine_epochs", "optim.plateau_patience_epochs", "train.bn_refresh_batches",
     )
-}  # fmt: skip
-"""What the recommended recipe changes in loss, data and schedule, as the paper has it: 50 epochs at most."""
+} | {"train.num_epochs": 30}  # fmt: skip
+"""What the recommended recipe changes in loss, data and schedule, as the paper has it.
+
+The paper trains for 50 epochs at most; 30 of batches of four have more updates than that of its batches of eight.
+"""
 
 TITLES = {
     "paper": "the paper's recipe",
@@ -73,7 +75,7 @@ def create_arms(init_from, epochs=None):
 
     Args:
         init_from: workdir or bundle that the arms with pre-training start from.
-        epochs: of the paper's recipe; None: as many as the paper has.
+        epochs: of the paper's recipe; None: those of `PAPER`.
     """
     start = {"train.init_from": init_from}
     paper = PAPER if epochs is None else {**PAPER, "train.num_epochs": epochs}
@@ -291,6 +293,7 @@ def _score_case(dataset, index, predictions, points):
                     "diameter_mm": _or_none(item["diameter_mm"]),
                     "stratum": item["stratum"],
                     "found": item["kind"] == "found",
+                    "dice": 2 * item["iou"] / (1 + item["iou"]),
                 }
                 for item in objects
                 if item["kind"] != "false"
@@ -309,6 +312,8 @@ def summarise(rows, baseline):
 
     Each is {'estimate', 'low', 'high', 'num_cases', 'num_patients'}, intervals by bootstrap over patients: the
     seeds of a case stay together. Sensitivities have the exact interval beside ('exact_low', 'exact_high').
+    'nodule Dice' is of all nodule pixels of a slice, false ones too; 'Dice of a found nodule' is of the object and
+    its partner alone, as two readers of one nodule are compared.
 
     Args:
         rows: of `score_run`, with 'seed'.
@@ -329,6 +334,9 @@ def summarise(rows, baseline):
         "false per slice": _mean([row["false"] for row in rows], patients),
         "nodule Dice": _mean([_or_nan(row["nodule_dice"]) for row in rows], patients),
         "nodule Dice where found": _mean(found_dice, patients),
+        "Dice of a found nodule": _mean(
+            [nodule["dice"] if nodule["found"] else np.nan for _, nodule in nodules], [p for p, _ in nodules]
+        ),
     }
     for name in ("left_lung", "right_lung"):
         table[f"{name} Dice"] = _mean([_or_nan(row[f"{name}_dice"]) for row in rows], patients)
@@ -423,10 +431,7 @@ def collect(workdirs, phantom=None):
         "changed": {arm: _changed(workdirs, arm) for arm in arms},
     }
     if phantom is not None:
-        result["phantom"] = {
-            arm: summarise(_score_phantoms(paths, phantom), {})
-            for arm, paths in {"start": [phantom], **arms}.items()
-        }
+        result["phantom"] = score_phantoms(workdirs, phantom)
     return result
 
 
@@ -439,11 +444,31 @@ def find_siblings(run, workdirs):
     ]
 
 
-def _score_phantoms(paths, phantom):
-    """Returns the rows of `score_phantom` of several runs; each counts as a seed."""
-    return [
-        {"seed": number, **row} for number, path in enumerate(paths) for row in score_phantom(path, phantom)
-    ]
+def score_phantoms(workdirs, phantom):
+    """Returns {arm: `summarise`} of the phantom's test split: what fine-tuning on real slices leaves of the start.
+
+    Of each arm that started from `phantom` the runs of the first seed, and that run itself as 'start'.
+
+    Args:
+        workdirs: {Run: pathlib.Path}.
+        phantom: workdir of the run on the phantom.
+    """
+    arms = {"start": [phantom]}
+    first = min(run.config.seed for run in workdirs)
+    for run, path in workdirs.items():
+        if run.config.train.init_from == str(phantom) and run.config.seed == first:
+            arms.setdefault(run.arm, []).append(path)
+    return {
+        arm: summarise(
+            [
+                {"seed": number, **row}
+                for number, path in enumerate(paths)
+                for row in score_phantom(path, phantom)
+            ],
+            {},
+        )
+        for arm, paths in arms.items()
+    }
 
 
 def draw_curve(paths):
@@ -478,7 +503,8 @@ def to_markdown(result):
     columns = (
         "sensitivity", "sensitivity, under 6 mm", "sensitivity, 6-10 mm", "sensitivity, over 10 mm",
         "sensitivity, 6 mm and more",
-        "false per slice", "nodule Dice", "nodule Dice where found", "left_lung Dice", "right_lung Dice",
+        "false per slice", "nodule Dice", "nodule Dice where found", "Dice of a found nodule", "left_lung Dice",
+        "right_lung Dice",
     )  # fmt: skip
     names = ["recipe", "operating point", "seeds x slices", *columns]
     lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]

@@ -23,13 +23,13 @@ def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
         assert names == set(changes), name  # each change is one
     paper = runner.override(config, arms["paper"])
     assert (paper.loss.name, paper.insert.enabled, paper.train.init_from) == ("dice_ce", False, None)
-    assert (paper.train.num_epochs, paper.optim.cosine_epochs, paper.train.bn_refresh_batches) == (50, 0, 0)
+    assert (paper.train.num_epochs, paper.optim.cosine_epochs, paper.train.bn_refresh_batches) == (30, 0, 0)
     assert nodules.create_arms(None, epochs=2)["paper"]["train.num_epochs"] == 2
 
 
 def row(case, seed, *, point, diameters=(), found=(), false=0, dice=None, lung=0.98):
     kinds = [
-        {"diameter_mm": d, "stratum": "6-10 mm" if d < 10 else "over 10 mm", "found": f}
+        {"diameter_mm": d, "stratum": "6-10 mm" if d < 10 else "over 10 mm", "found": f, "dice": 0.9 * f}
         for d, f in zip(diameters, found, strict=True)
     ]
     return {
@@ -59,6 +59,8 @@ def test_scores_by_hand():
     assert table["false per slice"]["estimate"] == pytest.approx(4 / 6)
     assert table["nodule Dice"]["estimate"] == pytest.approx(0.45)
     assert table["nodule Dice where found"]["estimate"] == pytest.approx(0.6)
+    assert table["Dice of a found nodule"]["estimate"] == pytest.approx(0.9)
+    assert table["Dice of a found nodule"]["num_cases"] == 3
     assert table["left_lung Dice - baseline"]["estimate"] == pytest.approx(-0.01 / 6)
     assert table["right_lung Dice"]["estimate"] is None
 
@@ -134,14 +136,27 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
             assert reference[nodules.CROP_PX, nodules.CROP_PX] and set(np.unique(prediction)) <= {0.0, 1.0}
             assert image.min() < -500
     assert (tmp_path / "study" / "nodules.png").stat().st_size > 1000
-    scored = nodules.score_phantom(*[tmp_path / "study" / "runs" / "paper-f0-s1"] * 2)
-    first = [row for row in runs.read_json(tmp_path / "study" / "runs" / "paper-f0-s1" / nodules.CASES_FILE)["rows"]
-             if row["point"] == nodules.POINTS[0]]  # fmt: skip
-    assert scored == first  # a run's own data in the place of the phantom's
+    only = tmp_path / "study" / "runs" / "paper-f0-s1"
+    scored = nodules.score_phantom(only, only)  # its own data in the place of the phantom's
+    assert scored == points_of(only)
+    started = runner.override(runs.read_config(only), {"train.init_from": str(only)})
+    planned = {
+        runner.Run("one", "recommended", started): only,
+        runner.Run("two", "paper", runs.read_config(only)): only,
+    }
+    tables = nodules.score_phantoms(planned, only)
+    assert list(tables) == ["start", "recommended"]  # not the arm that began with nothing
+    assert tables["start"] == tables["recommended"] and tables["start"]["nodules"] == 2
     looked_again(tmp_path / "study", str(folder))
     # Everything is there already: a second start computes the same from what is stored.
     again = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
     assert again == result == runs.read_json(tmp_path / "study" / "nodules.json")
+
+
+def points_of(path):
+    """Returns the stored rows of a run at the most likely class."""
+    rows = runs.read_json(path / nodules.CASES_FILE)["rows"]
+    return [row for row in rows if row["point"] == nodules.POINTS[0]]
 
 
 def looked_again(study, data_dir):
@@ -156,9 +171,7 @@ def looked_again(study, data_dir):
     assert not np.array_equal(looks["16"]["test"].sums, looks["32"]["test"].sums)
     table = second_look.collect({path: looks}, workdirs)
     first = table["16"]["most likely class"]
-    rows = [
-        row for row in runs.read_json(path / nodules.CASES_FILE)["rows"] if row["point"] == nodules.POINTS[0]
-    ]
+    rows = points_of(path)
     assert first["found"] == sum(n["found"] for row in rows for n in row["nodules"])
     assert first["false per slice"] == pytest.approx(sum(row["false"] for row in rows) / 6)
     # Networks that are the same have the mean of one; a mirrored look at a mirrored slice is the plain one.
