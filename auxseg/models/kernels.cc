@@ -1,9 +1,9 @@
-// The network's two costly operators on a CPU, float32, channels last; `kernels.py` says what each returns.
+// The network's operators on a CPU, float32, channels last; `fused.py` says what each returns and binds their gradients.
 //
 // A depthwise-separable convolution reads relu(values * factor + shift) of up to two arrays side by side, filters a
 // few rows of it with the 3x3 taps and multiplies them by the pointwise matrix while they lie in the second-level
 // cache: neither the images nor what the taps give is ever written to memory. Its gradient goes down the rows the same
-// way. An upsampling is two products a row. Work is split into strips of rows, strips into the threads of XLA's own
+// way. An upsampling is two products a row, a 1x1 convolution one. Work is split into strips of rows, strips into the threads of XLA's own
 // pool; sums over strips are taken in a fixed order, so that a result is the same each time on one machine.
 
 #include <algorithm>
@@ -37,7 +37,7 @@ constexpr Index kLanes = 4, kRows = 12;
 constexpr Index kLanes = 4, kRows = 6;
 #endif
 constexpr Index kPanel = 2 * kLanes;          // columns of a matrix product's tile; it has kRows rows
-constexpr Index kTileFloats = 20 * 1024;      // of a tile of filtered rows: a quarter of a common second-level cache
+constexpr Index kTileFloats = 20 * 1024;      // of a tile: with what it is made of, within a second-level cache
 constexpr Index kBlock = 4;                   // neighbouring pixels that are filtered at once
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -495,11 +495,8 @@ void finish_row(const Part& part, const PartGradient& out, const Shape& shape, I
   }
 }
 
-// Sums of values about a first one, for mean and variance of each channel, over tiles of an image.
-struct Moments {
-  std::vector<double> count, mean, spread;
-};
-
+// Adds pixels to the mean and the sum of squared distances from it of each channel; sums are about the first pixel, or
+// those of large values would cancel.
 void add_moments(const float* values, Index stride, Index pixels, Index channels, double* count, double* mean,
                  double* spread, float* scratch) {
   float *sum = scratch, *square = scratch + channels;
