@@ -3,8 +3,9 @@
 // A depthwise-separable convolution reads relu(values * factor + shift) of up to two arrays side by side, filters a
 // few rows of it with the 3x3 taps and multiplies them by the pointwise matrix while they lie in the second-level
 // cache: neither the images nor what the taps give is ever written to memory. Its gradient goes down the rows the same
-// way. An upsampling is two products a row, a 1x1 convolution one. Work is split into strips of rows, strips into the threads of XLA's own
-// pool; sums over strips are taken in a fixed order, so that a result is the same each time on one machine.
+// way. An upsampling is two products a row, a 1x1 convolution one. Work is split into strips of rows, strips into the
+// threads of XLA's own pool; sums over strips are taken in a fixed order, so that a result is the same each time on
+// one machine.
 
 #include <algorithm>
 #include <atomic>
