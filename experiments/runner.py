@@ -279,7 +279,13 @@ def _announce(folder, planned, left, jobs, dry_run):
 
 
 def _run_in_turn(left, workdirs):
-    """Runs in this process, one after another; returns {Run: why it failed}."""
+    """Runs in this process, one after another; returns {Run: why it failed}.
+
+    Each run traces its own programs, which JAX would keep to the end: tens of megabytes a run. They are dropped; those
+    compiled are read again from disk.
+    """
+    import jax
+
     from auxseg import train
 
     failed, start = {}, time.monotonic()
@@ -291,6 +297,7 @@ def _run_in_turn(left, workdirs):
                 train.train(run.config, workdir)
         except InputError as error:
             failed[run] = str(error)
+        jax.clear_caches()
         _show_progress(run, done, len(left), time.monotonic() - start)
     return failed
 
