@@ -4,7 +4,7 @@
     python -m auxseg.main --config=configs/recommended.py --config.data.dir=FOLDER \
         --config.train.init_from=runs/pretrained
 
-Measured on 120 LUNA16 middle slices, four folds by patient (60 train, 30 val, 30 test): 200 s of processor time a
+Measured on 120 LUNA16 middle slices, four folds by patient (60 train, 30 val, 30 test): about 200 s of processor time a
 run, after a pre-training of 37 minutes. README.md (Nodules that are found) has the scores. Width 8 and 256x256 are
 what a CPU allows; with more of both, for both commands (--config.model.base_width, --config.data.size), nothing
 has been measured.

@@ -7,15 +7,14 @@ size that they were trained at, at larger ones up to the slice's own, and mirror
 slice's own size and scored there: each look alone, its mean with the first one, and the means of the networks of
 all seeds. Threshold and least size are chosen on the validation slices of all runs that hold no slice of the
 test split (`nodules.find_pool`), for each look anew. Writes `second_look.json` into the study's folder: for each
-look, over all test slices, the most likely class, the chosen operating point, and the processor's time of a slice
-in multiples of the first look's.
+look, over all test slices, the most likely class, the chosen operating point, and its cost: the pixels that the
+network sees, in multiples of the first look's (its operations are proportional to them).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-import time
 
 import numpy as np
 from absl import flags
@@ -52,9 +51,7 @@ def open_at(workdir, size, data_dir):
 
 
 def predict_native(subject, split, *, mirrored):
-    """Returns ({case id: probabilities float16 [H0, W0, C]} of a split at the slices' own size, seconds a slice).
-
-    The seconds are the processor's, without those of the first batch, which compiles.
+    """Returns {case id: probabilities float16 [H0, W0, C]} of a split at the slices' own size.
 
     Args:
         subject: judge.Subject.
@@ -63,19 +60,17 @@ def predict_native(subject, split, *, mirrored):
     """
     if mirrored:
         subject = dataclasses.replace(subject, predict_fn=_mirror(subject.predict_fn))
-    table, found, began = subject.dataset.table, {}, None
-    members, batch = subject.members[split], subject.config.eval.batch_size
-    for number, (index, probabilities) in enumerate(judge.predict(subject, members), start=1):
-        if number == batch + 1:
-            began = time.process_time()
-        native = judge.resize_probabilities(probabilities, tuple(table.native_size_yx[index]))
-        found[str(table.case_id[index])] = native.astype(np.float16)
-    later = len(members) - batch
-    return found, (time.process_time() - began) / later if began and later > 0 else float("nan")
+    table = subject.dataset.table
+    return {
+        str(table.case_id[index]): judge.resize_probabilities(
+            probabilities, tuple(table.native_size_yx[index])
+        ).astype(np.float16)
+        for index, probabilities in judge.predict(subject, subject.members[split])
+    }
 
 
 def count_looks(paths, sizes, data_dir):
-    """Returns {look: {'val': decision.Counts, 'test': decision.Counts, 'seconds': a slice}} of finished runs.
+    """Returns {look: {'val': decision.Counts, 'test': decision.Counts, 'cost': as above}} of finished runs.
 
     Args:
         paths: workdirs of one run, or of runs with the same splits, whose probabilities are averaged.
@@ -92,11 +87,11 @@ def count_looks(paths, sizes, data_dir):
         }
         for name, parts in looks.items():
             chosen = [each for view in parts for each in seen[view]]
-            cases = _mean_cases(subjects[parts[0]][0], split, [found for found, _ in chosen])
+            cases = _mean_cases(subjects[parts[0]][0], split, chosen)
             counted[name][split] = decision.count(
                 cases, nominal_pixel_mm=decision.NOMINAL_FIELD_MM / NATIVE_PX
             )
-            counted[name]["seconds"] = float(sum(seconds for _, seconds in chosen))
+            counted[name]["cost"] = len(paths) * sum((size / sizes[0]) ** 2 for size, _ in parts)
     return counted
 
 
@@ -150,8 +145,8 @@ def collect(counted, workdirs):
             test = counted[path][look]["test"]
             for name, point in (("most likely class", decision.Decision()), ("tuned", chosen)):
                 rows[name].append((test.slices, *test.sums[choices.index(point)]))
-        seconds = float(np.mean([each[look]["seconds"] for each in counted.values()]))
-        table[look] = {"seconds": seconds} | {name: _sum(each) for name, each in rows.items()}
+        cost = next(iter(counted.values()))[look]["cost"]
+        table[look] = {"cost": cost} | {name: _sum(each) for name, each in rows.items()}
     return table
 
 
@@ -183,14 +178,12 @@ def main(argv):
         counted[path] = count_looks([path], sizes, given.data_dir)
         print(f"looked again: {path.name}", flush=True)
     table = collect(counted, workdirs) | _average_seeds(workdirs, sizes[0], given.data_dir)
-    first = table[str(sizes[0])]["seconds"]
-    table = {look: {"cost": about.pop("seconds") / first, **about} for look, about in table.items()}
     runs.write_json(folder / FILE, {"arm": given.arm, "runs": len(workdirs), "looks": table})
     for look, about in table.items():
         best = about["tuned"]
         print(
             f"{look}: {best['found']} of {best['nodules']}, {best['false per slice']:.2f} false ones a slice, "
-            f"Dice {best['nodule Dice']:.2f}, {about['cost']:.1f} times the time"
+            f"Dice {best['nodule Dice']:.2f}, {about['cost']:.1f} times the cost"
         )
 
 

@@ -169,6 +169,7 @@ def looked_again(study, data_dir):
         assert (each["val"].slices, each["test"].slices) == (6, 6)
         assert (each["test"].sums[:, :2].sum(axis=1) == 2).all()
     assert not np.array_equal(looks["16"]["test"].sums, looks["32"]["test"].sums)
+    assert [each["cost"] for each in looks.values()] == [1.0, 4.0, 5.0, 2.0]
     table = second_look.collect({path: looks}, workdirs)
     first = table["16"]["most likely class"]
     rows = points_of(path)
@@ -178,12 +179,12 @@ def looked_again(study, data_dir):
     twice = second_look.count_looks([path, path], (16,), data_dir)["16"]
     np.testing.assert_array_equal(twice["test"].sums, looks["16"]["test"].sums)
     subject = second_look.open_at(path, 16, data_dir)
-    plain, _ = second_look.predict_native(subject, "test", mirrored=False)
+    plain = second_look.predict_native(subject, "test", mirrored=False)
     turned = dataclasses.replace(
         subject, predict_fn=second_look._mirror(second_look._mirror(subject.predict_fn))
     )
-    again, _ = second_look.predict_native(turned, "test", mirrored=False)
-    once, _ = second_look.predict_native(subject, "test", mirrored=True)
+    again = second_look.predict_native(turned, "test", mirrored=False)
+    once = second_look.predict_native(subject, "test", mirrored=True)
     case = next(iter(plain))
     np.testing.assert_array_equal(again[case], plain[case])
     assert not np.array_equal(once[case], plain[case])
@@ -204,9 +205,9 @@ def test_the_operating_point_of_a_look_is_chosen_by_its_own_validation_slices(tm
     val = counts((plain, (2, 0, 30, 0.9, 1)), (high, (1, 1, 5, 0.6, 1)))
     test = counts((plain, (1, 1, 25, 0.5, 1)), (high, (2, 0, 7, 0.8, 1)))
     workdirs = {runner.Run("one", "recommended", recommended.get_config()): tmp_path}
-    counted = {tmp_path: {"256": {"val": val, "test": test, "seconds": 2.0}}}
+    counted = {tmp_path: {"256": {"val": val, "test": test, "cost": 2.25}}}
     about = second_look.collect(counted, workdirs)["256"]
     assert about["most likely class"]["found"] == 1 and about["most likely class"]["false per slice"] == 2.5
     # At most one false one a slice: the high threshold, whatever it does on the test slices.
     assert (about["tuned"]["found"], about["tuned"]["false per slice"]) == (2, 0.7)
-    assert about["tuned"]["nodule Dice"] == pytest.approx(0.8) and about["seconds"] == 2.0
+    assert about["tuned"]["nodule Dice"] == pytest.approx(0.8) and about["cost"] == 2.25
