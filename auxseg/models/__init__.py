@@ -38,8 +38,8 @@ def create_model(model_config, *, axis_name=None):
     Args:
         model_config: the `model` group of a config (configs/base.py), a ConfigDict or any object
             with its fields.
-        axis_name: name of the mapped axis (pmap, shard_map) over whose devices batch statistics are
-            taken together, or None for each device alone.
+        axis_name: name of the mapped axis (pmap, or shard_map with check_vma=False) over whose devices
+            batch statistics are taken together, or None for each device alone.
 
     Returns:
         Module; `apply(variables, images)` gives `structs.Outputs`. Variables: 'params', 'batch_stats'.

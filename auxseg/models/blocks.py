@@ -133,7 +133,8 @@ def pointwise_conv(signal, kernel, bias, *, lowering):
 
 def max_pool(signal, *, lowering):
     """Returns `layers.max_pool` of a `Signal`, [N, H / 2, W / 2, C]."""
-    if lowering == "kernels" and fused.can_run((signal,), spread=False):
+    even = not any(size % 2 for size in signal.values.shape[1:3])
+    if lowering == "kernels" and even and fused.can_run((signal,), spread=False):
         return fused.max_pool(signal)
 
     def operator(signal, _):

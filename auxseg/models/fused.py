@@ -26,7 +26,8 @@ def can_run(signals, *, spread=True):
         signals: list of them.
         spread: there are for one channel that the factor spreads.
     """
-    fitting = all(signal.values.dtype == jnp.float32 and signal.values.size for signal in signals)
+    fitting = all(array.dtype == jnp.float32 for array in jax.tree.leaves(signals))
+    fitting &= all(signal.values.size for signal in signals)
     if not spread:
         fitting &= all(
             signal.shift is None or signal.shift.shape[1] == signal.values.shape[3] for signal in signals
@@ -92,7 +93,7 @@ def _to_arrays(signals):
         factor, shift = signal.factor, signal.shift
         if shift is None:
             raw |= 1 << index
-            factor = shift = jnp.zeros((examples, 0))
+            factor = shift = jnp.zeros((examples, 0), jnp.float32)
         elif factor is None:
             factor = jnp.ones_like(shift)
         arrays.append((signal.values, factor, shift))
@@ -102,7 +103,10 @@ def _to_arrays(signals):
 def _fill(arrays):
     """Returns six arrays for a kernel: those of the first signal, and of the second or of none."""
     examples, rows, columns, _ = arrays[0][0].shape
-    nothing = (jnp.zeros((examples, rows, columns, 0)), *[jnp.zeros((examples, 0))] * 2)
+    nothing = [
+        jnp.zeros(shape, jnp.float32)
+        for shape in ((examples, rows, columns, 0), (examples, 0), (examples, 0))
+    ]
     return [array for signal in (*arrays, nothing)[:MAX_SIGNALS] for array in signal]
 
 

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -70,16 +71,24 @@ class Buffer {
 
 // ---- threads -------------------------------------------------------------------------------------------------------
 
+Index count_threads(ffi::ThreadPool& pool) { return std::max<Index>(1, pool.num_threads()); }
+
 struct Job {
   std::function<void(Index)> run;
   Index total = 0;
   std::atomic<Index> next{0}, done{0};
   std::mutex mutex;
   std::condition_variable finished;
+  std::exception_ptr error;
 
   void work() {
     for (Index item; (item = next.fetch_add(1)) < total;) {
-      run(item);
+      try {
+        run(item);
+      } catch (...) {  // out of memory: the caller raises it, once nobody works on the job any more
+        std::lock_guard<std::mutex> lock(mutex);
+        error = std::current_exception();
+      }
       if (done.fetch_add(1) + 1 == total) {
         std::lock_guard<std::mutex> lock(mutex);
         finished.notify_all();
@@ -100,9 +109,8 @@ void parallel_for(ffi::ThreadPool& pool, Index total, std::function<void(Index)>
   job->work();
   std::unique_lock<std::mutex> lock(job->mutex);
   job->finished.wait(lock, [&] { return job->done.load() == job->total; });
+  if (job->error) std::rethrow_exception(job->error);
 }
-
-Index count_threads(ffi::ThreadPool& pool) { return std::max<Index>(1, pool.num_threads()); }
 
 struct Strip {
   Index image, start, end;
@@ -136,7 +144,7 @@ void over_strips(ffi::ThreadPool& pool, const std::vector<Strip>& strips, Index 
 
 // Adds the slots' sums [slots][size] into `out`, in their order.
 void add_slots(ffi::ThreadPool& pool, const std::vector<Buffer>& slots, float* out, Index size) {
-  const Index pieces = std::max<Index>(1, std::min<Index>(pool.num_threads(), size / 4096));
+  const Index pieces = std::max<Index>(1, std::min(count_threads(pool), size / 4096));
   parallel_for(pool, pieces, [&slots, out, size, pieces](Index piece) {
     const Index start = size * piece / pieces, end = size * (piece + 1) / pieces;
     std::memcpy(out + start, slots[0].get() + start, (end - start) * sizeof(float));
@@ -212,7 +220,7 @@ class Panels {
   Panels(ffi::ThreadPool& pool, const float* b, Index depth, Index columns, bool transposed)
       : depth_(depth), columns_(round_up(columns)), data_(depth * columns_) {
     const Index panels = (columns_ + kPanel - 1) / kPanel;
-    const Index pieces = depth * columns < 4096 ? 1 : std::min<Index>(panels, 4 * pool.num_threads());
+    const Index pieces = depth * columns < 4096 ? 1 : std::min<Index>(panels, 4 * count_threads(pool));
     parallel_for(pool, pieces, [=](Index piece) {
       for (Index panel = panels * piece / pieces; panel < panels * (piece + 1) / pieces; ++panel) {
         fill(b, panel * kPanel, columns, transposed);

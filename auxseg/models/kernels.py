@@ -14,6 +14,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,11 @@ from auxseg.datasets import default_cache_dir
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 COMPILERS = ("c++", "g++", "clang++")
-"""Tried in this order, after $CXX."""
+"""Tried in this order, unless $CXX names one."""
 
 OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
-TARGETS = ("-march=native", "-mcpu=native")
-"""Of this processor, as compilers for x86 and for ARM name it; the first that works is taken."""
+TARGET = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+"""Code for this processor, as compilers for x86 and for others name it."""
 
 HANDLERS = tuple(
     f"{name}_{way}" for name in ("separable", "product", "mean", "pool") for way in ("forward", "backward")
@@ -45,7 +46,7 @@ def load():
         return f"there are none for {sys.platform}"
     compiler = find_compiler()
     if compiler is None:
-        return f"no C++ compiler ({', '.join(COMPILERS)}, or what $CXX names)"
+        return f"no C++ compiler ({os.environ.get('CXX') or ', '.join(COMPILERS)})"
     try:
         library = _open(compiler, find_library(compiler))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -72,9 +73,10 @@ def target(name):
 
 
 def find_compiler():
-    """Returns the path of a C++ compiler, or None."""
-    names = [os.environ[name] for name in ("CXX",) if os.environ.get(name)] + list(COMPILERS)
-    return next((path for path in map(shutil.which, names) if path), None)
+    """Returns the command of a C++ compiler, a tuple of words: $CXX may be 'ccache g++'; None without one."""
+    given = tuple(shlex.split(os.environ.get("CXX", "")))
+    commands = [given] if given else [(name,) for name in COMPILERS]
+    return next(((path, *words) for name, *words in commands if (path := shutil.which(name))), None)
 
 
 def find_library(compiler):
@@ -88,7 +90,7 @@ def find_library(compiler):
     about = folder.stat()
     if about.st_uid != os.getuid() or about.st_mode & 0o022:
         raise OSError(f"{folder}: others may write there, so that what it holds cannot be trusted")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     parts = (
         SOURCE.read_bytes(),
         version,
@@ -121,7 +123,7 @@ def _open(compiler, path):
 def _is_whole(path):
     """Returns whether a library is there and has the checksum that lies beside it."""
     checksum = path.with_suffix(".sha256")
-    return path.exists() and checksum.exists() and checksum.read_text(encoding="ascii") == _checksum(path)
+    return path.exists() and checksum.exists() and checksum.read_bytes() == _checksum(path).encode()
 
 
 def _checksum(path):
@@ -136,22 +138,13 @@ def _compile(compiler, path):
     """
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=path.parent) as folder:
         built = pathlib.Path(folder) / path.name
-        for option in TARGETS:
-            command = [
-                compiler,
-                *OPTIONS,
-                option,
-                f"-I{jax.ffi.include_dir()}",
-                "-o",
-                str(built),
-                str(SOURCE),
-            ]
-            done = subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=False)
-            if done.returncode == 0:
-                checksum = built.with_suffix(".sha256")
-                checksum.write_text(_checksum(built), encoding="ascii")
-                os.replace(built, path)
-                os.replace(checksum, path.with_suffix(".sha256"))
-                return
-    complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
-    raise RuntimeError(f"{compiler}: {complaint[0]}")
+        include = f"-I{jax.ffi.include_dir()}"
+        command = [*compiler, *OPTIONS, TARGET, include, "-o", str(built), str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=False)
+        if done.returncode:
+            complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+            raise RuntimeError(f"{compiler[0]}: {complaint[0]}")
+        checksum = built.with_suffix(".sha256")
+        checksum.write_bytes(_checksum(built).encode())
+        os.replace(built, path)
+        os.replace(checksum, path.with_suffix(".sha256"))

@@ -126,6 +126,12 @@ def test_results_repeat_bit_for_bit():
         jax.tree.map(np.testing.assert_array_equal, gradients(signals, *weights), first)
 
 
+def test_with_64_bits_enabled():
+    with jax.enable_x64(True):
+        signals = (draw_signal(1, 4, 4, 8, raw=True),)
+        compare(blocks.separable_conv, (signals, draw(3, 3, 8), draw(8, 4)))
+
+
 def test_what_has_no_kernel():
     """XLA computes it: bfloat16, three arrays side by side, an empty batch."""
     signal = draw_signal(1, 4, 4, 8)

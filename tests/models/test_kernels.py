@@ -39,10 +39,11 @@ def test_compiled_once_and_again_where_damaged(tmp_path):
     assert (found, said.count("compiling the kernels")) == ("None", 1)
     found, said = load(tmp_path)
     assert (found, said.count("compiling the kernels")) == ("None", 0)
-    (library,) = (tmp_path / "kernels").glob("*.so")
-    library.write_bytes(library.read_bytes()[:1000])
-    found, said = load(tmp_path)
-    assert (found, said.count("compiling the kernels")) == ("None", 1)
+    (library,), (checksum,) = ((tmp_path / "kernels").glob(name) for name in ("*.so", "*.sha256"))
+    for damaged, content in ((library, library.read_bytes()[:1000]), (checksum, b"\xff\xfe")):
+        damaged.write_bytes(content)
+        found, said = load(tmp_path)
+        assert (found, said.count("compiling the kernels")) == ("None", 1)
     assert {path.suffix for path in (tmp_path / "kernels").iterdir()} == {".so", ".sha256"}
 
 
@@ -57,7 +58,9 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path):
 
 def test_without_a_compiler(tmp_path):
     found, _ = load(tmp_path, PATH=str(tmp_path), CXX="")
-    assert found.startswith("no C++ compiler")
+    assert found == "no C++ compiler (c++, g++, clang++)"
+    found, _ = load(tmp_path, CXX="no-such-compiler -m64")
+    assert found == "no C++ compiler (no-such-compiler -m64)"
 
 
 @needs_compiler
@@ -72,7 +75,9 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path):
 def test_one_library_for_each_source_and_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("AUXSEG_CACHE", str(tmp_path / "cache"))
     other = write_compiler(tmp_path / "other", "echo another version")
-    paths = {kernels.find_library(COMPILER), kernels.find_library(other)}
+    monkeypatch.setenv("CXX", f"{other} -m64")
+    assert kernels.find_compiler() == (other, "-m64")
+    paths = {kernels.find_library(COMPILER), kernels.find_library((other,))}
     changed = tmp_path / "kernels.cc"
     changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
     monkeypatch.setattr(kernels, "SOURCE", changed)
