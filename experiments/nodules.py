@@ -5,7 +5,7 @@
 FOLDER holds real slices as NPZ (120 middle slices of LUNA16, 8 of them with a nodule); `--init_from` is a run on
 the phantom, whose weights some arms start from (configs/recommended.py names its command). All arms have the
 network, size, batches and folds of configs/recommended.py, and its epochs, but for the paper's recipe, which has
-as many as it needs. Cross-validated by patient over `--num_folds` folds: one fold is test, the next one val, so
+more (`PAPER`). Cross-validated by patient over `--num_folds` folds: one fold is test, the next one val, so
 that every slice, and every nodule, is scored once a seed by a network that saw it neither in training nor in the
 choice of its threshold. Inserted nodules are for training alone. Scores are at the slice's own resolution, at
 three operating points: the most likely class; threshold and least size chosen on the run's own val; and chosen on
@@ -51,7 +51,8 @@ PAPER = {
 } | {"train.num_epochs": 30}  # fmt: skip
 """What the recommended recipe changes in loss, data and schedule, as the paper has it.
 
-The paper trains for 50 epochs at most; 30 of batches of four have more updates than that of its batches of eight.
+The paper trains for 50 epochs at most in batches of eight; 30 epochs in batches of four have as many updates, and
+are not yet its plateau (experiments/README.md).
 """
 
 TITLES = {
