@@ -72,7 +72,7 @@ def half(unbroken, npz, tmp_path):
     return workdir
 
 
-def assert_same_run(one, other):
+def assert_same_training(one, other):
     for kind in ("best", "latest"):
         steps = [
             max(int(p.name) for p in (w / "checkpoints" / kind).iterdir() if p.name.isdigit())
@@ -87,6 +87,10 @@ def assert_same_run(one, other):
         for w in (one, other)
     ]
     assert rows[0] == rows[1] and len(rows[0]) == NUM_EPOCHS
+
+
+def assert_same_run(one, other):
+    assert_same_training(one, other)
     assert (one / "cases.csv").read_bytes() == (other / "cases.csv").read_bytes()
 
 
@@ -213,25 +217,23 @@ def stopped_after(num_steps, config, workdir, monkeypatch):
 def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path, monkeypatch):
     """Stopped in the middle of an epoch: what is inserted is a function of the step."""
     changes = {"enabled": True, "probability": 1.0, "max_nodules": 1, "field_mm": 60.0}
-    config = small_config(npz, **{f"insert__{name}": value for name, value in changes.items()})
-    for name in ("create_train_fn", "create_statistics_fn"):  # compiled once for both runs, as it is slow
-        made = getattr(train, name)(config, parallel.choose_devices(1), *plan_of(name, config))
-        monkeypatch.setattr(train, name, lambda *_, made=made: made)
+    changes = {f"insert__{name}": value for name, value in changes.items()}
+    config = small_config(npz, train__bn_refresh_batches=0, **changes)
+    dataset, devices = load(config.data), parallel.choose_devices(1)
+    # Compiled once for both runs, and without the scores at their end, since either is slow.
+    step = train.create_train_fn(config, devices, None, insertion.create_plan(config.insert, dataset))
+    score = evaluate.create_eval_fn(config, devices)
+    monkeypatch.setattr(train, "create_train_fn", lambda *_: step)
+    monkeypatch.setattr(evaluate, "create_eval_fn", lambda *_: score)
+    monkeypatch.setattr(evaluate, "finish", lambda *_, **__: {})
     train.train(config, tmp_path / "whole")
-    table = load(config.data).table
     members = runs.read_json(tmp_path / "whole" / "splits.json")["train"]
-    real = table.labels[np.isin(table.case_id, members), 3].sum()
+    real = dataset.table.labels[np.isin(dataset.table.case_id, members), 3].sum()
     for row in runs.read_rows(tmp_path / "whole" / "metrics.jsonl"):
         assert row["train"]["dice_cases"]["nodule"] > real + 4  # something was inserted
     stopped_after(7, config, tmp_path / "told", monkeypatch)
     train.train(config, tmp_path / "told")
-    assert_same_run(tmp_path / "told", tmp_path / "whole")
-
-
-def plan_of(name, config):
-    """Returns the last arguments of train.create_train_fn or train.create_statistics_fn."""
-    plan = insertion.create_plan(config.insert, load(config.data))
-    return (None, plan) if name == "create_train_fn" else (plan,)
+    assert_same_training(tmp_path / "told", tmp_path / "whole")
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkeypatch):
