@@ -146,7 +146,7 @@ def _conclude_supported(rows):
         f"{row['title']} on {tables.TITLES[row['class']]} {row['score']} ({row['difference']:+.4f})"
         for row in supported
     )
-    return [f"Of {len(rows)} effects (each on each class) {len(supported)} are supported: {listed}."]
+    return [f"Of {len(rows)} effects (each on each class) these runs support {len(supported)}: {listed}."]
 
 
 def _conclude_bounds(rows):
@@ -161,6 +161,8 @@ def _conclude_bounds(rows):
         ends = [row["low"], row["high"], row["between_runs_low"], row["between_runs_high"]]
         if not row["supported"] and row["cases"] and not np.isnan(ends[:2]).any():
             low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+            if low == high:  # the same in all arms, as a structure that none of them finds
+                continue
             name = f"{tables.TITLES[row['class']]} {row['score']}"
             found.append(f"{row['title']} on {name} between {low:+.4f} and {high:+.4f}")
     listed = "; ".join(found)

@@ -88,7 +88,7 @@ def test_nothing_is_claimed_of_noise():
 def test_what_is_supported_is_named_with_its_size():
     arms, rows = measure({"se_aux": 0.05, "no_aux": 0.0, "no_se": 0.05, "plain": 0.0})
     sentences = effects.conclude(rows, arms, base.get_config())
-    assert "3 are supported: auxiliary head (main effect) on Left lung Dice (+0.0500)" in sentences[0]
+    assert "these runs support 3: auxiliary head (main effect) on Left lung Dice (+0.0500)" in sentences[0]
     assert "Supported: corrected p" in effects.describe(find(rows, "aux"))
     assert "Not supported" in effects.describe(find(rows, "se"))
 
