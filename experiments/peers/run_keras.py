@@ -26,9 +26,10 @@ def create(name, task):
     from experiments.peers.keras_unet import create_keras_unet, set_keras_weights
 
     model = create_keras_unet(create_config(task), (task.size, task.size))
-    set_keras_weights(model, to_keras_weights(read_variables(task.weights)))
+    restore = functools.partial(set_keras_weights, model, to_keras_weights(read_variables(task.weights)))
+    restore()
     return {
-        "train": functools.partial(_create_train, model, task),
+        "train": functools.partial(_create_train, model, restore, task),
         "infer": functools.partial(_create_infer, model, task),
     }
 
@@ -43,10 +44,11 @@ def _mask_loss(truth, logits):
     return 1.0 - ops.mean(dice) + ops.mean(ops.categorical_crossentropy(truth, logits, from_logits=True))
 
 
-def _create_train(model, task, batch_size):
+def _create_train(model, restore, task, batch_size):
     import keras
     import numpy as np
 
+    restore()  # a smaller batch may have trained it
     images, masks, labels = make_batch(batch_size, task.size)
     truth = np.eye(model.outputs[0].shape[-1], dtype=np.float32)[masks]
     model.compile(

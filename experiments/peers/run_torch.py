@@ -28,8 +28,11 @@ def create(name, task):
     if name == "onnxruntime":
         return {"infer": functools.partial(_create_onnx, model, task)}
     compiled = torch.compile(model) if name == "torch_compile" else model
+    initial = {key: value.clone() for key, value in model.state_dict().items()}
     return {
-        "train": functools.partial(_create_train, compiled, task),
+        "train": functools.partial(
+            _create_train, compiled, functools.partial(model.load_state_dict, initial), task
+        ),
         "infer": functools.partial(_create_infer, compiled, task),
     }
 
@@ -50,7 +53,8 @@ def _loss(outputs, masks, labels):
     return 1.0 - dice.mean() + entropy + AUX_WEIGHT * aux
 
 
-def _create_train(model, task, batch_size):
+def _create_train(model, restore, task, batch_size):
+    restore()  # a smaller batch may have trained it
     model.train()
     optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE, eps=ADAM_EPSILON)
     images, masks, labels = _images(batch_size, task.size)
