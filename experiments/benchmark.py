@@ -378,16 +378,11 @@ def describe_machine():
     }
 
 
-def _write_weights(path, task):
+def _write_weights(task):
     """Draws the weights in a process of its own: this one keeps off the device."""
     code = (
-        "import json,sys,jax\n"
-        "from auxseg.models import create_model\n"
-        "from experiments.peers.task import Task, create_config, write_variables\n"
-        "task = Task(**json.loads(sys.argv[1]))\n"
-        "images = jax.numpy.zeros((1, task.size, task.size, 1))\n"
-        "model = create_model(create_config(task))\n"
-        "write_variables(task.weights, jax.jit(model.init)(jax.random.key(0), images))\n"
+        "import json, sys; from experiments.peers.task import Task, draw_variables; "
+        "draw_variables(Task(**json.loads(sys.argv[1])))"
     )
     subprocess.run([sys.executable, "-c", code, json.dumps(dataclasses.asdict(task))], check=True, env=_env())
 
@@ -402,7 +397,7 @@ def measure(task, names, rows, *, repeats, turn_seconds, save):
         repeats, turn_seconds: see `measure_row`.
         save: function of what is returned, called after each row.
     """
-    _write_weights(task.weights, task)
+    _write_weights(task)
     workers = [Worker(name, task) for name in names]
     is_paper = (task.size, task.base_width) == (320, 64)
     try:

@@ -27,7 +27,7 @@ from auxseg.models import aux_unet, blocks, create_model
 from auxseg.report import macs
 from experiments import benchmark
 from experiments.peers import run_jax
-from experiments.peers.task import Task, create_config, write_variables
+from experiments.peers.task import Task, create_config, draw_variables
 
 LAYERS = (aux_unet.Unit, aux_unet.SqueezeExcite, aux_unet.Upsample, aux_unet.MaskHead, aux_unet.AuxHead)
 """Modules that are a layer; pooling, which has no weights, is added by the shapes of the encoder."""
@@ -117,18 +117,8 @@ def measure(call, turns):
         outputs, pull = jax.vjp(function, *arguments)
         return outputs, pull(weights)
 
-    forward = _least_seconds(jax.jit(function), arguments, turns)
-    return forward, _least_seconds(with_gradient, (arguments, weights), turns)
-
-
-def _least_seconds(function, arguments, turns):
-    jax.block_until_ready(function(*arguments))  # compiles
-    seconds = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    forward = run_jax.least_seconds(jax.jit(function), arguments, turns)
+    return forward, run_jax.least_seconds(with_gradient, (arguments, weights), turns)
 
 
 def profile(task, batch, turns):
@@ -223,9 +213,7 @@ def main(_):
     allocator.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         task = Task(given.size, given.base_width, "float32", str(pathlib.Path(folder) / "weights.npz"))
-        model = create_model(create_config(task))
-        images = np.zeros((1, task.size, task.size, 1), np.float32)
-        write_variables(task.weights, jax.jit(model.init)(jax.random.key(0), images))
+        draw_variables(task)
         report = profile(task, given.batch, given.turns)
     text = to_markdown(report)
     print(text)

@@ -325,6 +325,13 @@ ALWAYS_INLINE void over_channels(Index channels, Call call) {
   for (; c < channels; ++c) call(c, 0.0f);
 }
 
+ALWAYS_INLINE float sum_lanes(float value) { return value; }
+ALWAYS_INLINE float sum_lanes(Vector values) {
+  float total = 0.0f;
+  for (Index lane = 0; lane < kLanes; ++lane) total += values[lane];
+  return total;
+}
+
 template <typename T>
 ALWAYS_INLINE T read_as(const float* p) {
   T value;
@@ -464,50 +471,41 @@ void finish_row(const Part& part, const PartGradient& out, const Shape& shape, I
     return;
   }
   if (part.stored != part.channels) std::memset(out_values, 0, shape.columns * sizeof(float));
-  Index c = 0;
-  for (; c + kLanes <= part.channels; c += kLanes) {
-    const Vector scale = load(factor + c);
-    Vector factor_sum{}, shift_sum{};
+  over_channels(part.channels, [&](Index c, auto kind) {
+    using T = decltype(kind);
+    const T scale = read_as<T>(factor + c), none{};
+    T factor_sum{}, shift_sum{};
     for (Index x = 0; x < shape.columns; ++x) {
-      const Vector image_here = load(images + x * image_stride + c), zero{};
-      const Vector passed = image_here > zero ? load(gradient + x * stride + c) : zero;
+      const T image_here = read_as<T>(images + x * image_stride + c);
+      const T passed = image_here > none ? read_as<T>(gradient + x * stride + c) : none;
       shift_sum += passed;
       if (part.stored == part.channels) {
-        factor_sum += passed * load(values + x * part.stored + c);
-        store(out_values + x * part.stored + c, passed * scale);
+        factor_sum += passed * read_as<T>(values + x * part.stored + c);
+        write_as<T>(out_values + x * part.stored + c, passed * scale);
       } else {
         factor_sum += passed * values[x];
-        const Vector scaled = passed * scale;
-        float total = 0.0f;
-        for (Index lane = 0; lane < kLanes; ++lane) total += scaled[lane];
-        out_values[x] += total;
+        out_values[x] += sum_lanes(passed * scale);
       }
     }
-    store(out.factor + c, load(out.factor + c) + factor_sum);
-    store(out.shift + c, load(out.shift + c) + shift_sum);
-  }
-  for (; c < part.channels; ++c) {
-    float factor_sum = 0.0f, shift_sum = 0.0f;
-    for (Index x = 0; x < shape.columns; ++x) {
-      const float passed = images[x * image_stride + c] > 0.0f ? gradient[x * stride + c] : 0.0f;
-      shift_sum += passed;
-      if (part.stored == part.channels) {
-        factor_sum += passed * values[x * part.stored + c];
-        out_values[x * part.stored + c] = passed * factor[c];
-      } else {
-        factor_sum += passed * values[x];
-        out_values[x] += passed * factor[c];
-      }
-    }
-    out.factor[c] += factor_sum;
-    out.shift[c] += shift_sum;
-  }
+    write_as<T>(out.factor + c, read_as<T>(out.factor + c) + factor_sum);
+    write_as<T>(out.shift + c, read_as<T>(out.shift + c) + shift_sum);
+  });
 }
 
-// Adds pixels to the mean and the sum of squared distances from it of each channel; sums are about the first pixel, or
-// those of large values would cancel.
-void add_moments(const float* values, Index stride, Index pixels, Index channels, double* count, double* mean,
-                 double* spread, float* scratch) {
+// Count, mean and sum of squared distances from the mean of some values.
+struct Moments {
+  double count = 0.0, mean = 0.0, spread = 0.0;
+
+  void add(const Moments& other) {  // Chan, Golub and LeVeque 1983
+    const double distance = other.mean - mean, total = count + other.count;
+    spread += other.spread + distance * distance * count * other.count / total;
+    mean += distance * other.count / total;
+    count = total;
+  }
+};
+
+// Adds pixels to the moments of each channel; sums are about the first pixel, or those of large values would cancel.
+void add_moments(const float* values, Index stride, Index pixels, Index channels, Moments* moments, float* scratch) {
   float *sum = scratch, *square = scratch + channels;
   std::memset(scratch, 0, 2 * channels * sizeof(float));
   for (Index p = 0; p < pixels; ++p) {
@@ -518,13 +516,11 @@ void add_moments(const float* values, Index stride, Index pixels, Index channels
       square[c] += from_first * from_first;
     }
   }
-  const double n = static_cast<double>(pixels), total = *count + n;
-  for (Index c = 0; c < channels; ++c) {  // Chan, Golub and LeVeque 1983
-    const double here = sum[c] / n, distance = values[c] + here - mean[c];
-    spread[c] += square[c] - here * here * n + distance * distance * *count * n / total;
-    mean[c] += distance * n / total;
+  const double n = static_cast<double>(pixels);
+  for (Index c = 0; c < channels; ++c) {
+    const double here = sum[c] / n;
+    moments[c].add({n, values[c] + here, square[c] - here * here * n});
   }
-  *count = total;
 }
 
 // ---- the operators -------------------------------------------------------------------------------------------------
@@ -576,11 +572,10 @@ ffi::Error separable_forward(ffi::ThreadPool pool, Array v0, Array f0, Array s0,
   const Index padded = round_up(channels), wide = round_up(features), stride = stride_of(channels);
   const Buffer taps = pad_rows(depthwise.typed_data(), 9, channels, false);
   const Panels matrix(pool, pointwise.typed_data(), channels, features, false);
-  const Index threads = count_threads(pool);
-  const std::vector<Strip> strips = cut_strips(shape.images, shape.rows, threads);
+  const std::vector<Strip> strips = cut_strips(shape.images, shape.rows, count_threads(pool));
   const Index slots = count_slots(pool, strips.size()), columns = shape.columns;
   const Index tile = choose_tile_rows(columns, padded, shape.rows);
-  std::vector<double> counts(strips.size()), means(strips.size() * features), spreads(strips.size() * features);
+  std::vector<Moments> moments(strips.size() * features);
   float* values = out->typed_data();
 
   over_strips(pool, strips, slots, [&](Index, const Strip& strip) {
@@ -603,8 +598,7 @@ ffi::Error separable_forward(ffi::ThreadPool pool, Array v0, Array f0, Array s0,
         copy_rows(narrow.get(), wide, pixels, features, to);
       }
       if (with_moments) {
-        add_moments(to, features, pixels, features, &counts[which], &means[which * features],
-                    &spreads[which * features], scratch.get());
+        add_moments(to, features, pixels, features, &moments[which * features], scratch.get());
       }
     }
   });
@@ -614,16 +608,13 @@ ffi::Error separable_forward(ffi::ThreadPool pool, Array v0, Array f0, Array s0,
   const Index parts_of_image = strips.size() / shape.images;
   for (Index image = 0; with_moments && image < shape.images; ++image) {
     for (Index c = 0; c < features; ++c) {
-      double count = 0.0, average = 0.0, spread = 0.0;
-      for (Index i = image * parts_of_image; i < (image + 1) * parts_of_image; ++i) {
-        const double n = counts[i], distance = means[i * features + c] - average, total = count + n;
-        spread += spreads[i * features + c] + distance * distance * count * n / total;
-        average += distance * n / total;
-        count = total;
+      Moments whole;
+      for (Index part = 0; part < parts_of_image; ++part) {
+        whole.add(moments[(image * parts_of_image + part) * features + c]);
       }
-      out_mean[image * features + c] = static_cast<float>(average);
-      out_variance[image * features + c] = static_cast<float>(std::max(0.0, spread / count));
-      if (!(spread == spread)) out_variance[image * features + c] = static_cast<float>(spread);
+      const double found = whole.spread / whole.count;
+      out_mean[image * features + c] = static_cast<float>(whole.mean);
+      out_variance[image * features + c] = static_cast<float>(found < 0.0 ? 0.0 : found);  // keeps what is no number
     }
   }
   return ffi::Error::Success();
@@ -1056,6 +1047,22 @@ ffi::Error pool_backward(ffi::ThreadPool pool, Array v0, Array f0, Array s0, Arr
   return ffi::Error::Success();
 }
 
+auto bind_reduction() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Array>().Arg<Array>().Arg<Array>()
+      .Ret<Array>()
+      .Attr<std::int64_t>("raw");
+}
+
+auto bind_reduction_backward() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()
+      .Ret<Array>().Ret<Array>().Ret<Array>()
+      .Attr<std::int64_t>("raw");
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_separable_forward, separable_forward,
@@ -1085,27 +1092,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_product_backward, product_backward,
                                   .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()
                                   .Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>()
                                   .Attr<std::int64_t>("raw").Attr<std::int64_t>("halves"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_mean_forward, mean_forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>().Arg<Array>().Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<std::int64_t>("raw"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_mean_backward, mean_backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()
-                                  .Ret<Array>().Ret<Array>().Ret<Array>()
-                                  .Attr<std::int64_t>("raw"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_pool_forward, pool_forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>().Arg<Array>().Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<std::int64_t>("raw"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_pool_backward, pool_backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()
-                                  .Ret<Array>().Ret<Array>().Ret<Array>()
-                                  .Attr<std::int64_t>("raw"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_mean_forward, mean_forward, bind_reduction());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_mean_backward, mean_backward, bind_reduction_backward());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_pool_forward, pool_forward, bind_reduction());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(auxseg_pool_backward, pool_backward, bind_reduction_backward());

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -101,24 +102,25 @@ def _create_infer(predict, weights, task, batch_size):
 
 def _measure_limits(task):
     """Returns what the device can do: GB/s of a large copy, TFLOP/s of a large matrix product."""
-    import time
-
     device = jax.devices()[0]
     size = 1 << (27 if device.platform == "gpu" else 24)
     width = 8192 if device.platform == "gpu" else 1024
     copied, factor = jnp.ones(size, jnp.float32), jnp.ones((width, width), task.dtype)
     copy, product = jax.jit(lambda array: array + 1.0), jax.jit(lambda array: array @ array)
 
-    def best_seconds(function, array):
-        seconds = []
-        for _ in range(8):
-            start = time.perf_counter()
-            jax.block_until_ready(function(array))
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
     return {
         "device": device.device_kind,
-        "copy_gb_per_s": 8e-9 * size / best_seconds(copy, copied),
-        "product_tflop_per_s": 2e-12 * width**3 / best_seconds(product, factor),
+        "copy_gb_per_s": 8e-9 * size / least_seconds(copy, (copied,), 8),
+        "product_tflop_per_s": 2e-12 * width**3 / least_seconds(product, (factor,), 8),
     }
+
+
+def least_seconds(function, arguments, turns):
+    """Returns the least seconds of some calls of a compiled function; a first one, which compiles, is not counted."""
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -71,6 +71,16 @@ def write_variables(path, variables):
     np.savez(path, **{"/".join(name): np.asarray(value) for name, value in flatten(variables)})
 
 
+def draw_variables(task):
+    """Draws the network's initial weights, seeded, and writes them to `task.weights`."""
+    import jax
+
+    from auxseg.models import create_model
+
+    images = np.zeros((1, task.size, task.size, 1), np.float32)
+    write_variables(task.weights, jax.jit(create_model(create_config(task)).init)(jax.random.key(0), images))
+
+
 def read_variables(path):
     """Returns what `write_variables` wrote."""
     variables = {}
