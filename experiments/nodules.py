@@ -3,15 +3,19 @@
     python -m experiments.nodules --data_dir=FOLDER --init_from=runs/pretrained [--seeds=1,2] [--arms=paper,...]
 
 FOLDER holds real slices as NPZ (120 middle slices of LUNA16, 8 of them with a nodule); `--init_from` is a run on
-the phantom, whose weights some arms start from (configs/recommended.py names its command). All arms have the
-network, size, batches and folds of configs/recommended.py, and its epochs, but for the paper's recipe, which has
-more (`PAPER`). Cross-validated by patient over `--num_folds` folds: one fold is test, the next one val, so
-that every slice, and every nodule, is scored once a seed by a network that saw it neither in training nor in the
-choice of its threshold. Inserted nodules are for training alone. Scores are at the slice's own resolution, at
-three operating points: the most likely class; threshold and least size chosen on the run's own val; and chosen on
-val of all runs of the recipe, see `pool_counts`. The study goes on where it was stopped; `nodules.json`,
-`nodules.md` and `nodules.png`, every real nodule with what was found of it, are written into its folder. With
-`--phantom` the networks are scored on the test split of the phantom that they started from, too.
+the phantom, whose weights some arms start from (configs/recommended.py names its command), and
+`--init_from_no_se`, `--init_from_no_aux` are the same without that part of the network. All arms have the
+network, size, batches and folds of configs/recommended.py, and its epochs, but for those that name another size
+and for the paper's recipe, which has its own epochs and early stopping (`PAPER`). Cross-validated by patient over
+`--num_folds` folds: one fold is test, the next one val, so that every slice, and every nodule, is scored once a
+seed by a network that saw it neither in training nor in the choice of its threshold. Inserted nodules are for
+training alone. Scores are at the slice's own resolution, at three operating points: the most likely class;
+threshold and least size chosen on the run's own val; and chosen on val of all runs of the recipe, see
+`pool_counts`. The study goes on where it was stopped, and takes in every finished run of its folder that fits the
+command (`find_runs`), so that arms may have other numbers of seeds. `nodules.json`, `nodules.md` (the scores, and
+each arm less the recommended one), and `nodules.png`, every real nodule with what was found of it, are written
+into its folder. With `--phantom` the networks are scored on the test split of the phantom that they started from,
+too.
 """
 
 from __future__ import annotations
@@ -48,12 +52,8 @@ PAPER = {
         "loss.name", "loss.class_weights", "loss.hard_fraction", "loss.aux_weight", "insert.enabled",
         "augment.enabled", "optim.cosine_epochs", "optim.plateau_patience_epochs", "train.bn_refresh_batches",
     )
-} | {"train.num_epochs": 30}  # fmt: skip
-"""What the recommended recipe changes in loss, data and schedule, as the paper has it.
-
-The paper trains for 50 epochs at most in batches of eight; 30 epochs in batches of four have as many updates, and
-are not yet its plateau (experiments/README.md).
-"""
+} | {"train.num_epochs": base.get_config().train.num_epochs}  # fmt: skip
+"""What the recommended recipe changes in loss, data and schedule, as the paper has it."""
 
 TITLES = {
     "paper": "the paper's recipe",
@@ -65,20 +65,31 @@ TITLES = {
     "paper_loss": "recommended, with the paper's loss",
     "case_dice": "recommended, Dice by case",
     "all_pixels": "recommended, without mining of hard pixels",
+    "even_weights": "recommended, all classes weighted alike",
+    "tversky": "recommended, Tversky for Dice",
+    "focal_tversky": "recommended, focal Tversky for Dice",
+    "more_nodules": "recommended, every fourth slice with a real nodule",
+    "aux_0.3": "recommended, the paper's weight of the auxiliary loss",
     "no_aux_loss": "recommended, auxiliary head not trained on real slices",
-    "no_se": "recommended, without the phantom and SE",
-    "no_aux": "recommended, without the phantom and the auxiliary head",
+    "no_se": "recommended, without SE, there and on the phantom",
+    "no_aux": "recommended, without the auxiliary head, there and on the phantom",
+    "size_384": "recommended, 384x384",
+    "size_512": "recommended, 512x512",
 }
 
+STARTS = {"no_se": "--init_from_no_se", "no_aux": "--init_from_no_aux"}
+"""The flag of the pre-training of each arm whose network is another than the recommended one's."""
 
-def create_arms(init_from, epochs=None):
+
+def create_arms(init_from, epochs=None, starts=None):
     """Returns {arm: changes of configs/recommended.py}; see `TITLES`.
 
     Args:
         init_from: workdir or bundle that the arms with pre-training start from.
         epochs: of the paper's recipe; None: those of `PAPER`.
+        starts: {arm: the same for it} of the arms in `STARTS`.
     """
-    start = {"train.init_from": init_from}
+    start, starts = {"train.init_from": init_from}, starts or {}
     paper = PAPER if epochs is None else {**PAPER, "train.num_epochs": epochs}
     return {
         "paper": paper,
@@ -90,9 +101,16 @@ def create_arms(init_from, epochs=None):
         "paper_loss": {**start, **{name: value for name, value in PAPER.items() if name.startswith("loss.")}},
         "case_dice": {**start, "loss.name": "dice_ce"},
         "all_pixels": {**start, "loss.hard_fraction": 1.0},
+        "even_weights": {**start, "loss.class_weights": (1.0, 1.0, 1.0, 1.0)},
+        "tversky": {**start, "loss.name": "tversky_ce"},
+        "focal_tversky": {**start, "loss.name": "focal_tversky_ce"},
+        "more_nodules": {**start, "train.nodule_fraction": 0.25},
+        "aux_0.3": {**start, "loss.aux_weight": 0.3},
         "no_aux_loss": {**start, "loss.aux_weight": 0.0},
-        "no_se": {"model.se": False},
-        "no_aux": {"model.aux": False},
+        "no_se": {"train.init_from": starts.get("no_se"), "model.se": False},
+        "no_aux": {"train.init_from": starts.get("no_aux"), "model.aux": False},
+        "size_384": {**start, "data.size": (384, 384)},
+        "size_512": {**start, "data.size": (512, 512)},
     }
 
 
@@ -393,12 +411,13 @@ def _json(interval):
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in fields.items()}
 
 
-def collect(workdirs, phantom=None):
+def collect(workdirs, phantom=None, phantom_arms=()):
     """Returns what the finished runs {Run: workdir} found, JSON types: scores by arm, and every nodule.
 
     Args:
         workdirs: {Run: pathlib.Path}.
-        phantom: workdir of a run on the phantom by whose test split the runs are scored too, or None.
+        phantom: workdir of a run on the phantom by whose test split runs are scored too, or None.
+        phantom_arms: the arms that are.
     """
     rows = [
         {"arm": run.arm, "seed": run.config.seed, "fold": run.config.data.fold, **row}
@@ -428,12 +447,60 @@ def collect(workdirs, phantom=None):
             }
             for arm, paths in arms.items()
         },
+        "contrasts": contrast(rows, POINTS[0]),
         "nodules": [row for row in rows if row["nodules"]],
         "changed": {arm: _changed(workdirs, arm) for arm in arms},
     }
     if phantom is not None:
-        result["phantom"] = score_phantoms(workdirs, phantom)
+        shown = {run: workdir for run, workdir in workdirs.items() if run.arm in phantom_arms}
+        result["phantom"] = score_phantoms(shown, phantom)
     return result
+
+
+OUTCOMES = {
+    "found": lambda row: np.mean([n["found"] for n in row["nodules"]]) if row["nodules"] else np.nan,
+    "false per slice": lambda row: row["false"],
+    "nodule Dice": lambda row: _or_nan(row["nodule_dice"]),
+    "left_lung Dice": lambda row: _or_nan(row["left_lung_dice"]),
+    "right_lung Dice": lambda row: _or_nan(row["right_lung_dice"]),
+}
+"""What the arms are compared by: {name: of a row of `score_run`}, of a slice, NaN where it has none."""
+
+
+def contrast(rows, point, reference="recommended"):
+    """Returns {arm: {outcome: difference}} of each arm less the reference, paired by slice and seed, JSON types.
+
+    Each difference is an interval by bootstrap over patients, with 'seeds', those that both have, and 'p', of the
+    sign-flip test over patients, by Holm's method for all arms and outcomes of the table. Both are over slices at
+    the initial weights at hand: what another initialisation, or another pre-training, would give they leave out.
+
+    Args:
+        rows: of `collect`, with 'arm' and 'seed'.
+        point: of `POINTS`.
+        reference: the arm that the others are compared with.
+    """
+    by_arm = {}
+    for row in rows:
+        if row["point"] == point:
+            by_arm.setdefault(row["arm"], {})[row["case_id"], row["seed"]] = row
+    tests = {}
+    for arm, ours in by_arm.items():
+        shared = sorted(ours.keys() & by_arm.get(reference, {}).keys())
+        if arm == reference or not shared:
+            continue
+        for outcome, value in OUTCOMES.items():
+            test = statistics.paired_test(
+                [value(by_arm[reference][key]) for key in shared],
+                [value(ours[key]) for key in shared],
+                [ours[key]["patient"] for key in shared],
+            )
+            tests[arm, outcome] = test, len({seed for _, seed in shared})
+    corrected = statistics.holm([test.p_value for test, _ in tests.values()])
+    table = {}
+    for ((arm, outcome), (test, seeds)), p in zip(tests.items(), corrected, strict=True):
+        p = None if np.isnan(p) else float(p)
+        table.setdefault(arm, {})[outcome] = _json(test.difference) | {"seeds": seeds, "p": p}
+    return table
 
 
 def find_siblings(run, workdirs):
@@ -500,7 +567,7 @@ def _changed(workdirs, arm):
 
 
 def to_markdown(result):
-    """Returns the table of `collect` as Markdown; intervals in brackets."""
+    """Returns the tables of `collect` as Markdown: scores, and differences; intervals in brackets."""
     columns = (
         "sensitivity", "sensitivity, under 6 mm", "sensitivity, 6-10 mm", "sensitivity, over 10 mm",
         "sensitivity, 6 mm and more",
@@ -514,7 +581,36 @@ def to_markdown(result):
             table = about[point]
             cells = [TITLES[arm], point, str(table["slices"]), *(_cell(table[name]) for name in columns)]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_contrast_lines(result["contrasts"])]) + "\n"
+
+
+def _contrast_lines(contrasts):
+    """Returns the lines of the second table: each arm less the recommended one."""
+    if not contrasts:
+        return []
+    names = [f"less {TITLES['recommended']}", "seeds", *OUTCOMES]
+    lines = [
+        "",
+        f"At the {POINTS[0]}, paired by slice and seed; p over patients, by Holm's method for the whole table.",
+        "",
+        "| " + " | ".join(names) + " |",
+        "| " + " | ".join("---" for _ in names) + " |",
+    ]
+    for arm, differences in contrasts.items():
+        seeds = next(iter(differences.values()))["seeds"]
+        cells = [TITLES[arm], str(seeds), *(_difference(each, name) for name, each in differences.items())]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _difference(interval, outcome):
+    if interval["estimate"] is None:
+        return "-"
+    digits = 4 if "lung" in outcome else 2
+    ends = [interval["estimate"], interval["low"], interval["high"]]
+    value, low, high = ("-" if each is None else f"{each:+.{digits}f}" for each in ends)
+    p = "" if interval["p"] is None else f" p={interval['p']:.3f}"
+    return f"{value} [{low}, {high}]{p}"
 
 
 def _cell(interval):
@@ -526,13 +622,14 @@ def _cell(interval):
     return f"{value} [{low}, {high}] ({interval['num_cases']})"
 
 
-def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=(), phantom=False):
+def study(protocol, folder, *, init_from, starts=None, jobs=1, dry_run=False, only=(), phantom=False):
     """Runs the study, and returns what it found after writing it into `folder`; None with `dry_run`.
 
     Args:
         protocol: runner.Protocol; its data are NPZ slices.
         folder: pathlib.Path.
         init_from: workdir or bundle of the pre-training.
+        starts: {arm: the same for it} of the arms in `STARTS`.
         jobs, dry_run: as `runner.run_all`.
         only: arms; empty: the paper's recipe and the recommended one.
         phantom: score on the test split of the pre-training's phantom, too.
@@ -540,18 +637,21 @@ def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=(), phanto
     Raises:
         InputError: an unknown arm, no pre-training, or what `runner.run_all` refuses.
     """
-    arms = create_arms(init_from, protocol.epochs)
+    arms = create_arms(init_from, protocol.epochs, starts)
     chosen = only or ("paper", "recommended")
     for arm in chosen:
         check_choice("--arms", arm, tuple(arms))
-    if init_from is None and (phantom or any("train.init_from" in arms[arm] for arm in chosen)):
-        raise InputError("--init_from: not given; expected a run on the phantom to start from")
+        if "train.init_from" in arms[arm] and not arms[arm]["train.init_from"]:
+            raise _no_start(STARTS.get(arm, "--init_from"), arm)
+    if phantom and init_from is None:
+        raise _no_start("--init_from", "--phantom")
     config = create_config(protocol)
     planned = runner.plan(config, {arm: arms[arm] for arm in chosen}, protocol)
+    planned += find_others(folder, planned, config, arms, protocol)
     workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run)
     if dry_run:
         return None
-    result = collect(workdirs, pathlib.Path(init_from) if phantom else None)
+    result = collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen)
     runs.write_json(folder / "nodules.json", result)
     runs.write_text(folder / "nodules.md", to_markdown(result))
     shown = "recommended" if "recommended" in chosen else chosen[0]
@@ -561,6 +661,39 @@ def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=(), phanto
     draw(folder / "nodules.png", first)
     print(to_markdown(result))
     return result
+
+
+def _no_start(flag, what):
+    return InputError(f"{flag}: not given; {what} needs a run on the phantom to start from")
+
+
+def find_others(folder, planned, config, arms, protocol):
+    """Returns the Runs that have ended in the folder of the study and are not planned: other arms and seeds.
+
+    Those with settings that the command would not give them are left out, and named.
+
+    Args:
+        folder: pathlib.Path of the study.
+        planned: list of Run.
+        config: of `create_config`.
+        arms: of `create_arms`, all of them.
+        protocol: runner.Protocol.
+    """
+    names, others = {run.name for run in planned}, []
+    for arm in arms:
+        for found, path in find_runs(folder, arm).items():
+            if found.name in names:
+                continue
+            place = dataclasses.replace(protocol, seeds=(found.config.seed,), folds=(found.config.data.fold,))
+            (expected,) = runner.plan(config, {arm: arms[arm]}, place)
+            differences = runs.list_differences(
+                runs.config_to_dict(found.config), runs.config_to_dict(expected.config)
+            )
+            if differences:
+                print(f"{path} is left out, its settings are others: {'; '.join(differences)}", flush=True)
+            else:
+                others.append(expected)
+    return others
 
 
 def main(argv):
@@ -581,6 +714,7 @@ def main(argv):
         protocol,
         pathlib.Path(given.out),
         init_from=given.init_from,
+        starts={arm: given[flag.removeprefix("--")].value for arm, flag in STARTS.items()},
         jobs=given.jobs,
         dry_run=given.dry_run,
         only=tuple(given.arms),
@@ -593,6 +727,8 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "init_from", None, "run or bundle on the phantom that arms with pre-training start from"
     )
+    for each, name in STARTS.items():
+        flags.DEFINE_string(name.removeprefix("--"), None, f"the same for the arm {each}, without that part")
     flags.DEFINE_list("seeds", ["1", "2"], "of initialisation and order, one run each")
     flags.DEFINE_list("folds", [], "test folds; default: all")
     flags.DEFINE_integer("num_folds", 4, "folds, by patient", lower_bound=3)

@@ -13,7 +13,7 @@ from experiments import nodules, runner, second_look
 
 
 def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
-    arms = nodules.create_arms("runs/pretrained")
+    arms = nodules.create_arms("runs/pretrained", starts={"no_se": "runs/no_se", "no_aux": "runs/no_aux"})
     assert set(arms) == set(nodules.TITLES)
     config = recommended.get_config()
     for name, changes in arms.items():
@@ -23,7 +23,7 @@ def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
         assert names == set(changes), name  # each change is one
     paper = runner.override(config, arms["paper"])
     assert (paper.loss.name, paper.insert.enabled, paper.train.init_from) == ("dice_ce", False, None)
-    assert (paper.train.num_epochs, paper.optim.cosine_epochs, paper.train.bn_refresh_batches) == (30, 0, 0)
+    assert (paper.train.num_epochs, paper.optim.cosine_epochs, paper.train.bn_refresh_batches) == (50, 0, 0)
     assert nodules.create_arms(None, epochs=2)["paper"]["train.num_epochs"] == 2
 
 
@@ -63,6 +63,55 @@ def test_scores_by_hand():
     assert table["Dice of a found nodule"]["num_cases"] == 3
     assert table["left_lung Dice - baseline"]["estimate"] == pytest.approx(-0.01 / 6)
     assert table["right_lung Dice"]["estimate"] is None
+
+
+def test_contrasts_by_hand():
+    point = nodules.POINTS[0]
+    cases = [f"case {n}" for n in range(4)]
+
+    def arm(name, seeds, *, found, false, lung):
+        return [
+            {"arm": name, **row(case, seed, point=point, diameters=(7.0,) * (case == "case 0"),
+                                found=(found,) * (case == "case 0"), false=false, dice=None, lung=lung)}
+            for seed in seeds for case in cases
+        ]  # fmt: skip
+
+    rows = arm("recommended", (1, 2), found=False, false=1, lung=0.98)
+    rows += arm("paper", (2, 3), found=True, false=4, lung=0.97) + arm(
+        "no_se", (5,), found=1, false=1, lung=1
+    )
+    table = nodules.contrast(rows + [{**rows[0], "point": nodules.POINTS[1], "false": 99}], point)
+    assert list(table) == ["paper"]  # seed 5 of the other arm has no partner
+    assert table["paper"]["false per slice"] == {
+        "estimate": 3.0, "low": 3.0, "high": 3.0, "num_cases": 4, "num_patients": 4, "seeds": 1,
+        "p": pytest.approx(2 * 2 / 16),  # of 16 flips two are as far off; times the two that are tested, by Holm
+    }  # fmt: skip
+    assert table["paper"]["left_lung Dice"]["estimate"] == pytest.approx(-0.01)
+    assert (table["paper"]["found"]["estimate"], table["paper"]["found"]["p"]) == (1.0, None)  # one patient
+    assert table["paper"]["nodule Dice"]["estimate"] is None
+    lines = nodules._contrast_lines(table)
+    assert lines[-1].startswith(
+        "| the paper's recipe | 1 | +1.00 [-, -] | +3.00 [+3.00, +3.00] p=0.250 | - |"
+    )
+    assert nodules._contrast_lines({}) == []
+
+
+def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_path, capsys):
+    protocol = runner.Protocol(data="npz", data_dir="FOLDER", seeds=(1,), folds=(0,), num_folds=3)
+    config, arms = nodules.create_config(protocol), nodules.create_arms("runs/pretrained")
+    both = dataclasses.replace(protocol, seeds=(1, 2), folds=(0, 1))
+    for run in runner.plan(config, {arm: arms[arm] for arm in ("paper", "recommended", "no_aux_loss")}, both):
+        if run.name in ("paper-f0-s1", "recommended-f1-s2", "no_aux_loss-f0-s1"):
+            changed = {"optim.learning_rate": 0.1} if run.arm == "no_aux_loss" else {}
+            path = tmp_path / "runs" / run.name
+            path.mkdir(parents=True)
+            runs.write_json(path / "config.json", runs.config_to_dict(runner.override(run.config, changed)))
+            runs.write_json(path / "summary.json", {})
+    planned = runner.plan(config, {"paper": arms["paper"]}, protocol)
+    others = nodules.find_others(tmp_path, planned, config, arms, protocol)
+    assert [(run.name, run.arm) for run in others] == [("recommended-f1-s2", "recommended")]
+    out = capsys.readouterr().out
+    assert "no_aux_loss-f0-s1 is left out" in out and "learning_rate" in out
 
 
 def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
@@ -148,6 +197,8 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
     assert list(tables) == ["start", "recommended"]  # not the arm that began with nothing
     assert tables["start"] == tables["recommended"] and tables["start"]["nodules"] == 2
     looked_again(tmp_path / "study", str(folder))
+    with pytest.raises(InputError, match="--init_from_no_se: not given; no_se needs a run on the phantom"):
+        nodules.study(protocol, tmp_path / "study", init_from=str(only), only=("no_se",))
     # Everything is there already: a second start computes the same from what is stored.
     again = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
     assert again == result == runs.read_json(tmp_path / "study" / "nodules.json")
