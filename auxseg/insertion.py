@@ -222,8 +222,7 @@ def _insert_one(canvas, key, pixel_mm, reach, plan):
     diameter_mm = _draw_diameter(keys[0], plan.diameter_mm)
     radius = 0.5 * diameter_mm / pixel_mm
     centre, room = _find_place(keys[2], canvas, radius, _choose(keys[1], plan.sites), reach)
-    distance = _shape_distance(keys[3], plan.shapes, centre, radius, canvas.mask.shape)
-    core = _core_distance(keys[4], plan.shapes, centre, radius, canvas.mask.shape)
+    distance, core = _draw_outlines(keys[3], keys[4], plan.shapes, centre, radius, canvas.mask.shape)
     lung = (canvas.mask == LEFT) | (canvas.mask == RIGHT)
     image = _paint(keys[5], canvas, lung, distance, core, diameter_mm, pixel_mm, plan)
     inside = (distance < plan.outline_mm / pixel_mm) & lung
@@ -248,6 +247,11 @@ def _choose(key, probabilities):
     return jax.random.categorical(key, jnp.log(jnp.asarray(probabilities, jnp.float32)))
 
 
+def _pick(which, arrays):
+    """Returns arrays[which] for a traced index. A gather from their stack takes a CPU ten times as long."""
+    return jax.lax.select_n(jnp.broadcast_to(which, arrays[0].shape), *arrays)
+
+
 def _find_place(key, canvas, radius, site, reach):
     """Returns (centre [2] row and column, float32; whether there is room) for a nodule of a radius in pixels."""
     depth = canvas.depth
@@ -258,7 +262,7 @@ def _find_place(key, canvas, radius, site, reach):
         clear & canvas.bright & ~canvas.crowded,
         free & (depth > 0.4 * radius) & (depth < 0.9 * radius),
     )
-    allowed = jnp.stack(places)[site]
+    allowed = _pick(site, places)
     allowed = jnp.where(allowed.any(), allowed, clear)
     place_key, offset_key = jax.random.split(key)
     scores = jnp.where(allowed, jax.random.uniform(place_key, depth.shape), -1.0)
@@ -267,7 +271,20 @@ def _find_place(key, canvas, radius, site, reach):
     return jnp.stack([row, column]).astype(jnp.float32) + offset, allowed.any()
 
 
-def _shape_distance(key, shapes, centre, radius, size_yx):
+def _draw_outlines(key, core_key, shapes, centre, radius, size_yx):
+    """Returns the signed distances in pixels to a nodule's outline and to the solid core of a part-solid one, off
+    its centre; float32 [H, W] each."""
+    shape_key, size_key, place_key = jax.random.split(core_key, 3)
+    share = jax.random.uniform(size_key, minval=0.35, maxval=0.75)
+    shift = jax.random.uniform(place_key, (2,), minval=-1.0, maxval=1.0)
+    keys = jnp.stack([key, shape_key])
+    centres = jnp.stack([centre, centre + 0.5 * (1.0 - share) * radius * shift])
+    radii = jnp.stack([radius, share * radius])
+    # A loop, so that XLA does not interpolate again in each use of what was interpolated.
+    return jax.lax.map(lambda outline: _shape_distance(*outline, shapes, size_yx), (keys, centres, radii))
+
+
+def _shape_distance(key, centre, radius, shapes, size_yx):
     """Returns the signed distance in pixels to an outline of the bank, turned and scaled, float32 [H, W]."""
     which, turn = jax.random.split(key)
     shape = jnp.asarray(shapes)[jax.random.randint(which, (), 0, len(shapes))]
@@ -278,16 +295,6 @@ def _shape_distance(key, shapes, centre, radius, size_yx):
     scale = nodule_shapes.GRID / (2.0 * nodule_shapes.REACH)
     places = [(each + nodule_shapes.REACH) * scale - 0.5 for each in turned]
     return radius * map_coordinates(shape, places, order=1, mode="nearest")
-
-
-def _core_distance(key, shapes, centre, radius, size_yx):
-    """Returns the signed distance in pixels to the solid core of a part-solid nodule, off its centre."""
-    shape_key, size_key, place_key = jax.random.split(key, 3)
-    share = jax.random.uniform(size_key, minval=0.35, maxval=0.75)
-    moved = centre + 0.5 * (1.0 - share) * radius * jax.random.uniform(
-        place_key, (2,), minval=-1.0, maxval=1.0
-    )
-    return _shape_distance(shape_key, shapes, moved, share * radius, size_yx)
 
 
 def _paint(key, canvas, lung, distance, core, diameter_mm, pixel_mm, plan):
@@ -307,7 +314,7 @@ def _paint(key, canvas, lung, distance, core, diameter_mm, pixel_mm, plan):
     glass = image + hazy * dark * (340.0 + 60.0 * soft + 1.5 * _box_mean(noise, 5))
     full = _mix(image, _share(distance, width) * faint, _TISSUE_HU + 35.0 * hard, noise)
     part = _mix(glass, jnp.minimum(_share(core, width), hazy), _TISSUE_HU + 25.0 * hard, noise)
-    painted = jnp.stack([full, part, glass])[kind]
+    painted = _pick(kind, (full, part, glass))
     ring = (_box_sum(lung.astype(jnp.float32), (3, 3)) > 0.0) & ~lung
     return jnp.where(lung, painted, jnp.where(ring, jnp.maximum(image, painted), image))
 
