@@ -59,11 +59,15 @@ class Decision:
         return (1.0 - self.threshold) / self.threshold
 
 
-def read_decision(workdir):
+def read_decision(workdir, *, flip=False):
     """Returns the Decision that is stored with a run.
 
+    Args:
+        workdir: pathlib.Path of a run or a bundle.
+        flip: whether it is for probabilities that are averaged with the mirrored slices'.
+
     Raises:
-        InputError: none was chosen, or the file is damaged.
+        InputError: none was chosen, or for other probabilities, or the file is damaged.
     """
     path = workdir / FILE
     if not path.exists():
@@ -72,19 +76,27 @@ def read_decision(workdir):
             f"(python -m auxseg.evaluate --workdir={workdir} --tune)"
         )
     try:
-        stored = runs.read_json(path)["decision"]
-        return Decision(**{key: float(value) for key, value in stored.items()})
+        stored = runs.read_json(path)
+        chosen = Decision(**{key: float(value) for key, value in stored["decision"].items()})
+        chosen_for = bool(stored.get("flip", False))  # runs from before it was a choice lack it
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{path}: cannot be read ({error!r}); choose the threshold again (--tune)"
         ) from error
+    if chosen_for != flip:
+        how, other = ("with", "give it here too") if chosen_for else ("without", "leave it out here too")
+        raise InputError(
+            f"{path}: the threshold was chosen {how} --flip; {other}, or choose again "
+            f"(python -m auxseg.evaluate --workdir={workdir} --tune{' --flip' * flip})"
+        )
+    return chosen
 
 
-def write_decision(workdir, decision, found):
-    """Stores a Decision with what it found on validation, JSON types."""
-    runs.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), **found})
+def write_decision(workdir, decision, found, *, flip=False):
+    """Stores a Decision with what it found on validation, JSON types; `flip` as in `read_decision`."""
+    runs.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), "flip": flip, **found})
 
 
 def decide(probabilities, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):

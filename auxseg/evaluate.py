@@ -1,6 +1,7 @@
 """One evaluation, used after every epoch, at the end of a run, and as a command that writes the report.
 
-python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:CLASS,...] [--tune | --tuned]
+python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:CLASS,...] [--tune | --tuned] \
+    [--flip]
 """
 
 import dataclasses
@@ -111,10 +112,11 @@ def main(argv):
     del argv
     workdir = pathlib.Path(flags.FLAGS.workdir)
     explained = parse_explain(flags.FLAGS.explain)
+    flip = flags.FLAGS.flip
     if flags.FLAGS.tune:
-        print(describe_decision(tune(workdir)))
+        print(describe_decision(tune(workdir, flip=flip)))
     tuned = flags.FLAGS.tuned or flags.FLAGS.tune
-    summary, page = report(workdir, split=flags.FLAGS.split, explained=explained, tuned=tuned)
+    summary, page = report(workdir, split=flags.FLAGS.split, explained=explained, tuned=tuned, flip=flip)
     print(json.dumps(summary, indent=2))
     print(f"report: {page}")
 
@@ -137,23 +139,24 @@ def parse_explain(text):
     return tuple(pairs)
 
 
-def tune(workdir):
+def tune(workdir, *, flip=False):
     """Returns what the nodule threshold and least size found on validation, after storing them with the run.
 
     Args:
         workdir: pathlib.Path of a run.
+        flip: of probabilities that are averaged with the mirrored slices'.
 
     Raises:
         InputError: as `evaluate`; the validation split has no nodule.
     """
     from auxseg import judge
 
-    subject, _, _ = open_run(workdir, "val")
+    subject, _, _ = open_run(workdir, "val", flip=flip)
     allowed = subject.config.eval.get(
         "max_false_per_slice", 1.0
     )  # runs from before the setting are tuned too
     chosen, found = judge.choose_decision(subject, max_false=allowed)
-    decision.write_decision(workdir, chosen, found)
+    decision.write_decision(workdir, chosen, found, flip=flip)
     return found
 
 
@@ -167,7 +170,7 @@ def describe_decision(found):
     )
 
 
-def report(workdir, *, split=None, explained=(), tuned=False):
+def report(workdir, *, split=None, explained=(), tuned=False, flip=False):
     """Returns (summary, page) of a run's best weights on a split, after writing `workdir/report`.
 
     Args:
@@ -175,25 +178,30 @@ def report(workdir, *, split=None, explained=(), tuned=False):
         split: as `evaluate`.
         tuned: take the run's stored threshold and least size of nodules instead of the most likely class.
         explained: (case id, class) pairs for Grad-CAM, () for a choice, None for none.
+        flip: average the probabilities with the mirrored slices'; losses stay those of the slices alone.
 
     Raises:
-        InputError: as `evaluate`; a case to explain that is not there.
+        InputError: as `evaluate`; a case to explain that is not there; a threshold for the other `flip`.
     """
     from auxseg import judge
 
-    subject, split, found = open_run(workdir, split)
+    subject, split, found = open_run(workdir, split, flip=flip)
     judge.find_cases(subject.dataset, explained or ())
     if tuned:
-        subject = dataclasses.replace(subject, decision=decision.read_decision(workdir))
+        subject = dataclasses.replace(subject, decision=decision.read_decision(workdir, flip=flip))
     results = _evaluate(subject, split)
     judgement = judge.judge_split(subject, split)
     page = judge.write(workdir, subject, judgement, explained=explained)
-    return {"split": split, "epoch": found["epoch"], **_summarise_decided(results, judgement, tuned)}, page
+    return {
+        "split": split,
+        "epoch": found["epoch"],
+        **_summarise_decided(results, judgement, tuned or flip),
+    }, page
 
 
-def _summarise_decided(results, judgement, tuned):
+def _summarise_decided(results, judgement, otherwise):
     """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
-    if not tuned:
+    if not otherwise:
         return summarise(results)
     rows = judgement.evaluation.rows
     confusion = np.array([
@@ -221,8 +229,8 @@ def evaluate(workdir, *, split=None):
     return {"split": split, "epoch": found["epoch"], **summarise(_evaluate(subject, split))}
 
 
-def open_run(workdir, split):
-    """Returns (judge.Subject, split, what is stored with the weights) of a run; see `evaluate`."""
+def open_run(workdir, split, *, flip=False):
+    """Returns (judge.Subject, split, what is stored with the weights) of a run; see `evaluate` and `report`."""
     from auxseg import judge
 
     config = runs.read_config(workdir)
@@ -237,9 +245,8 @@ def open_run(workdir, split):
     feed = input_pipeline.create_feed(
         dataset, members[split], placement=config.data.placement, devices=devices
     )
-    subject = judge.Subject(
-        config, dataset, members, feed, variables, judge.create_predict_fn(config, devices)
-    )
+    predict_fn = judge.create_predict_fn(config, devices, flip=flip)
+    subject = judge.Subject(config, dataset, members, feed, variables, predict_fn, flip=flip)
     return subject, split, found
 
 
@@ -373,4 +380,5 @@ if __name__ == "__main__":
         "tune", False, "first choose the nodule threshold and least size on val, and store them"
     )
     flags.DEFINE_bool("tuned", False, "take the stored nodule threshold and least size")
+    flags.DEFINE_bool("flip", False, "average with the mirrored slices, as `predict --flip` does")
     cli.run(main)

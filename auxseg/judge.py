@@ -32,6 +32,7 @@ class Subject:
         variables: the best weights, on the host.
         predict_fn: from `create_predict_fn`.
         decision: decision.Decision; the most likely class unless another was asked for.
+        flip: whether `predict_fn` averages with the mirrored slices.
     """
 
     config: Any
@@ -41,6 +42,7 @@ class Subject:
     variables: Any
     predict_fn: Any
     decision: decision.Decision = decision.Decision()
+    flip: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +62,19 @@ class Judgement:
     seconds: float
 
 
-def create_predict_fn(config, devices):
-    """Returns (variables, RawBatch) -> probabilities [devices, n, H, W, C], compiled for `devices`."""
+def create_predict_fn(config, devices, *, flip=False):
+    """Returns (variables, RawBatch) -> probabilities [devices, n, H, W, C], compiled for `devices`.
+
+    Args:
+        config: the run's settings.
+        devices: as `parallel.choose_devices`.
+        flip: average with the mirrored slices, as `steps.predict_step`.
+    """
     step = functools.partial(
-        steps.predict_step, model=models.create_model(config.model), window_hu=tuple(config.data.window_hu)
+        steps.predict_step,
+        model=models.create_model(config.model),
+        window_hu=tuple(config.data.window_hu),
+        flip=flip,
     )
     return parallel.parallelize(step, devices)
 
@@ -307,6 +318,17 @@ def write(workdir, subject, judgement, *, explained=None, folder=None):
     return write_report(workdir / "report" if folder is None else folder, report)
 
 
+def describe_masks(subject):
+    """Returns in words how the masks of a Subject are made of its probabilities."""
+    chosen = subject.decision
+    rule = (
+        "the most likely class"
+        if chosen == decision.Decision()
+        else f"nodules from a share of {chosen.threshold:g} and {chosen.min_mm:g} mm on, chosen on validation"
+    )
+    return rule + (", of the mean with the mirrored slice" if subject.flip else "")
+
+
 def list_facts(subject, judgement, run):
     """Returns name -> text: size of the network, time, hardware."""
     leaves = jax.tree_util.tree_leaves_with_path(subject.variables["params"])
@@ -325,6 +347,7 @@ def list_facts(subject, judgement, run):
         "Multiply-accumulates an image": "n/a" if count is None else f"{count / 1e9:.3f} G",
         "Hardware": f"{len(subject.feed.devices)} x {subject.feed.devices[0].device_kind}",
         "Prediction and scoring": f"{judgement.seconds:.1f} s for {cases} cases, compilation included",
+        "Masks": describe_masks(subject),
     }
     if run.summary:
         facts |= {

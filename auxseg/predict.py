@@ -28,7 +28,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import __version__, cli, ct, decision, native, outputs, postprocess, progress, scan_checks, scans
+from auxseg import (
+    __version__,
+    augment,
+    cli,
+    ct,
+    decision,
+    native,
+    outputs,
+    postprocess,
+    progress,
+    scan_checks,
+    scans,
+)
 from auxseg.bundle import load_network
 from auxseg.datasets.resize import AIR_HU, resize_image
 from auxseg.errors import InputError, check_choice
@@ -309,16 +321,17 @@ def _finish(first, count, finish, weights):
     return first, masks[:count], probabilities
 
 
-def read_decision(workdirs):
+def read_decision(workdirs, *, flip=False):
     """Returns the `decision.Decision` that was chosen for all of some runs.
 
     Args:
         workdirs: paths of runs or bundles.
+        flip: whether their probabilities are averaged with the mirrored slices'.
 
     Raises:
-        InputError: none was chosen for one of them, or they differ.
+        InputError: none was chosen for one of them, or with the other `flip`, or they differ.
     """
-    chosen = {workdir: decision.read_decision(pathlib.Path(workdir)) for workdir in workdirs}
+    chosen = {workdir: decision.read_decision(pathlib.Path(workdir), flip=flip) for workdir in workdirs}
     if len(set(chosen.values())) > 1:
         listed = ", ".join(f"{one.threshold:g} in {workdir}" for workdir, one in chosen.items())
         raise InputError(
@@ -345,8 +358,7 @@ def predict_probabilities(network, images, *, flip):
 
 @jax.jit
 def _average_mirrored(probabilities, mirrored):
-    swapped = mirrored[:, :, ::-1][..., jnp.array([0, RIGHT, LEFT, NODULE])]
-    return 0.5 * (probabilities + swapped)
+    return 0.5 * (probabilities + augment.turn_back(mirrored))
 
 
 def check_masks(masks, *, whole):
@@ -784,7 +796,7 @@ def main(argv):
             raise InputError(
                 "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"
             )
-        chosen = read_decision(values.workdir.split(","))
+        chosen = read_decision(values.workdir.split(","), flip=values.flip)
     clean = postprocess.Options(values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px)
     options = Options(
         values.slice,

@@ -295,10 +295,24 @@ def eval_step(
     return CaseResults(*cases, counts, jax.nn.sigmoid(outputs.class_logits))
 
 
-def predict_step(variables, raw, *, model, window_hu):
-    """Returns softmax probabilities float32 [N, H, W, C] of a RawBatch."""
+def predict_step(variables, raw, *, model, window_hu, flip=False):
+    """Returns softmax probabilities float32 [N, H, W, C] of a RawBatch.
+
+    Args:
+        variables: the model's.
+        raw: input_pipeline.RawBatch.
+        model: Flax module.
+        window_hu: (low, high).
+        flip: average with those of the mirrored slices, left and right exchanged back.
+    """
     images = input_pipeline.to_input(raw.images, window_hu)
-    return jax.nn.softmax(model.apply(variables, images).mask_logits, axis=-1)
+
+    def predict(images):
+        return jax.nn.softmax(model.apply(variables, images).mask_logits, axis=-1)
+
+    if not flip:
+        return predict(images)
+    return 0.5 * (predict(images) + augment.turn_back(predict(images[:, :, ::-1])))
 
 
 def _count(outputs, batch):

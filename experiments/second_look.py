@@ -19,11 +19,9 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from auxseg import cli, decision, evaluate, input_pipeline, judge, parallel, runs
+from auxseg import augment, cli, decision, evaluate, input_pipeline, judge, parallel, runs
 from auxseg.datasets import load
-from auxseg.datasets.labels import LEFT, RIGHT
 from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES
 from experiments import nodules, runner
 
 FILE = "second_look.json"
@@ -108,11 +106,9 @@ def name_looks(sizes):
 
 def _mirror(predict_fn):
     """Returns a `judge.create_predict_fn` that sees mirror images; the two lungs are exchanged back."""
-    order = np.arange(len(CLASS_NAMES))
-    order[[LEFT, RIGHT]] = RIGHT, LEFT
-    return lambda variables, batch: predict_fn(variables, batch._replace(images=batch.images[..., ::-1]))[
-        ..., ::-1, :
-    ][..., order]
+    return lambda variables, batch: augment.turn_back(
+        predict_fn(variables, batch._replace(images=batch.images[..., ::-1]))
+    )
 
 
 def _mean_cases(subject, split, looks):

@@ -105,6 +105,12 @@ def test_stored_and_read_again(tmp_path):
     choice = decision.Decision(0.7, 4.0, 3.0)
     decision.write_decision(tmp_path, choice, {"split": "val"})
     assert decision.read_decision(tmp_path) == choice
+    with pytest.raises(InputError, match="chosen without --flip; leave it out here too, .* --tune --flip"):
+        decision.read_decision(tmp_path, flip=True)
+    decision.write_decision(tmp_path, choice, {"split": "val"}, flip=True)
+    assert decision.read_decision(tmp_path, flip=True) == choice
+    with pytest.raises(InputError, match="was chosen with --flip; give it here too, or choose again"):
+        decision.read_decision(tmp_path)
     (tmp_path / decision.FILE).write_text(json.dumps({"decision": {"threshold": "high"}}), encoding="utf-8")
     with pytest.raises(InputError, match="nodules.json: cannot be read .* choose the threshold again"):
         decision.read_decision(tmp_path)

@@ -1,12 +1,14 @@
 """The command: from a tiny trained run to its report, the same numbers twice, clear errors."""
 
+import dataclasses
 import json
 import re
 
 import fakes
+import numpy as np
 import pytest
 
-from auxseg import decision, evaluate, train
+from auxseg import decision, evaluate, judge, train
 from auxseg.errors import InputError
 from auxseg.report import tables
 from configs import base
@@ -79,6 +81,27 @@ def test_a_threshold_is_chosen_on_val_stored_and_applied(workdir, capsys):
     plain, _ = evaluate.report(workdir, split="test", explained=None)
     stored = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["scores"]["test"]
     assert {key: plain[key] for key in stored} == stored
+
+
+def test_the_mean_with_the_mirrored_slice_is_evaluated_and_tuned(workdir):
+    plain, split, _ = evaluate.open_run(workdir, "test")
+    flipped, _, _ = evaluate.open_run(workdir, "test", flip=True)
+    members = plain.members[split]
+    ours = np.stack([each for _, each in judge.predict(flipped, members)])
+    alone = np.stack([each for _, each in judge.predict(plain, members)])
+    mirrored = dataclasses.replace(
+        plain, predict_fn=lambda v, raw: plain.predict_fn(v, raw._replace(images=raw.images[..., ::-1]))
+    )
+    turned = np.stack([each for _, each in judge.predict(mirrored, members)])[:, :, ::-1][..., [0, 2, 1, 3]]
+    np.testing.assert_allclose(ours, (alone + turned) / 2, atol=1e-5)
+    assert np.abs(ours - alone).max() > 1e-3
+    found = evaluate.tune(workdir, flip=True)
+    with pytest.raises(InputError, match="was chosen with --flip; give it here too"):
+        evaluate.report(workdir, split="test", explained=None, tuned=True)
+    _, page = evaluate.report(workdir, split="test", explained=None, tuned=True, flip=True)
+    text = page.read_text(encoding="utf-8")
+    assert f"a share of {found['chosen']['threshold']:g} and" in text or "the most likely class, of" in text
+    assert "of the mean with the mirrored slice" in text
 
 
 def test_which_cases_to_explain():
