@@ -6,7 +6,7 @@ FOLDER holds real slices as NPZ (120 middle slices of LUNA16, 8 of them with a n
 the phantom, whose weights some arms start from (configs/recommended.py names its command), and
 `--init_from_no_se`, `--init_from_no_aux` are the same without that part of the network. All arms have the
 network, size, batches and folds of configs/recommended.py, and its epochs, but for those that name another size
-and for the paper's recipe, which has its own epochs and early stopping (`PAPER`). Cross-validated by patient over
+and for those that do not start from the phantom, which have the paper's epochs (`PAPER`), and its early stopping. Cross-validated by patient over
 `--num_folds` folds: one fold is test, the next one val, so that every slice, and every nodule, is scored once a
 seed by a network that saw it neither in training nor in the choice of its threshold. Inserted nodules are for
 training alone. Scores are at the slice's own resolution, at three operating points: the most likely class;
@@ -59,7 +59,7 @@ TITLES = {
     "paper": "the paper's recipe",
     "paper_pretrained": "the paper's recipe, started from the phantom",
     "recommended": "recommended",
-    "no_pretraining": "recommended, without the phantom",
+    "no_pretraining": "recommended, without the phantom, as many epochs as the paper's",
     "no_insertion": "recommended, without inserted nodules",
     "no_augmentation": "recommended, without augmentation",
     "paper_loss": "recommended, with the paper's loss",
@@ -95,7 +95,9 @@ def create_arms(init_from, epochs=None, starts=None):
         "paper": paper,
         "recommended": start,
         "paper_pretrained": {**paper, **start},
-        "no_pretraining": {},
+        "no_pretraining": {
+            f"{name}_epochs": paper["train.num_epochs"] for name in ("train.num", "optim.cosine")
+        },
         "no_insertion": {**start, "insert.enabled": False},
         "no_augmentation": {**start, "augment.enabled": False},
         "paper_loss": {**start, **{name: value for name, value in PAPER.items() if name.startswith("loss.")}},
