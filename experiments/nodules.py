@@ -13,8 +13,8 @@ training alone. Scores are at the slice's own resolution, at three operating poi
 threshold and least size chosen on the run's own val; and chosen on val of all runs of the recipe, see
 `pool_counts`. The study goes on where it was stopped, and takes in every finished run of its folder that fits the
 command (`find_runs`), so that arms may have other numbers of seeds. `nodules.json`, `nodules.md` (the scores, and
-each arm less the recommended one), and `nodules.png`, every real nodule with what was found of it, are written
-into its folder. With `--phantom` the networks are scored on the test split of the phantom that they started from,
+each arm less the recommended one), `nodules.png`, every real nodule with what was found of it, and
+`nodules_curves.png`, what every threshold finds at how many false ones, are written into its folder. With `--phantom` the networks are scored on the test split of the phantom that they started from,
 too.
 """
 
@@ -289,6 +289,52 @@ def draw(path, workdirs):
                 below.contour(mask, [0.5], colors=colour, linewidths=1.0)
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def draw_curves(path, result):
+    """Writes the free-response curves of the arms: nodules found against false ones a slice, over all thresholds.
+
+    Points are the most likely class and what was chosen on val of all runs, with the exact interval of the share.
+    Recipes that mark no nodule at all have no curve; they stand in the legend.
+
+    Args:
+        path: pathlib.Path of a PNG.
+        result: of `collect`.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9.5, 5.0))
+    colours = plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]
+    for number, (arm, about) in enumerate(result["arms"].items()):
+        colour, first = colours[number % len(colours)], arm == "recommended"
+        curve = [each for each in about["curve"] if each["false per slice"] > 0]
+        axis.plot(
+            [each["false per slice"] for each in curve],
+            [each["found"] / each["nodules"] for each in curve],
+            color=colour, linewidth=2.5 if first else 1.2, label=f"{TITLES[arm].removeprefix('recommended, ')} ({about['runs']} runs)",
+        )  # fmt: skip
+        for point, marker in ((POINTS[0], "o"), (SHOWN, "s")):
+            share, false = about[point]["sensitivity"], about[point]["false per slice"]["estimate"]
+            if false:
+                axis.plot(false, share["estimate"], marker, color=colour, markersize=8 if first else 5)
+                if first:
+                    ends = [
+                        [share["estimate"] - share["exact_low"]],
+                        [share["exact_high"] - share["estimate"]],
+                    ]
+                    axis.errorbar(false, share["estimate"], ends, color=colour, capsize=3, linewidth=0.8)
+    axis.axvline(MAX_FALSE, color="grey", linewidth=0.8, linestyle=":")
+    axis.set_xscale("log")
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xlabel("false nodules a slice (curves: at the network's size, points: at the slice's own)")
+    axis.set_ylabel("share of the real nodules found")
+    axis.set_title(f"circle: {POINTS[0]}; square: {SHOWN}", fontsize=9)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -661,6 +707,7 @@ def study(protocol, folder, *, init_from, starts=None, jobs=1, dry_run=False, on
         path for run, path in workdirs.items() if (run.arm, run.config.seed) == (shown, protocol.seeds[0])
     ]
     draw(folder / "nodules.png", first)
+    draw_curves(folder / "nodules_curves.png", result)
     print(to_markdown(result))
     return result
 

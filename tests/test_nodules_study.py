@@ -184,7 +184,8 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
         for image, reference, prediction in crops.values():
             assert reference[nodules.CROP_PX, nodules.CROP_PX] and set(np.unique(prediction)) <= {0.0, 1.0}
             assert image.min() < -500
-    assert (tmp_path / "study" / "nodules.png").stat().st_size > 1000
+    for name in ("nodules.png", "nodules_curves.png"):
+        assert (tmp_path / "study" / name).stat().st_size > 1000
     only = tmp_path / "study" / "runs" / "paper-f0-s1"
     scored = nodules.score_phantom(only, only)  # its own data in the place of the phantom's
     assert scored == points_of(only)
