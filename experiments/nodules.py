@@ -4,7 +4,8 @@
 
 FOLDER holds real slices as NPZ (120 middle slices of LUNA16, 8 of them with a nodule); `--init_from` is a run on
 the phantom, whose weights some arms start from (configs/recommended.py names its command), and
-`--init_from_no_se`, `--init_from_no_aux` are the same without that part of the network. All arms have the
+`--init_from_no_se`, `--init_from_no_aux` are the same without that part of the network, `--init_from_other` is
+another run of it: arms that start from one run share what chance made of it. All arms have the
 network, size, batches and folds of configs/recommended.py, and its epochs, but for those that name another size
 and for those that do not start from the phantom, which have the paper's epochs (`PAPER`), and its early stopping. Cross-validated by patient over
 `--num_folds` folds: one fold is test, the next one val, so that every slice, and every nodule, is scored once a
@@ -71,14 +72,19 @@ TITLES = {
     "more_nodules": "recommended, every fourth slice with a real nodule",
     "aux_0.3": "recommended, the paper's weight of the auxiliary loss",
     "no_aux_loss": "recommended, auxiliary head not trained on real slices",
+    "other_start": "recommended, from another run on the phantom",
     "no_se": "recommended, without SE, there and on the phantom",
     "no_aux": "recommended, without the auxiliary head, there and on the phantom",
     "size_384": "recommended, 384x384",
     "size_512": "recommended, 512x512",
 }
 
-STARTS = {"no_se": "--init_from_no_se", "no_aux": "--init_from_no_aux"}
-"""The flag of the pre-training of each arm whose network is another than the recommended one's."""
+STARTS = {
+    "other_start": "--init_from_other",
+    "no_se": "--init_from_no_se",
+    "no_aux": "--init_from_no_aux",
+}
+"""The flag of the pre-training of each arm that has its own."""
 
 
 def create_arms(init_from, epochs=None, starts=None):
@@ -109,6 +115,7 @@ def create_arms(init_from, epochs=None, starts=None):
         "more_nodules": {**start, "train.nodule_fraction": 0.25},
         "aux_0.3": {**start, "loss.aux_weight": 0.3},
         "no_aux_loss": {**start, "loss.aux_weight": 0.0},
+        "other_start": {"train.init_from": starts.get("other_start")},
         "no_se": {"train.init_from": starts.get("no_se"), "model.se": False},
         "no_aux": {"train.init_from": starts.get("no_aux"), "model.aux": False},
         "size_384": {**start, "data.size": (384, 384)},
@@ -777,7 +784,7 @@ if __name__ == "__main__":
         "init_from", None, "run or bundle on the phantom that arms with pre-training start from"
     )
     for each, name in STARTS.items():
-        flags.DEFINE_string(name.removeprefix("--"), None, f"the same for the arm {each}, without that part")
+        flags.DEFINE_string(name.removeprefix("--"), None, f"the same for the arm {each}")
     flags.DEFINE_list("seeds", ["1", "2"], "of initialisation and order, one run each")
     flags.DEFINE_list("folds", [], "test folds; default: all")
     flags.DEFINE_integer("num_folds", 4, "folds, by patient", lower_bound=3)

@@ -13,7 +13,7 @@ from experiments import nodules, runner, second_look
 
 
 def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
-    arms = nodules.create_arms("runs/pretrained", starts={"no_se": "runs/no_se", "no_aux": "runs/no_aux"})
+    arms = nodules.create_arms("runs/pretrained", starts={arm: f"runs/{arm}" for arm in nodules.STARTS})
     assert set(arms) == set(nodules.TITLES)
     config = recommended.get_config()
     for name, changes in arms.items():
