@@ -16,7 +16,7 @@ threshold and least size chosen on the run's own val; and chosen on val of all r
 command (`find_runs`), so that arms may have other numbers of seeds. `nodules.json`, `nodules.md` (the scores, and
 each arm less the recommended one), `nodules.png`, every real nodule with what was found of it, and
 `nodules_curves.png`, what every threshold finds at how many false ones, are written into its folder. With `--phantom` the networks are scored on the test split of the phantom that they started from,
-too.
+too; with `--flip` the mean of each slice and its mirror image is scored, in files that end in `_flip`.
 """
 
 from __future__ import annotations
@@ -131,20 +131,21 @@ def create_config(protocol):
     return runner.create_config(dataclasses.replace(protocol, data="npz", config=config))
 
 
-def count_run(workdir):
-    """Returns {split: decision.Counts} of val and test of a finished run, and what it was tuned to; kept there.
+def count_run(workdir, *, flip=False):
+    """Returns {split: decision.Counts} of val and test of a finished run; kept there.
 
     Of test they make the curve over all thresholds, which nothing is chosen by.
+
+    Args:
+        workdir: pathlib.Path.
+        flip: of the mean with the mirrored slices.
     """
-    path = workdir / COUNTS_FILE
+    path = _kept(workdir, COUNTS_FILE, flip)
     if not path.exists():
-        subject, _, _ = evaluate.open_run(workdir, "val")
-        counted = {"val": judge.count_nodules(subject, "val")}
-        own = decision.choose(
-            counted["val"], max_false=MAX_FALSE, nominal_pixel_mm=judge.nominal_pixel_mm(subject.dataset)
-        )
-        decision.write_decision(workdir, own[0], {"split": "val", **own[1]})
-        counted["test"] = judge.count_nodules(evaluate.open_run(workdir, "test")[0], "test")
+        counted = {
+            split: judge.count_nodules(evaluate.open_run(workdir, split, flip=flip)[0], split)
+            for split in ("val", "test")
+        }
         stored = {
             split: {"slices": each.slices, "sums": each.sums.tolist()} for split, each in counted.items()
         }
@@ -155,7 +156,13 @@ def count_run(workdir):
     }
 
 
-def pool_counts(workdir, others):
+def _kept(workdir, name, flip):
+    """Returns where a file of a run is kept; those of the mean with the mirrored slices have another name."""
+    stem, suffix = name.split(".")
+    return workdir / f"{stem}{'_flip' * flip}.{suffix}"
+
+
+def pool_counts(workdir, others, *, flip=False):
     """Returns the decision.Counts of the validation slices of a run and of others that hold no slice of its test.
 
     A validation split of 30 slices has about two nodules, too few to choose a threshold by; that of another fold
@@ -167,9 +174,11 @@ def pool_counts(workdir, others):
     Args:
         workdir: pathlib.Path of a finished run.
         others: workdirs of runs of the same arm and seed, other folds; may hold `workdir`.
+        flip: as `count_run`.
     """
     pool = find_pool(workdir, others)
-    return sum((count_run(each)["val"] for each in pool), start=count_run(workdir)["val"])
+    first = count_run(workdir, flip=flip)["val"]
+    return sum((count_run(each, flip=flip)["val"] for each in pool), start=first)
 
 
 def find_pool(workdir, others):
@@ -190,21 +199,24 @@ def find_runs(folder, arm):
     }
 
 
-def score_run(workdir, pooled):
+def score_run(workdir, pooled, *, flip=False):
     """Returns one mapping a test slice and operating point of a finished run, JSON types; kept in its workdir.
 
     Args:
         workdir: pathlib.Path.
         pooled: decision.Counts of `pool_counts`, for the last of `POINTS`.
+        flip: as `count_run`.
     """
-    count_run(workdir)
-    own = decision.read_decision(workdir)
-    subject, _, _ = evaluate.open_run(workdir, "test")
-    of_all, _ = decision.choose(
-        pooled, max_false=MAX_FALSE, nominal_pixel_mm=judge.nominal_pixel_mm(subject.dataset)
+    subject, _, _ = evaluate.open_run(workdir, "test", flip=flip)
+    own, of_all = (
+        decision.choose(
+            counts, max_false=MAX_FALSE, nominal_pixel_mm=judge.nominal_pixel_mm(subject.dataset)
+        )[0]
+        for counts in (count_run(workdir, flip=flip)["val"], pooled)
     )
     points = dict(zip(POINTS, (decision.Decision(), own, of_all), strict=True))
-    path, asked = workdir / CASES_FILE, {name: dataclasses.asdict(point) for name, point in points.items()}
+    path = _kept(workdir, CASES_FILE, flip)
+    asked = {name: dataclasses.asdict(point) for name, point in points.items()}
     if path.exists() and (stored := runs.read_json(path))["points"] == asked:
         return stored["rows"]
     rows, crops = [], []
@@ -212,7 +224,7 @@ def score_run(workdir, pooled):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
         crops += _crop_nodules(subject.dataset, index, predictions[SHOWN])
-    np.savez_compressed(workdir / CROPS_FILE, *crops)
+    np.savez_compressed(_kept(workdir, CROPS_FILE, flip), *crops)
     runs.write_json(path, {"points": asked, "rows": rows})
     return rows
 
@@ -270,12 +282,13 @@ def _crop_nodules(dataset, index, prediction):
         yield padded[:, round(y) : round(y) + 2 * CROP_PX, round(x) : round(x) + 2 * CROP_PX]
 
 
-def draw(path, workdirs):
+def draw(path, workdirs, *, flip=False):
     """Writes a picture of every test nodule of some runs: the reference's outline in green, what was found in red.
 
     Args:
         path: pathlib.Path of a PNG.
         workdirs: pathlib.Paths of runs that `score_run` scored.
+        flip: as `count_run`.
     """
     import matplotlib
 
@@ -283,7 +296,9 @@ def draw(path, workdirs):
     from matplotlib import pyplot as plt
 
     crops = [
-        crop for workdir in workdirs for crop in np.load(workdir / CROPS_FILE, allow_pickle=False).values()
+        crop
+        for workdir in workdirs
+        for crop in np.load(_kept(workdir, CROPS_FILE, flip), allow_pickle=False).values()
     ]
     figure, axes = plt.subplots(2, max(1, len(crops)), figsize=(1.7 * max(1, len(crops)), 3.5), squeeze=False)
     for axis in axes.flat:
@@ -466,18 +481,21 @@ def _json(interval):
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in fields.items()}
 
 
-def collect(workdirs, phantom=None, phantom_arms=()):
+def collect(workdirs, phantom=None, phantom_arms=(), *, flip=False):
     """Returns what the finished runs {Run: workdir} found, JSON types: scores by arm, and every nodule.
 
     Args:
         workdirs: {Run: pathlib.Path}.
         phantom: workdir of a run on the phantom by whose test split runs are scored too, or None.
         phantom_arms: the arms that are.
+        flip: as `count_run`.
     """
     rows = [
         {"arm": run.arm, "seed": run.config.seed, "fold": run.config.data.fold, **row}
         for run, workdir in workdirs.items()
-        for row in score_run(workdir, pool_counts(workdir, find_siblings(run, workdirs)))
+        for row in score_run(
+            workdir, pool_counts(workdir, find_siblings(run, workdirs), flip=flip), flip=flip
+        )
     ]
     baseline = {
         (row["case_id"], row["seed"]): row
@@ -498,7 +516,7 @@ def collect(workdirs, phantom=None, phantom_arms=()):
                     point: summarise([r for r in rows if (r["arm"], r["point"]) == (arm, point)], baseline)
                     for point in POINTS
                 },
-                "curve": draw_curve(paths),
+                "curve": count_curve(paths, flip=flip),
             }
             for arm, paths in arms.items()
         },
@@ -594,15 +612,17 @@ def score_phantoms(workdirs, phantom):
     }
 
 
-def draw_curve(paths):
+def count_curve(paths, *, flip=False):
     """Returns what each threshold finds on the test slices of some runs, no nodule left out by size: JSON types.
 
     For looking at: nothing is chosen by it.
 
     Args:
         paths: of finished runs, whose test splits are counted together.
+        flip: as `count_run`.
     """
-    counts = sum((count_run(path)["test"] for path in paths[1:]), start=count_run(paths[0])["test"])
+    first, *others = (count_run(path, flip=flip)["test"] for path in paths)
+    counts = sum(others, start=first)
     found, missed, false = counts.sums[:: len(decision.SIZES_MM), :3].T
     return [
         {"threshold": threshold, "found": int(f), "nodules": int(f + m), "false per slice": n / counts.slices}
@@ -677,7 +697,9 @@ def _cell(interval):
     return f"{value} [{low}, {high}] ({interval['num_cases']})"
 
 
-def study(protocol, folder, *, init_from, starts=None, jobs=1, dry_run=False, only=(), phantom=False):
+def study(
+    protocol, folder, *, init_from, starts=None, jobs=1, dry_run=False, only=(), phantom=False, flip=False
+):
     """Runs the study, and returns what it found after writing it into `folder`; None with `dry_run`.
 
     Args:
@@ -688,6 +710,7 @@ def study(protocol, folder, *, init_from, starts=None, jobs=1, dry_run=False, on
         jobs, dry_run: as `runner.run_all`.
         only: arms; empty: the paper's recipe and the recommended one.
         phantom: score on the test split of the pre-training's phantom, too.
+        flip: score the mean with the mirrored slices, of the arms of `only` alone; the files end in '_flip'.
 
     Raises:
         InputError: an unknown arm, no pre-training, or what `runner.run_all` refuses.
@@ -702,19 +725,20 @@ def study(protocol, folder, *, init_from, starts=None, jobs=1, dry_run=False, on
         raise _no_start("--init_from", "--phantom")
     config = create_config(protocol)
     planned = runner.plan(config, {arm: arms[arm] for arm in chosen}, protocol)
-    planned += find_others(folder, planned, config, arms, protocol)
+    if not flip:
+        planned += find_others(folder, planned, config, arms, protocol)
     workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run)
     if dry_run:
         return None
-    result = collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen)
-    runs.write_json(folder / "nodules.json", result)
-    runs.write_text(folder / "nodules.md", to_markdown(result))
+    result = collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen, flip=flip)
+    runs.write_json(_kept(folder, "nodules.json", flip), result)
+    runs.write_text(_kept(folder, "nodules.md", flip), to_markdown(result))
     shown = "recommended" if "recommended" in chosen else chosen[0]
     first = [
         path for run, path in workdirs.items() if (run.arm, run.config.seed) == (shown, protocol.seeds[0])
     ]
-    draw(folder / "nodules.png", first)
-    draw_curves(folder / "nodules_curves.png", result)
+    draw(_kept(folder, "nodules.png", flip), first, flip=flip)
+    draw_curves(_kept(folder, "nodules_curves.png", flip), result)
     print(to_markdown(result))
     return result
 
@@ -775,6 +799,7 @@ def main(argv):
         dry_run=given.dry_run,
         only=tuple(given.arms),
         phantom=given.phantom,
+        flip=given.flip,
     )
 
 
@@ -795,6 +820,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("epochs", None, "of each run, at most; default: each recipe's own", lower_bound=1)
     flags.DEFINE_list("arms", [], f"of {', '.join(TITLES)}; default: paper,recommended")
     flags.DEFINE_bool("phantom", False, "score on the test split of the phantom of --init_from, too")
+    flags.DEFINE_bool("flip", False, "score the mean with the mirrored slices; files that end in '_flip'")
     flags.DEFINE_bool("dry_run", False, "list the runs and the time, and stop")
     flags.DEFINE_integer("jobs", 1, "runs at once, each in its process; 0: one on each device", lower_bound=0)
     flags.DEFINE_string("out", "runs/nodules", "folder of the study")

@@ -198,6 +198,9 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
     assert list(tables) == ["start", "recommended"]  # not the arm that began with nothing
     assert tables["start"] == tables["recommended"] and tables["start"]["nodules"] == 2
     looked_again(tmp_path / "study", str(folder))
+    mirrored = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",), flip=True)
+    assert mirrored == runs.read_json(tmp_path / "study" / "nodules_flip.json") != result
+    assert (tmp_path / "study" / "nodules_curves_flip.png").stat().st_size > 1000
     with pytest.raises(InputError, match="--init_from_no_se: not given; no_se needs a run on the phantom"):
         nodules.study(protocol, tmp_path / "study", init_from=str(only), only=("no_se",))
     # Everything is there already: a second start computes the same from what is stored.
