@@ -8,7 +8,8 @@ slice's own size and scored there: each look alone, its mean with the first one,
 all seeds. Threshold and least size are chosen on the validation slices of all runs that hold no slice of the
 test split (`nodules.find_pool`), for each look anew. Writes `second_look.json` into the study's folder: for each
 look, over all test slices, the most likely class, the chosen operating point, and its cost: the pixels that the
-network sees, in multiples of the first look's (its operations are proportional to them).
+network sees, in multiples of the first look's (its operations are proportional to them); and what share of a
+slice a look at crops along the lungs would have to see.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from absl import flags
 
 from auxseg import augment, cli, decision, evaluate, input_pipeline, judge, parallel, runs
 from auxseg.datasets import load
+from auxseg.datasets.labels import LEFT, RIGHT
 from auxseg.errors import InputError
 from experiments import nodules, runner
 
 FILE = "second_look.json"
+MARGIN_PX, STEP_PX = 16, 16
 NATIVE_PX = 512
 """Of a slice whose size in mm is not known, by which a least size becomes pixels: LUNA16's."""
 
@@ -157,6 +160,23 @@ def _sum(rows):
     }
 
 
+def share_of_boxes(mask, *, margin=MARGIN_PX, step=STEP_PX):
+    """Returns the share of a slice that the boxes of its two lungs take: what crops along them cost of the whole.
+
+    Args:
+        mask: uint8 [H, W], class indices.
+        margin: pixels about each lung, within the slice.
+        step: the sides of a box are multiples of it, as the network's poolings ask for.
+    """
+    pixels = 0
+    for side in (LEFT, RIGHT):
+        places = np.argwhere(mask == side)
+        if len(places):
+            sides = np.minimum(np.ptp(places, axis=0) + 1 + 2 * margin, mask.shape)
+            pixels += np.prod(-(-sides // step) * step)
+    return float(pixels / mask.size)
+
+
 def main(argv):
     """Runs the command."""
     del argv
@@ -174,13 +194,23 @@ def main(argv):
         counted[path] = count_looks([path], sizes, given.data_dir)
         print(f"looked again: {path.name}", flush=True)
     table = collect(counted, workdirs) | _average_seeds(workdirs, sizes[0], given.data_dir)
-    runs.write_json(folder / FILE, {"arm": given.arm, "runs": len(workdirs), "looks": table})
+    runs.write_json(
+        folder / FILE,
+        {"arm": given.arm, "runs": len(workdirs), "looks": table, "boxes": _measure_boxes(workdirs)},
+    )
     for look, about in table.items():
         best = about["tuned"]
         print(
             f"{look}: {best['found']} of {best['nodules']}, {best['false per slice']:.2f} false ones a slice, "
             f"Dice {best['nodule Dice']:.2f}, {about['cost']:.1f} times the cost"
         )
+
+
+def _measure_boxes(workdirs):
+    """Returns the mean and the range of `share_of_boxes` over the slices of some runs, at their own size."""
+    dataset = load(next(iter(workdirs)).config.data)
+    shares = [share_of_boxes(dataset.read_native_mask(index)) for index in range(len(dataset))]
+    return {"slices": len(shares), "mean": np.mean(shares), "least": min(shares), "largest": max(shares)}
 
 
 def _average_seeds(workdirs, size, data_dir):

@@ -245,6 +245,15 @@ def looked_again(study, data_dir):
     assert not np.array_equal(once[case], plain[case])
 
 
+def test_what_crops_along_the_lungs_cost():
+    mask = np.zeros((64, 64), np.uint8)
+    assert second_look.share_of_boxes(mask) == 0.0
+    mask[10:20, 4:8] = 1  # 10 x 4 with a margin of 2: 14 x 8, in steps of 4: 16 x 8
+    assert second_look.share_of_boxes(mask, margin=2, step=4) == 16 * 8 / 64**2
+    mask[:, 40:44] = 2
+    assert second_look.share_of_boxes(mask, margin=2, step=4) == (16 * 8 + 64 * 8) / 64**2
+
+
 def test_the_operating_point_of_a_look_is_chosen_by_its_own_validation_slices(tmp_path):
     choices = decision.create_choices(1.0)
     plain, high = (choices.index(decision.Decision(threshold)) for threshold in (0.5, 0.9))
