@@ -11,7 +11,7 @@ Measured on 120 LUNA16 middle slices, four folds by patient (60 train, 30 val, 3
 a run on one core, after a pre-training of 26. Of the nodules of 6 mm and more 12 of 12 are found at 0.74 false ones a
 slice, with threshold and size chosen on validation and the mean with the mirrored slice, outlined with a mean Dice
 of 0.77 (without the mirrored slice 8 of 12 at 0.68); lungs 0.985 and 0.987. README.md (Nodules that are found) has
-the intervals and the rest. Width 8 and 256x256 are what a CPU allows; WIDER.
+the intervals and the rest. Width 8 and 256x256 are what a CPU allows; a wider network was not tried.
 """
 
 from configs import base
