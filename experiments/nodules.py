@@ -207,11 +207,9 @@ def score_run(workdir, pooled, *, flip=False):
         pooled: decision.Counts of `pool_counts`, for the last of `POINTS`.
         flip: as `count_run`.
     """
-    subject, _, _ = evaluate.open_run(workdir, "test", flip=flip)
+    nominal_pixel_mm = decision.NOMINAL_FIELD_MM / runs.read_config(workdir).data.size[1]
     own, of_all = (
-        decision.choose(
-            counts, max_false=MAX_FALSE, nominal_pixel_mm=judge.nominal_pixel_mm(subject.dataset)
-        )[0]
+        decision.choose(counts, max_false=MAX_FALSE, nominal_pixel_mm=nominal_pixel_mm)[0]
         for counts in (count_run(workdir, flip=flip)["val"], pooled)
     )
     points = dict(zip(POINTS, (decision.Decision(), own, of_all), strict=True))
@@ -219,6 +217,7 @@ def score_run(workdir, pooled, *, flip=False):
     asked = {name: dataclasses.asdict(point) for name, point in points.items()}
     if path.exists() and (stored := runs.read_json(path))["points"] == asked:
         return stored["rows"]
+    subject, _, _ = evaluate.open_run(workdir, "test", flip=flip)
     rows, crops = [], []
     for index, probabilities in judge.predict(subject, subject.members["test"]):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
