@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+
 class TrainState(NamedTuple):
     """Parameters and all that training adds to them; a tree of arrays.
 

@@ -73,9 +73,7 @@ def bootstrap_ratio(numerators, denominators, patients, *, num_resamples=NUM_RES
 def _resample(num, num_resamples, seed):
     """Returns float64 [num_resamples, num]: how often each of `num` patients is drawn. Kept: tables ask often."""
     return (
-        np.random.default_rng(seed)
-        .multinomial(num, np.full(num, 1 / num), num_resamples)
-        .astype(np.float64)
+        np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), num_resamples).astype(np.float64)
     )
 
 

@@ -90,7 +90,9 @@ def get_config():
 
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 8  # (4); over all devices
-    train.accumulate_steps = 1  # parts of a device's batch, one after another: less memory; batch norm by part
+    train.accumulate_steps = (
+        1  # parts of a device's batch, one after another: less memory; batch norm by part
+    )
     train.num_epochs = 50  # (4), at most
     train.order_seed = 1  # of the order of the examples
     train.nodule_fraction = placeholder(float)  # of an epoch's examples show a nodule; default: as it comes

@@ -1,6 +1,6 @@
 """Ablation: without the auxiliary head and its loss (6,445,501 parameters and statistics).
 
-    python -m auxseg.main --config=configs/no_aux.py --config.data.dir=LUNA16
+python -m auxseg.main --config=configs/no_aux.py --config.data.dir=LUNA16
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """Ablation: without squeeze-and-excitation (6,137,681 parameters and statistics).
 
-    python -m auxseg.main --config=configs/no_se.py --config.data.dir=LUNA16
+python -m auxseg.main --config=configs/no_se.py --config.data.dir=LUNA16
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """Ablation: the separable U-Net alone, without SE and auxiliary head (6,005,965 parameters and statistics).
 
-    python -m auxseg.main --config=configs/plain.py --config.data.dir=LUNA16
+python -m auxseg.main --config=configs/plain.py --config.data.dir=LUNA16
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """The README's first run: the phantom for two minutes of training, then the report; see phantom.py for more.
 
-    python -m auxseg.main --config=configs/quickstart.py
+python -m auxseg.main --config=configs/quickstart.py
 """
 
 from configs import phantom

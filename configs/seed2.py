@@ -1,6 +1,6 @@
 """The paper's second run (Figs 7 and 8): split 2, initialisation 2.
 
-    python -m auxseg.main --config=configs/seed2.py --config.data.dir=LUNA16
+python -m auxseg.main --config=configs/seed2.py --config.data.dir=LUNA16
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """The paper's third run (section 4.1, Figs 9 and 10): split 3, initialisation 3.
 
-    python -m auxseg.main --config=configs/seed3.py --config.data.dir=LUNA16
+python -m auxseg.main --config=configs/seed3.py --config.data.dir=LUNA16
 """
 
 from configs import base

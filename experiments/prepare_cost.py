@@ -62,7 +62,11 @@ def link_folder(source, target, num_scans):
         uid = f"1.2.3.{index}"
         for kind, folder, suffix in (("scan", "subset0", "raw"), ("mask", "seg-lungs-LUNA16", "zraw")):
             (target / folder / f"{uid}.{suffix}").hardlink_to(source / f"{kind}.{suffix}")
-            header = (source / f"{kind}.mhd").read_text(encoding="utf-8").replace(f"{kind}.{suffix}", f"{uid}.{suffix}")
+            header = (
+                (source / f"{kind}.mhd")
+                .read_text(encoding="utf-8")
+                .replace(f"{kind}.{suffix}", f"{uid}.{suffix}")
+            )
             (target / folder / f"{uid}.mhd").write_text(header)
         lines += [f"{uid},{x},0,{z},{d}" for x, z, d in ((70, 0, 6.4), (-70, -40, 10.0), (60, 40, 20.0))]
     (target / "annotations.csv").write_text("\n".join(lines) + "\n")

@@ -460,9 +460,7 @@ def measure_step(config, *, num_steps=2):
     rows, columns = config.data.size
     masks = np.zeros((size, rows, columns), np.uint8)
     images = np.zeros(masks.shape if config.data.slab == 1 else (*masks.shape, config.data.slab), np.int16)
-    raw = input_pipeline.RawBatch(
-        images, masks, np.zeros(size, np.int32), np.ones(size, np.float32)
-    )
+    raw = input_pipeline.RawBatch(images, masks, np.zeros(size, np.int32), np.ones(size, np.float32))
     start = time.perf_counter()
     step = train.create_train_fn(config, devices)
     current = parallel.replicate(jax.device_get(train.create_initial_state(config)), devices)

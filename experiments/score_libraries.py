@@ -138,9 +138,7 @@ def _monai():
 
     def score(function, *arguments, **keywords):
         def compute(prediction, reference):
-            tensors = [
-                torch.tensor(each[None, None].astype(np.float32)) for each in (prediction, reference)
-            ]
+            tensors = [torch.tensor(each[None, None].astype(np.float32)) for each in (prediction, reference)]
             return function(*tensors, *arguments, **keywords)
 
         return compute

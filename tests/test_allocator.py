@@ -22,7 +22,9 @@ print(json.dumps([kept, faults()]))
 
 
 def run(mode):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, encoding="utf-8", check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     return json.loads(done.stdout)
 
 

@@ -32,7 +32,10 @@ def test_what_main_returns_is_the_status():
     ("error", "words"),
     [
         (InputError("data.size: got (0, 0)\nexpected more"), "error: data.size: got (0, 0) expected more"),
-        (FileNotFoundError(2, "No such file or directory", "scan.mhd"), "No such file or directory (scan.mhd)"),
+        (
+            FileNotFoundError(2, "No such file or directory", "scan.mhd"),
+            "No such file or directory (scan.mhd)",
+        ),
         (OSError(28, "No space left on device", "run/cases.csv"), "No space left on device (run/cases.csv)"),
         (PermissionError(13, "Permission denied", "run"), "Permission denied (run)"),
     ],

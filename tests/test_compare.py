@@ -171,6 +171,8 @@ def test_page_and_tables(tmp_path, capsys):
     assert "is supported" in capsys.readouterr().out
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;" in page and "<b>" not in page and "http://" not in page and "https://" not in page
-    assert json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))["differences"][0]["supported"]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))["differences"][0][
+        "supported"
+    ]
     for name in ("runs", "arms", "differences"):
         assert (tmp_path / "out" / f"{name}.csv").is_file()

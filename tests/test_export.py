@@ -163,7 +163,12 @@ def test_a_bundle_runs_without_auxseg(exported, tmp_path, kind):
         tmp_path / "mask.npy",
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, encoding="utf-8", timeout=300, env={**os.environ, "PYTHONPATH": ""}
+        command,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert done.returncode == 0, done.stderr
     mask = np.load(tmp_path / "mask.npy")
@@ -269,7 +274,11 @@ def test_the_command_exports_and_predict_takes_it(real_data, tmp_path):
 
 def _command(module, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, encoding="utf-8", timeout=300
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
     )
 
 

@@ -69,7 +69,9 @@ def test_tables_leave_out_what_is_not_known(tmp_path):
         {"a": 0.0, "b": 2183741.6, "c": -1e-9},
     ]
     outputs.write_table(tmp_path / "t.csv", rows)
-    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == 'a,b,c\n"x, y",,\n1,0.123457,\n0,2183740,-0.000000001\n'
+    assert (tmp_path / "t.csv").read_text(
+        encoding="utf-8"
+    ) == 'a,b,c\n"x, y",,\n1,0.123457,\n0,2183740,-0.000000001\n'
 
 
 def test_damaged_json_is_named(tmp_path):

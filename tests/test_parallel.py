@@ -125,7 +125,9 @@ def test_xla_knows_the_switch():
     code = (
         "import jax; from auxseg import parallel as p; p.make_deterministic(); print(jax.numpy.ones(2).sum())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
     assert done.stdout == "2.0\n", done.stderr
 
 

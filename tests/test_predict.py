@@ -527,7 +527,9 @@ def test_the_command(tmp_path):
     assert done.stdout.startswith("a: done")
     again = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
     assert again.stdout.startswith("a: done before")
-    wrong = subprocess.run([*command, "--slice=9"], capture_output=True, text=True, encoding="utf-8", timeout=300)
+    wrong = subprocess.run(
+        [*command, "--slice=9"], capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert wrong.stderr.splitlines()[-1].startswith("auxseg.predict: error: --output:")
 
@@ -550,7 +552,9 @@ try:
 except ValueError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "prediction.json").is_file()
     assert done.stdout.count("\n") == 1 and "pip install 'auxseg[dicom]'" in done.stdout

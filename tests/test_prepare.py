@@ -27,7 +27,9 @@ def folder(tmp_path_factory):
 def prepare(*flags, cache=None):
     environment = {**os.environ, "AUXSEG_CACHE": str(cache)}
     command = [sys.executable, "-m", "auxseg.prepare", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
 
 
 def test_records_are_found_by_training_and_without_the_scans(folder, tmp_path):

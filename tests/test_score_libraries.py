@@ -9,7 +9,9 @@ from experiments import score_libraries
 def test_our_column(tmp_path):
     out = tmp_path / "table.md"
     assert score_libraries.main(["--out", str(out)]) == 0
-    rows = [line.split(" | ") for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line.split(" | ") for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
     ours = {row[0].strip("| "): row[1] for row in rows}
     assert ours["both empty"] == ours["false positive"] == "nan / nan / nan / nan"
     assert ours["missed"] == "0.000 / 49.244 / 49.244 / 0.000"

@@ -67,9 +67,7 @@ def test_overlap_by_hand():
     reference = np.array([[1, 1], [0, 0]], np.uint8)
     prediction = np.array([[1, 0], [1, 0]], np.uint8)
     row = score(prediction, reference).row
-    values = [
-        row[f"left_lung_{name}"] for name in ("dice", "iou", "precision", "sensitivity", "specificity")
-    ]
+    values = [row[f"left_lung_{name}"] for name in ("dice", "iou", "precision", "sensitivity", "specificity")]
     np.testing.assert_allclose(values, [0.5, 1 / 3, 0.5, 0.5, 0.5])
     assert row["left_lung_accuracy"] == row["accuracy"] == 0.5
     assert row["pixels_left_lung_as_background"] == row["pixels_background_as_left_lung"] == 1
@@ -238,9 +236,7 @@ def test_degenerate_masks_where_libraries_disagree(monkeypatch):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_against_monai(name):
-    monai = pytest.importorskip(
-        "monai.metrics", reason="MONAI (with PyTorch) is no requirement of the tests"
-    )
+    monai = pytest.importorskip("monai.metrics", reason="MONAI (with PyTorch) is no requirement of the tests")
     torch = pytest.importorskip("torch")
     prediction, reference = PAIRS[name]
     tensors = [torch.tensor(each[None, None].astype(np.float32)) for each in (prediction, reference)]
@@ -275,9 +271,7 @@ def test_one_prediction_over_two_nodules_finds_one():
     prediction[2:8, 2:14] = True
     kinds = [
         each["kind"]
-        for each in scores.match_objects(
-            prediction=prediction, reference=reference, spacing_yx_mm=np.ones(2)
-        )
+        for each in scores.match_objects(prediction=prediction, reference=reference, spacing_yx_mm=np.ones(2))
     ]
     assert sorted(kinds) == ["found", "missed"]
 

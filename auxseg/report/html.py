@@ -73,9 +73,7 @@ def _asset(name):
 
 
 def _data(report):
-    return (
-        script_data("case-data", [viewer.to_page(case) for case in report.cases]) if report.cases else None
-    )
+    return script_data("case-data", [viewer.to_page(case) for case in report.cases]) if report.cases else None
 
 
 def _version(report):
@@ -180,9 +178,7 @@ def _tile(rows, name):
         ),
         element(
             "div",
-            element(
-                "small", f"{distance['score']} {number(distance['mean'], 1)} (n = {distance['cases']})"
-            ),
+            element("small", f"{distance['score']} {number(distance['mean'], 1)} (n = {distance['cases']})"),
         ),
         element(
             "div",
@@ -402,8 +398,7 @@ def _nodules(report, pictures, named):
         for row in rows
     ]
     caption = (
-        f"Matched by overlap (IoU at least {scores.MIN_OBJECT_IOU}), in "
-        f"{len(report.evaluation.rows)} slices"
+        f"Matched by overlap (IoU at least {scores.MIN_OBJECT_IOU}), in {len(report.evaluation.rows)} slices"
     )
     return join(table(headings, body, caption=caption), _figures(pictures, "objects"))
 
@@ -575,9 +570,7 @@ def _run(report):
         element(
             "details",
             element("summary", "Versions and hardware"),
-            table(
-                ["What", "Value"], [[key, _text(value)] for key, value in versions.items()], class_="wrap"
-            ),
+            table(["What", "Value"], [[key, _text(value)] for key, value in versions.items()], class_="wrap"),
         ),
         element(
             "details",

@@ -42,9 +42,7 @@ def _data(run):
     if data.get("name") == "phantom":
         lines.append("These are synthetic slices: scores on them say nothing about patients.")
     if data.get("labels") == "airway_as_nodule":
-        lines.append(
-            "The class 'nodule' is the airway here: mask value 5 of LUNA16, as the paper reads it."
-        )
+        lines.append("The class 'nodule' is the airway here: mask value 5 of LUNA16, as the paper reads it.")
     low, high = data.get("window_hu", (None, None))
     if low is not None:
         lines.append(f"The network sees {low:g} to {high:g} HU; what lies outside is clipped.")

@@ -149,10 +149,7 @@ def pooled_table(evaluation):
     """
     owners = patients(evaluation)
     counts = np.array(
-        [
-            [[row[f"pixels_{t}_as_{g}"] for g in CLASS_NAMES] for t in CLASS_NAMES]
-            for row in evaluation.rows
-        ],
+        [[[row[f"pixels_{t}_as_{g}"] for g in CLASS_NAMES] for t in CLASS_NAMES] for row in evaluation.rows],
         np.float64,
     )
     right = np.trace(counts, axis1=1, axis2=2)

@@ -84,9 +84,7 @@ def to_page(case):
         "window": list(case.window_hu),
         "ct": png_uri(to_gray(case.image, case.window_hu)),
         "codes": png_uri(codes),
-        "truth": {
-            name: outline(case.reference == index) for index, name in enumerate(CLASS_NAMES) if index
-        },
+        "truth": {name: outline(case.reference == index) for index, name in enumerate(CLASS_NAMES) if index},
         "prediction": {
             name: outline(case.prediction == index) for index, name in enumerate(CLASS_NAMES) if index
         },

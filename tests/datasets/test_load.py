@@ -49,7 +49,9 @@ def test_npz_needs_neither_simpleitk_nor_tfds(tmp_path):
         "dataset = datasets.load(config); dataset.read([0]); print(len(dataset))"
     )
     root = pathlib.Path(datasets.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
     assert done.stdout == "1\n", done.stderr
 
 

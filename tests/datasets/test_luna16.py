@@ -98,7 +98,9 @@ def test_prepared_records_need_neither_scans_nor_simpleitk(folder, cache):
         "d.read(np.arange(len(d))); d.read_native_mask(0)\n"
         "print(len(d), [m for m in ('SimpleITK', 'tensorflow', 'matplotlib') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
     assert done.stdout.strip() == "14 []", done.stderr
 
 
@@ -245,7 +247,9 @@ def test_two_processes_prepare_one_after_the_other(folder, tmp_path):
     )
 
     def run(_):
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120)
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120
+        )
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         done = list(pool.map(run, range(2)))

@@ -44,6 +44,7 @@ def _scatter(variables):
 def _networks(index):
     """Returns our model and variables, the Keras model with the same weights, and its first draw."""
     import keras
+
     from experiments.peers.keras_unet import create_keras_unet, get_keras_weights, set_keras_weights
 
     keras.utils.set_random_seed(4)
@@ -127,7 +128,9 @@ def test_initial_values_are_drawn_as_by_keras(index):
             np.testing.assert_array_equal(ours[name], value)
         elif value.size >= 128:
             np.testing.assert_allclose(np.abs(ours[name]).max(), np.abs(value).max(), rtol=0.12, err_msg=name)
-            np.testing.assert_allclose(ours[name].std(), value.std(), rtol=3.2 / value.size**0.5, err_msg=name)
+            np.testing.assert_allclose(
+                ours[name].std(), value.std(), rtol=3.2 / value.size**0.5, err_msg=name
+            )
             compared += 1
     assert compared >= 6
 

@@ -95,7 +95,10 @@ def test_files_stand_beside_the_page(written):
     }
     assert {path.stem for path in (written / "figures").iterdir()} == expected
     assert len(read_csv(written / "tables" / "cases.csv")) == 18
-    assert json.loads((written / "scores.json").read_text(encoding="utf-8"))["pooled"][0]["score"] == "pooled DSC (paper)"
+    assert (
+        json.loads((written / "scores.json").read_text(encoding="utf-8"))["pooled"][0]["score"]
+        == "pooled DSC (paper)"
+    )
 
 
 def test_page_shows_what_was_asked_for(written):
@@ -219,7 +222,11 @@ def browse(path, *, script="", width=1280):
         "--virtual-time-budget=5000",
     ]
     result = subprocess.run(
-        [chromium, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=120
+        [chromium, *flags, "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
     )
     logged = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
     return result.stdout, logged

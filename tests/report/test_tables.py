@@ -126,7 +126,11 @@ def test_damaged_csv_is_refused(tmp_path):
 
 def test_json_is_strict(tmp_path):
     tables.write_json(tmp_path / "a.json", {"nan": math.nan, "inf": [np.float32(np.inf)], "n": np.int64(3)})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"nan": None, "inf": [None], "n": 3}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
+        "nan": None,
+        "inf": [None],
+        "n": 3,
+    }
 
 
 def test_a_file_that_cannot_be_written_is_one_clear_line(tmp_path):
