@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from auxseg.datasets.labels import LEFT, NODULE, RIGHT
+from auxseg.base.classes import LEFT, NODULE, RIGHT
 
 AIR_HU = -1000.0
 

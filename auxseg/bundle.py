@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from auxseg import checkpoints, input_pipeline, models, npz_files, runs
-from auxseg.errors import InputError, check_choice
-from auxseg.structs import CLASS_NAMES
+from auxseg import checkpoints, input_pipeline, models, runs
+from auxseg.base import files, npz
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError, check_choice
 
 FILE = "bundle.json"
 KINDS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "saved": "weights.npz"}
 """Kinds of bundle and the file that each holds its network in."""
-
 _FORMAT = "auxseg-bundle-1"
 
 
@@ -256,7 +256,7 @@ def read_bundle(path):
 
 
 def _read_description(path):
-    about = runs.read_json(path / FILE)
+    about = files.read_json(path / FILE)
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise InputError(f"{path / FILE}: expected a bundle of format {_FORMAT!r}; export it again")
     missing = {
@@ -335,8 +335,8 @@ def read_saved(path, about=None):
         )
     file = pathlib.Path(path) / KINDS["saved"]
     try:
-        variables = unflatten(npz_files.read_npz(file, most_bytes=checkpoints.MOST_BYTES))
-    except npz_files.UNREADABLE as error:
+        variables = unflatten(npz.read_npz(file, most_bytes=checkpoints.MOST_BYTES))
+    except npz.UNREADABLE as error:
         raise InputError(f"{file}: damaged: {error}; export it again") from error
     if weights_checksum(variables) != about["weights_sha256"]:
         raise InputError(f"{file}: the weights are not those of {FILE}; export it again")

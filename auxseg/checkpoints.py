@@ -24,14 +24,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from auxseg import runs
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.state import TrainState
 
 LATEST, BEST = "latest", "best"
-
 MOST_BYTES = 1 << 35
 """Of the arrays of a checkpoint: a stranger's may claim any size."""
-
 _KEPT = 2
 
 
@@ -193,7 +191,6 @@ def _check_sizes(folder, names):
 _FIRST_ALONE = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="auxseg"
 )
-
 _RESTORE = {"progress": ocp.args.JsonRestore}
 
 

@@ -25,14 +25,12 @@ import zlib
 
 import numpy as np
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
 """Endings of the scan files that can be read."""
-
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 """Direction of a scan whose stored axes are the canonical ones."""
-
 _MET_BYTES = {
     "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4,
     "MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8,
@@ -107,7 +105,7 @@ def index_to_mm(geometry, index_xyz):
         float64 [..., 3] in mm.
     """
     scaled = np.asarray(index_xyz, np.float64) * np.asarray(geometry.spacing_xyz_mm)
-    return scaled @ _matrix(geometry).T + np.asarray(geometry.origin_xyz_mm)
+    return scaled @ direction_matrix(geometry).T + np.asarray(geometry.origin_xyz_mm)
 
 
 def mm_to_index(geometry, points_xyz_mm):
@@ -121,7 +119,7 @@ def mm_to_index(geometry, points_xyz_mm):
         float64 [..., 3] in the order x, y, z; may lie outside the grid.
     """
     offset = np.asarray(points_xyz_mm, np.float64) - np.asarray(geometry.origin_xyz_mm)
-    return offset @ np.linalg.inv(_matrix(geometry)).T / np.asarray(geometry.spacing_xyz_mm)
+    return offset @ np.linalg.inv(direction_matrix(geometry)).T / np.asarray(geometry.spacing_xyz_mm)
 
 
 def find_orientation(geometry):
@@ -130,7 +128,7 @@ def find_orientation(geometry):
     Of the 6 orders of the axes, the one with the largest sum of |cosines| to x, y and z; a grid that lies
     between two orders takes the first.
     """
-    matrix = _matrix(geometry)
+    matrix = direction_matrix(geometry)
     orders = list(itertools.permutations(range(3)))
     closeness = [sum(abs(matrix[row, column]) for row, column in enumerate(order)) for order in orders]
     axes = orders[int(np.argmax(np.round(closeness, 6)))]
@@ -143,7 +141,7 @@ def to_canonical_geometry(geometry, orientation):
     size = np.asarray(geometry.size_xyz)
     first = np.zeros(3)
     first[axes] = np.where(flips, size[axes] - 1, 0)
-    matrix = _matrix(geometry)[:, axes] * np.where(flips, -1.0, 1.0)
+    matrix = direction_matrix(geometry)[:, axes] * np.where(flips, -1.0, 1.0)
     return Geometry(
         size_xyz=tuple(int(n) for n in size[axes]),
         spacing_xyz_mm=tuple(geometry.spacing_xyz_mm[axis] for axis in axes),
@@ -170,7 +168,7 @@ def geometry_difference(first, second):
     from the same corner of the other: header values are often rounded.
     """
     if first.size_xyz != second.size_xyz:
-        return f"size {_by(first.size_xyz)} and {_by(second.size_xyz)}"
+        return f"size {format_size(first.size_xyz)} and {format_size(second.size_xyz)}"
     corners = np.array(list(itertools.product(*[(0, n - 1) for n in first.size_xyz])))
     apart_mm = np.linalg.norm(index_to_mm(first, corners) - index_to_mm(second, corners), axis=-1).max()
     if apart_mm <= 0.25 * min(first.spacing_xyz_mm):
@@ -178,7 +176,7 @@ def geometry_difference(first, second):
     for name in ("spacing_xyz_mm", "origin_xyz_mm", "direction"):
         values = np.asarray(getattr(first, name)), np.asarray(getattr(second, name))
         if not np.allclose(*values, rtol=1e-4, atol=1e-3):
-            return f"{name} {_list(values[0])} and {_list(values[1])}, corners up to {apart_mm:.2f} mm apart"
+            return f"{name} {format_numbers(values[0])} and {format_numbers(values[1])}, corners up to {apart_mm:.2f} mm apart"
     return f"corners up to {apart_mm:.2f} mm apart"
 
 
@@ -191,10 +189,10 @@ def read_header(path):
     """
     path = check_scan_path(path)
     if path.suffix.lower() in (".mhd", ".mha"):
-        _check_metaimage_size(path)
+        check_metaimage_size(path)
     reader = _open(path)
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_nifti_size(path)
+        check_nifti_size(path)
     stored = _stored_geometry(reader, path)
     orientation = find_orientation(stored)
     return Header(path, stored, to_canonical_geometry(stored, orientation), orientation)
@@ -285,7 +283,7 @@ def write_volume(path, volume, geometry, *, compress=True):
     import SimpleITK as sitk
 
     path = pathlib.Path(path)
-    _check_suffix(path)
+    check_suffix(path)
     if volume.shape != geometry.shape_zyx:
         raise InputError(f"volume to write to {path}: shape {volume.shape}, expected {geometry.shape_zyx}")
     image = sitk.GetImageFromArray(volume)
@@ -307,18 +305,18 @@ def check_scan_path(path):
         InputError: it does not exist, is a folder or has an unknown ending.
     """
     path = pathlib.Path(path)
-    _check_suffix(path)
+    check_suffix(path)
     if not path.is_file():
         raise InputError(f"scan file: {path} does not exist or is no file")
     return path
 
 
-def _check_suffix(path):
+def check_suffix(path):
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"scan file: got {path}, expected a name that ends in {', '.join(SUFFIXES)}")
 
 
-def _matrix(geometry):
+def direction_matrix(geometry):
     return np.asarray(geometry.direction, np.float64).reshape(3, 3)
 
 
@@ -341,7 +339,7 @@ def _is_plain(path):
     """Returns whether a file's voxels lie uncompressed, so that a slice can be read alone."""
     if path.suffix.lower() not in (".mhd", ".mha"):
         return False
-    return _read_metaimage_fields(path).get("CompressedData", "False").lower() != "true"
+    return read_metaimage_fields(path).get("CompressedData", "False").lower() != "true"
 
 
 def _open(path):
@@ -377,7 +375,7 @@ def _stored_geometry(reader, path):
     size = reader.GetSize()
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         raise InputError(
-            f"scan file: {path} has size {_by(size)} with {reader.GetNumberOfComponents()} values a voxel, "
+            f"scan file: {path} has size {format_size(size)} with {reader.GetNumberOfComponents()} values a voxel, "
             "expected three dimensions and one value a voxel"
         )
     geometry = Geometry(
@@ -386,10 +384,10 @@ def _stored_geometry(reader, path):
     numbers = (*geometry.spacing_xyz_mm, *geometry.origin_xyz_mm, *geometry.direction)
     if not all(map(math.isfinite, numbers)) or min(geometry.spacing_xyz_mm) <= 0:
         raise InputError(
-            f"scan file: {path} has spacing {_list(geometry.spacing_xyz_mm)} and origin "
-            f"{_list(geometry.origin_xyz_mm)}, expected finite numbers and a spacing above 0 mm"
+            f"scan file: {path} has spacing {format_numbers(geometry.spacing_xyz_mm)} and origin "
+            f"{format_numbers(geometry.origin_xyz_mm)}, expected finite numbers and a spacing above 0 mm"
         )
-    if abs(np.linalg.det(_matrix(geometry))) < 0.5:
+    if abs(np.linalg.det(direction_matrix(geometry))) < 0.5:
         raise InputError(f"scan file: {path} has a direction matrix whose axes are not independent")
     return geometry
 
@@ -419,7 +417,7 @@ def _to_hu(array, path):
     return np.ascontiguousarray(np.rint(array) if array.dtype.kind == "f" else array).astype(np.int16)
 
 
-def _read_metaimage_fields(path):
+def read_metaimage_fields(path):
     """Returns the `key = value` lines of a MetaImage header, up to ElementDataFile."""
     fields = {}
     with open(path, "rb") as file:
@@ -433,9 +431,9 @@ def _read_metaimage_fields(path):
     raise InputError(f"scan file: {path} is no MetaImage header: it names no ElementDataFile")
 
 
-def _check_metaimage_size(path):
+def check_metaimage_size(path):
     """Checks the length of the voxel file: ITK itself reports a short one only while reading its end."""
-    fields = _read_metaimage_fields(path)
+    fields = read_metaimage_fields(path)
     name = fields["ElementDataFile"]
     if name == "LIST" or "%" in name:
         # ITK fills missing files of a list with whatever, and hands a pattern to C's printf, which crashes.
@@ -468,7 +466,7 @@ def expected_metaimage_bytes(fields, path):
         raise InputError(f"scan file: the header {path} cannot be understood: {error!r}") from error
 
 
-def _check_nifti_size(path):
+def check_nifti_size(path):
     """Checks the length of a NIfTI file: ITK reads a truncated one without a word."""
     packed = path.name.lower().endswith(".gz")
     try:
@@ -541,9 +539,9 @@ def _move_into_place(folder, path):
         os.replace(file, path.parent / file.name)
 
 
-def _by(numbers):
+def format_size(numbers):
     return "x".join(str(n) for n in numbers)
 
 
-def _list(numbers):
+def format_numbers(numbers):
     return "(" + ", ".join(f"{n:.6g}" for n in numbers) + ")"

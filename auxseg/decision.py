@@ -15,19 +15,17 @@ import itertools
 import numpy as np
 
 from auxseg import postprocess, runs, scores
-from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES
+from auxseg.base import files
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
 
 FILE = "nodules.json"
 NODULE = CLASS_NAMES.index("nodule")
-
 NOMINAL_FIELD_MM = 350.0
 """Width of a slice whose spacing is not known, by which a least size in mm becomes pixels."""
-
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99)
 SIZES_MM = (0.0, 3.0, 4.0, 5.0, 6.0)
 """What `tune` chooses from."""
-
 COUNTED = ("found", "missed", "false", "dice", "with_nodule")
 """What is counted of a choice: nodules; summed over slices, the Dice of the nodules, and 1 for a slice with one."""
 
@@ -76,7 +74,7 @@ def read_decision(workdir, *, flip=False):
             f"(python -m auxseg.evaluate --workdir={workdir} --tune)"
         )
     try:
-        stored = runs.read_json(path)
+        stored = files.read_json(path)
         chosen = Decision(**{key: float(value) for key, value in stored["decision"].items()})
         chosen_for = bool(stored.get("flip", False))  # runs from before it was a choice lack it
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -18,12 +18,11 @@ import warnings
 import numpy as np
 
 from auxseg import ct
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.scan_checks import AIR_HU, ERROR, INFO, WARNING, Finding
 
 MAX_HU, MIN_HU = 3071, AIR_HU
 """Range that HU are clipped to: 12 bits, as the scanners give them."""
-
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "ImageType",
     "SeriesNumber", "SeriesDescription", "StudyDescription", "BodyPartExamined", "ProtocolName",
@@ -224,7 +223,7 @@ def _preference(series):
 def _is_transverse(frame):
     if frame.orientation is None or "LOCALIZER" in frame.image_type:
         return False
-    return abs(_normal(frame)[2]) > 0.8
+    return abs(normal(frame)[2]) > 0.8
 
 
 def create_volume(series, *, allow_one=True):
@@ -473,7 +472,7 @@ def _find_file_problems(dataset, path):
     return problems
 
 
-def _normal(frame):
+def normal(frame):
     return np.cross(frame.orientation[:3], frame.orientation[3:])
 
 
@@ -515,7 +514,7 @@ def _check_alike(frames, where):
 
 
 def _sorted_frames(frames):
-    normal = _normal(frames[0])
+    normal = normal(frames[0])
     return sorted(
         frames, key=lambda frame: (float(normal @ frame.position_xyz_mm), frame.sop_uid, frame.index)
     )
@@ -527,7 +526,7 @@ def _drop_duplicates(frames, where):
     Raises:
         InputError: different images at one position.
     """
-    normal = _normal(frames[0])
+    normal = normal(frames[0])
     kept, num_copies = [frames[0]], 0
     for frame in frames[1:]:
         apart_mm = float(normal @ np.subtract(frame.position_xyz_mm, kept[-1].position_xyz_mm))

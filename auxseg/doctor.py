@@ -18,15 +18,15 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from auxseg import cli, ct, scan_checks, scans
+from auxseg import ct, scan_checks, scans
+from auxseg.base import command
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16_folder, nodules
-from auxseg.errors import InputError
 from auxseg.scan_checks import ERROR, INFO, WARNING, Finding
-from auxseg.structs import CLASS_NAMES
 
 NUM_SLICES = 24
 """Slices of a scan that are looked at."""
-
 _MAX_LABELS = 32
 _LUNA16_MEANINGS = {
     0: "background",
@@ -325,4 +325,4 @@ def main(argv):
 if __name__ == "__main__":
     _define_flags()
     sys.argv[1:] = positional_as_flag(sys.argv[1:])
-    cli.run(main)
+    command.run(main)

@@ -15,21 +15,20 @@ from absl import flags
 
 from auxseg import (
     checkpoints,
-    cli,
     decision,
     input_pipeline,
     losses,
     metrics,
     models,
     parallel,
-    progress,
     runs,
     state,
     steps,
 )
+from auxseg.base import command, files, progress
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load
-from auxseg.errors import InputError, check_choice
-from auxseg.structs import CLASS_NAMES
 
 
 def create_eval_fn(config, devices, aux_labels=None):
@@ -282,7 +281,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         ended: why training ended.
     """
     from auxseg import judge
-    from auxseg.report import tables
+    from auxseg.base import files
 
     feed = dataclasses.replace(feed, devices=parallel.local(feed.devices))
     variables, found = checkpoints.restore_best(workdir)
@@ -299,8 +298,8 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     shown = default_split(members) if config.eval.num_panels else None
     judgements = {split: judge.judge_split(subject, split, native=split == shown) for split in names}
     rows = [row for split in names for row in _case_rows(judgements[split], results[split])]
-    tables.write_csv(workdir / "cases.csv", rows)
-    epochs = runs.read_rows(workdir / "metrics.jsonl")
+    files.write_csv(workdir / "cases.csv", rows)
+    epochs = files.read_rows(workdir / "metrics.jsonl")
     summary = {
         "ended": ended,
         "epochs": len(epochs),
@@ -352,7 +351,7 @@ def read_splits(workdir, dataset):
         InputError: the data set lacks a case of the run.
     """
     rows = {name: i for i, name in enumerate(dataset.table.case_id)}
-    stored = runs.read_json(workdir / "splits.json")
+    stored = files.read_json(workdir / "splits.json")
     missing = [case for cases in stored.values() for case in cases if case not in rows]
     if missing:
         raise InputError(
@@ -381,4 +380,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("tuned", False, "take the stored nodule threshold and least size")
     flags.DEFINE_bool("flip", False, "average with the mirrored slices, as `predict --flip` does")
-    cli.run(main)
+    command.run(main)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg.errors import InputError, check_choice
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError, check_choice
 from auxseg.models import blocks
-from auxseg.structs import CLASS_NAMES
 
 
 @dataclasses.dataclass(frozen=True)

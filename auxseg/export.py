@@ -19,18 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import bundle, cli, decision, evaluate, onnx_graph, runs, scans
+from auxseg import bundle, decision, evaluate, onnx_graph, runs, scans
+from auxseg.base import command
+from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load
 from auxseg.datasets.resize import resize_image
-from auxseg.errors import InputError, check_choice
 
 TOLERANCE = 1e-4
 """Largest difference of a probability between the bundle and the original."""
-
 NUM_SLICES = 8
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """What a StableHLO program is made for."""
-
 _NEEDS = {
     "stablehlo": ("numpy", "jax", "flatbuffers"),
     "onnx": ("numpy", "onnxruntime"),
@@ -295,4 +294,4 @@ if __name__ == "__main__":
 
 if __name__ == "__main__":
     _define_flags()
-    cli.run(main)
+    command.run(main)

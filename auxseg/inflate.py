@@ -16,11 +16,10 @@ import zlib
 import numpy as np
 
 from auxseg import ct
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 MAX_BYTES = 32 * 2**30
 """What the files of one scan may hold together, unpacked."""
-
 _BLOCK = 1 << 20
 NIFTI_SLACK = (1 << 16) + 352
 """Bytes that a NIfTI file may have between header and voxels (extensions)."""
@@ -126,7 +125,7 @@ def _inflate_nifti(path, scratch):
     return target
 
 
-def _header_lines(file, is_last, may_end=False):
+def header_lines(file, is_last, may_end=False):
     """Returns the text lines at the start of a binary file, up to the one for which `is_last` holds.
 
     With `may_end` the end of the file ends the header too.
@@ -146,7 +145,7 @@ def _header_lines(file, is_last, may_end=False):
 
 def _inflate_metaimage(path, scratch):
     with open(path, "rb") as file:
-        lines = _header_lines(file, lambda line: line.partition("=")[0].strip() == "ElementDataFile")
+        lines = header_lines(file, lambda line: line.partition("=")[0].strip() == "ElementDataFile")
         fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
         if fields.get("CompressedData", "False").lower() != "true":
             return path
@@ -195,7 +194,7 @@ class _ZlibStream:
 def _inflate_nrrd(path, scratch):
     """Returns an uncompressed NRRD, header and voxels in one file, after checking the voxels' length."""
     with open(path, "rb") as file:
-        lines = _header_lines(file, lambda line: not line.strip(), path.suffix.lower() == ".nhdr")
+        lines = header_lines(file, lambda line: not line.strip(), path.suffix.lower() == ".nhdr")
         fields = {
             key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
         }
@@ -214,14 +213,14 @@ def _inflate_nrrd(path, scratch):
             raise InputError(f"scan: {path} has the encoding {encoding!r}, expected raw, gzip or bzip2")
         if encoding == "raw":
             found = os.path.getsize(data) - (0 if name else file.tell())
-            _check_nrrd_length(fields, found, path)
+            check_nrrd_length(fields, found, path)
             return path
         raw = scratch / "scan.raw"
         with open(data, "rb") as packed:
             packed.seek(0 if name else file.tell())
             with opener(packed) as stream, open(raw, "wb") as target:
-                _copy(stream, target, _expected_nrrd_bytes(fields), path)
-    _check_nrrd_length(fields, os.path.getsize(raw), path)
+                _copy(stream, target, expected_nrrd_bytes(fields), path)
+    check_nrrd_length(fields, os.path.getsize(raw), path)
     dropped = ("encoding", "data file", "datafile")
     kept = [line for line in lines if line.strip() and line.partition(":")[0].strip().lower() not in dropped]
     plain = scratch / "scan.nhdr"
@@ -229,13 +228,13 @@ def _inflate_nrrd(path, scratch):
     return plain
 
 
-def _expected_nrrd_bytes(fields):
+def expected_nrrd_bytes(fields):
     sizes = [int(n) for n in fields.get("sizes", "").split()]
     return max(0, int(np.prod(sizes, dtype=object))) * _nrrd_bytes(fields.get("type", ""))
 
 
-def _check_nrrd_length(fields, found, path):
-    expected = _expected_nrrd_bytes(fields)
+def check_nrrd_length(fields, found, path):
+    expected = expected_nrrd_bytes(fields)
     if expected == 0 or found != expected:
         raise InputError(
             f"scan: {path} holds {found} bytes of voxels, its header says {expected} "

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxseg import parallel
-from auxseg.errors import InputError, check_choice
-from auxseg.structs import Batch
+from auxseg.base.classes import Batch
+from auxseg.base.errors import InputError, check_choice
 
 PREFETCH_BATCHES = 3
 

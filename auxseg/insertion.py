@@ -19,17 +19,15 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 from auxseg import augment
+from auxseg.base.classes import LEFT, NODULE, RIGHT
+from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import nodule_shapes
-from auxseg.datasets.labels import LEFT, NODULE, RIGHT
 from auxseg.datasets.phantom_contents import DIAMETER_QUANTILES_MM
-from auxseg.errors import InputError, check_choice
 
 NUM_DRAWN = 256
 """Shapes in a drawn bank."""
-
 KINDS = ("solid", "part-solid", "ground glass")
 SITES = ("parenchyma", "vessel", "pleura")
-
 _STREAM = 1  # of a case's key, so that equal seeds do not give insertion and augmentation the same numbers
 _VESSEL_HU = -650.0  # of a mean over 3x3 pixels inside a lung; parenchyma is near -850
 _CROWDED_HU = -500.0  # of a mean over 9x9 pixels: large vessels, the hilum

@@ -15,8 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from auxseg import decision, explain, input_pipeline, models, parallel, progress, scores, steps
-from auxseg.errors import InputError
+from auxseg import decision as auxseg_decision
+from auxseg import explain, input_pipeline, models, parallel, scores, steps
+from auxseg.base import progress
+from auxseg.base.errors import InputError
+from auxseg.decision import NOMINAL_FIELD_MM, Decision, choose, decide
 from auxseg.report import inputs, macs, viewer, write_report
 
 
@@ -41,7 +44,7 @@ class Subject:
     feed: input_pipeline.Feed
     variables: Any
     predict_fn: Any
-    decision: decision.Decision = decision.Decision()
+    decision: Decision = Decision()
     flip: bool = False
 
 
@@ -130,7 +133,7 @@ def choose_decision(subject, *, max_false):
     Raises:
         InputError: no case of the split has a nodule.
     """
-    chosen, found = decision.choose(
+    chosen, found = choose(
         count_nodules(subject, "val"),
         max_false=max_false,
         nominal_pixel_mm=nominal_pixel_mm(subject.dataset),
@@ -150,13 +153,13 @@ def count_nodules(subject, split):
         (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
         for index, probabilities in predict(subject, subject.members[split], label=f"counting on {split}")
     )
-    return decision.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset))
+    return auxseg_decision.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset))
 
 
 def nominal_pixel_mm(dataset):
     """Returns the mm between pixels of the network's image that stand for those of a slice whose spacing is not
     known."""
-    return decision.NOMINAL_FIELD_MM / dataset.size_yx[1]
+    return NOMINAL_FIELD_MM / dataset.size_yx[1]
 
 
 def resized_spacing(dataset, index):
@@ -184,7 +187,7 @@ def _score_both(subject, split, native, predicted):
     _, masks = dataset.read(np.array([index]))
     resized = resized_spacing(dataset, index)
     first = scores.score_case(
-        prediction=decision.decide(probabilities, subject.decision, spacing_yx_mm=resized),
+        prediction=decide(probabilities, subject.decision, spacing_yx_mm=resized),
         reference=masks[0],
         spacing_yx_mm=resized,
         probabilities=probabilities,
@@ -193,7 +196,7 @@ def _score_both(subject, split, native, predicted):
     if not native:
         return first, None
     reference = dataset.read_native_mask(index)
-    prediction = decision.decide(
+    prediction = decide(
         resize_probabilities(probabilities, reference.shape),
         subject.decision,
         spacing_yx_mm=spacing,
@@ -229,7 +232,7 @@ def read_cases(subject, judgement):
     ):
         images, masks = subject.dataset.read(np.array([index]))
         spacing = resized_spacing(subject.dataset, index)
-        prediction = decision.decide(probabilities, subject.decision, spacing_yx_mm=spacing)
+        prediction = decide(probabilities, subject.decision, spacing_yx_mm=spacing)
         cases.append(
             viewer.CaseImage(case_id, reasons, images[0], masks[0], prediction, window, rows[case_id])
         )
@@ -323,7 +326,7 @@ def describe_masks(subject):
     chosen = subject.decision
     rule = (
         "the most likely class"
-        if chosen == decision.Decision()
+        if chosen == Decision()
         else f"nodules from a share of {chosen.threshold:g} and {chosen.min_mm:g} mm on, chosen on validation"
     )
     return rule + (", of the mean with the mirrored slice" if subject.flip else "")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from auxseg import parallel
-from auxseg.errors import InputError, check_choice
+from auxseg.base.errors import InputError, check_choice
 
 
 def dice_loss(*, logits, masks, smooth=1.0):

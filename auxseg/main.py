@@ -10,8 +10,9 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from auxseg import cli, evaluate, parallel, train
-from auxseg.errors import InputError
+from auxseg import evaluate, parallel, train
+from auxseg.base import command
+from auxseg.base.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "settings: a Python file such as configs/phantom.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
@@ -35,7 +36,7 @@ def main(argv):
     except train.Interrupted as stop:
         if parallel.is_first():
             print(stop, file=sys.stderr)
-        return cli.EXIT_INTERRUPTED
+        return command.EXIT_INTERRUPTED
     except jax.errors.JaxRuntimeError:
         parallel.await_loss()
         raise
@@ -45,4 +46,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.run(main, leave=parallel.leave)
+    command.run(main, leave=parallel.leave)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxseg import parallel
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 _MIXED = 255
 

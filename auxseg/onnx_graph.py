@@ -10,7 +10,6 @@ import numpy as np
 
 OPSET = 17
 """Of the operators in the graph: read by ONNX Runtime 1.12 and later."""
-
 _IR_VERSION = 8
 
 

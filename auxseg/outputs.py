@@ -13,7 +13,6 @@ import gzip
 import html
 import io
 import json
-import os
 import pathlib
 import struct
 import zlib
@@ -21,36 +20,17 @@ import zlib
 import numpy as np
 
 from auxseg import ct
-from auxseg.errors import InputError, check_choice
-from auxseg.structs import CLASS_NAMES
+from auxseg.base import files
+from auxseg.base.classes import CLASS_NAMES, COLOURS
+from auxseg.base.errors import InputError, check_choice
 
 VOLUME_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "npz")
 FORMATS = (*VOLUME_FORMATS, "dicom-seg")
 """Choices of --format."""
-
-COLOURS = {"left_lung": (220, 50, 47), "right_lung": (64, 160, 43), "nodule": (38, 110, 235)}
-"""Overlay colours; as in the paper's figures: left lung red, right lung green, nodule blue."""
-
 PICTURE_WINDOW_HU = (-1350.0, 150.0)
 """A radiologist's lung window (width 1500, level -600); for pictures only."""
-
 _OVERLAY_ALPHA = 110
 _MAX_PICTURE_PIXELS = 512
-
-
-@contextlib.contextmanager
-def write_whole(path):
-    """Yields a binary file that takes its place at `path` only when all was written."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def crop_geometry(scan, start, stop):
@@ -105,7 +85,7 @@ def write_volume(path, slices, geometry, dtype):
     """
     name = pathlib.Path(path).name
     slices = (np.ascontiguousarray(one, np.dtype(dtype).newbyteorder("<")) for one in slices)
-    with write_whole(path) as file:
+    with files.write_whole(path) as file:
         if name.endswith((".nii.gz", ".nii")):
             _write_nifti(file, slices, geometry, dtype, name.endswith(".gz"))
         elif name.endswith(".nrrd"):
@@ -263,7 +243,7 @@ def write_dicom_seg(path, masks, scan, start, stop, *, model_name, checksum):
         content_description="Lungs and nodules, not for clinical use",
         series_description="Lungs and nodules (auxseg)",
     )
-    with write_whole(path) as file:
+    with files.write_whole(path) as file:
         pydicom.dcmwrite(file, segmentation, enforce_file_format=True)
 
 
@@ -345,7 +325,7 @@ def write_table(path, rows):
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])
     writer.writerows([_cell(value) for value in row.values()] for row in rows)
-    with write_whole(path) as file:
+    with files.write_whole(path) as file:
         file.write(text.getvalue().encode("utf-8"))
 
 
@@ -359,7 +339,7 @@ def _cell(value):
 
 def write_json(path, value):
     """Writes strict, indented JSON, whole or not at all."""
-    with write_whole(path) as file:
+    with files.write_whole(path) as file:
         file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
 
 
@@ -461,7 +441,7 @@ def _blend(picture, mask, size):
 
 def write_overview(path, *args):
     """Writes `draw_overview(*args)` as PNG."""
-    with write_whole(path) as file:
+    with files.write_whole(path) as file:
         draw_overview(*args).save(file, "PNG", compress_level=3)  # level 6 takes three times as long for 4%
 
 
@@ -480,7 +460,7 @@ def write_report(path, *, title, pictures, masks, labels, spacing_yx_mm, tables,
         start: index of the slice to show first.
     """
     height, width = np.array(masks[0].shape) * spacing_yx_mm
-    with write_whole(path) as file:
+    with files.write_whole(path) as file:
         file.write(_PAGE_HEAD.format(title=html.escape(title)).encode())
         for severity, text in notes:
             file.write(f'<p class="{severity}">{html.escape(text)}</p>\n'.encode())
@@ -534,7 +514,6 @@ td:first-child {{ text-align: left; }} td {{ overflow-wrap: anywhere; }} th {{ v
 <h1>{title}</h1>
 <p class="warning">For research. Not for clinical use.</p>
 """
-
 _VIEWER = """<div id="view" style="aspect-ratio: {ratio}" tabindex="0" aria-label="slices; arrow keys scroll">
 <img id="pic" alt="slice"><img id="over" alt="overlay of the segmentation"></div>
 <div class="bar"><input id="at" type="range" min="0" max="{last}" value="{start}" aria-label="slice">
@@ -546,7 +525,6 @@ style="background: #266eeb"></i>nodule</span></div>
 <p class="info">The patient's right is on the left of the picture. Scroll with the wheel, the slider or the
 arrow keys.</p>
 """
-
 _SCRIPT = """const by = id => document.getElementById(id);
 function show() {
   const one = slices[+by('at').value];

@@ -20,11 +20,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from auxseg import npz_files, partners
-from auxseg.errors import InputError
+from auxseg import partners
+from auxseg.base import npz
+from auxseg.base.errors import InputError
 
 AXIS = "devices"
-
 CLUSTER_VARIABLES = (
     "SLURM_STEP_NODELIST",
     "OMPI_MCA_orte_hnp_uri",
@@ -32,9 +32,7 @@ CLUSTER_VARIABLES = (
     "TPU_WORKER_HOSTNAMES",
 )
 """Each is set by a cluster in which jax finds the processes: SLURM, Open MPI, Kubernetes (indexed), TPUs."""
-
 _HEARTBEAT_SECONDS = 600  # of jax.distributed; `partners` is quicker, and has a word for it
-
 _group = None
 
 
@@ -373,5 +371,5 @@ def _pack(arrays):
 
 
 def _unpack(content):
-    arrays = npz_files.read_npz(io.BytesIO(content), most_bytes=partners.MOST_BYTES)
+    arrays = npz.read_npz(io.BytesIO(content), most_bytes=partners.MOST_BYTES)
     return [arrays[name] for name in sorted(arrays)]

@@ -18,28 +18,22 @@ import sys
 import threading
 import time
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 EXIT_LOST = 75
 """The status of a process that stops since another is gone: started again, all go on from what was saved."""
-
 PING_SECONDS = 5.0
 SILENCE_SECONDS = 120.0
 """After so long without a sign a partner counts as gone, even where its connection stands."""
-
 GRACE_SECONDS = 5.0
 """What a process may take to end by itself, with its own words, after another has stopped."""
-
 END_SECONDS = 3.0
 """What process 0 waits beyond that for the others to be gone: its end would have jax abort them."""
-
 CONNECT_SECONDS = 300.0
-
 _HELLO, _PING, _DATA, _STOP, _BYE = range(5)
 _HEADER = struct.Struct(">BQ")
 MOST_BYTES = 1 << 36
 """Of a message."""
-
 _MOST_BYTES_OF_A_STRANGER = 1 << 10
 
 

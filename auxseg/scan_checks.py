@@ -11,12 +11,11 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 AIR_HU = -1024
 """What fills pixels outside a scanner's field of view."""
-
 _LUNG_HU = (-980, -320)
 _BODY_HU = -320
 _COARSE_MM = 3.0

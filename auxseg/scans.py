@@ -18,11 +18,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from auxseg import ct, dicom, inflate, progress
-from auxseg.errors import InputError
+from auxseg import ct, dicom, inflate
+from auxseg.base import progress
+from auxseg.base.errors import InputError
 from auxseg.scan_checks import ERROR, INFO, WARNING, Finding
 
-_BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _unpack_entry(archive, entry, folder, max_bytes, path):
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(entry) as packed, open(target, "wb") as file:
-            while block := packed.read(_BLOCK):
+            while block := packed.read(BLOCK_BYTES):
                 written += len(block)
                 if written > max_bytes:
                     raise InputError(
@@ -429,9 +430,9 @@ def _open_file(source, scratch):
     plain = inflate.inflate(source.path, scratch)
     with _named(plain, source.path):
         header = ct.read_header(plain)
-        dtype = _value_type(plain)
-        _check_nifti(plain)
-    read = _file_reader(header, source.path)
+        dtype = value_type(plain)
+        check_nifti(plain)
+    read = file_reader(header, source.path)
     name = source.path.name.lower()
     kind = "NIfTI" if ".nii" in name else "NRRD" if name.endswith((".nrrd", ".nhdr")) else "MetaImage"
     findings = _oblique(header.geometry)
@@ -456,7 +457,7 @@ def _reader(path):
     return reader
 
 
-def _value_type(path):
+def value_type(path):
     """Returns the values' type by its NumPy name, after a slope and an intercept were applied."""
     import SimpleITK as sitk
 
@@ -465,7 +466,7 @@ def _value_type(path):
     return str(sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelIDValue())).dtype)
 
 
-def _file_reader(header, path):
+def file_reader(header, path):
     """Returns the `read` of an uncompressed file."""
     import SimpleITK as sitk
 
@@ -487,7 +488,7 @@ def _file_reader(header, path):
     return read
 
 
-def _check_nifti(path):
+def check_nifti(path):
     """Raises where a NIfTI file is longer than its header says, or has values that are not finite.
 
     The header of a longer file is then another's. What is not finite must be looked for in the file itself,
@@ -513,8 +514,8 @@ def _check_nifti(path):
 
 def _check_finite(path, layout):
     values = np.memmap(path, layout.float_dtype, "r", layout.offset, (layout.num_voxels,))
-    for start in range(0, layout.num_voxels, _BLOCK):
-        count = int((~np.isfinite(values[start : start + _BLOCK])).sum())
+    for start in range(0, layout.num_voxels, BLOCK_BYTES):
+        count = int((~np.isfinite(values[start : start + BLOCK_BYTES])).sum())
         if count:
             raise InputError(
                 f"scan: {path} has {count} or more values that are not finite, expected HU; outside the "

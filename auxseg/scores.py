@@ -28,8 +28,8 @@ from concurrent import futures
 import numpy as np
 from scipy import ndimage, spatial
 
-from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
 
 FOREGROUND = CLASS_NAMES[1:]
 LUNGS = ("left_lung", "right_lung")
@@ -40,7 +40,6 @@ MIN_OBJECT_IOU = 0.1
 STRATA = ("under 6 mm", "6-10 mm", "over 10 mm", "unknown size")
 NUM_BINS = 15
 """Of the reliability diagram, equally wide."""
-
 RULES = (
     "Means are over the cases whose reference has the class; their number stands beside each mean.",
     "Missed (in the reference, not predicted): Dice, IoU, precision, sensitivity and surface Dice count as "
@@ -224,7 +223,7 @@ def score_class(*, prediction, reference, spacing_yx_mm):
             px.
     """
     size_yx = reference.shape
-    window = _bounding_box(prediction | reference)
+    window = bounding_box(prediction | reference)
     prediction, reference = prediction[window], reference[window]
     true_positive = int(np.count_nonzero(prediction & reference))
     predicted, present = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
@@ -238,7 +237,7 @@ def score_class(*, prediction, reference, spacing_yx_mm):
     )
 
 
-def _bounding_box(mask):
+def bounding_box(mask):
     """Returns two slices around the True pixels of bool [H, W]; empty ones where there is none."""
     spans = [np.flatnonzero(mask.any(1 - axis)) for axis in (0, 1)]
     return tuple(slice(span[0], span[-1] + 1) if len(span) else slice(0, 0) for span in spans)
@@ -408,7 +407,7 @@ def match_objects(*, prediction, reference, spacing_yx_mm):
         A list, found and missed in the order of the reference's components, then the false ones. Size and
         centre are the reference's, or of a false one its own; iou is that with its partner, 0 without one.
     """
-    window = _bounding_box(prediction | reference)
+    window = bounding_box(prediction | reference)
     overlaps = find_overlaps(prediction[window], reference[window])
     partners = match(overlaps)
     taken = {index for index, _ in partners.values()}

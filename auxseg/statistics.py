@@ -13,7 +13,7 @@ import itertools
 import numpy as np
 from scipy import special, stats
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 LEVEL = 0.95
 NUM_RESAMPLES = 2000

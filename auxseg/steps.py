@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from auxseg import augment, input_pipeline, insertion, losses, metrics, parallel
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 class EpochSums(NamedTuple):

@@ -32,14 +32,14 @@ from auxseg import (
     models,
     optim,
     parallel,
-    progress,
     runs,
     state,
-    steps,
 )
+from auxseg.base import files, progress
+from auxseg.base.classes import NODULE
+from auxseg.base.errors import InputError
 from auxseg.datasets import cache_dir, load, splits
-from auxseg.datasets.labels import NODULE
-from auxseg.errors import InputError
+from auxseg.steps import empty_sums, statistics_step, train_step
 
 STOP_FILE = "STOP"
 
@@ -103,7 +103,7 @@ def train(config, workdir):
         InputError: settings, data, or a loss that is not finite (the last good weights are kept).
         Interrupted: on SIGTERM; in training after the state was saved.
     """
-    with _held(workdir) as workdir, _Interruption() as interruption:
+    with _held(workdir) as workdir, Interruption() as interruption:
         setup = create_setup(config, workdir)
         current, sums, position = _start(setup)
         with interruption.awaited():
@@ -117,7 +117,7 @@ def train(config, workdir):
 
 def _held(workdir):
     """Returns a context with the workdir as a Path, locked by process 0 for all."""
-    return runs.locked(workdir) if parallel.is_first() else contextlib.nullcontext(pathlib.Path(workdir))
+    return files.locked(workdir) if parallel.is_first() else contextlib.nullcontext(pathlib.Path(workdir))
 
 
 def create_setup(config, workdir):
@@ -259,7 +259,7 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=N
         insertion_plan: from `insertion.create_plan` of the same settings, or None.
     """
     return functools.partial(
-        steps.train_step,
+        train_step,
         model=models.create_model(config.model, axis_name=axis_name),
         optimizer=create_optimizer(config.optim),
         segmentation_loss=losses.create_segmentation_loss(config.loss, axis_name),
@@ -280,7 +280,7 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=N
 def create_statistics_fn(config, devices, insertion_plan=None):
     """Returns statistics_step compiled for `devices`: (TrainState, RawBatch, int32 index) -> TrainState."""
     step = functools.partial(
-        steps.statistics_step,
+        statistics_step,
         model=models.create_model(config.model, axis_name=parallel.AXIS),
         num_classes=config.model.num_classes,
         window_hu=tuple(config.data.window_hu),
@@ -331,7 +331,7 @@ def create_initial_state(config):
 def _start(setup):
     """Returns (state, sums, Position) to go on from: process 0's, in all processes."""
     config = setup.config
-    sums = jax.device_get(steps.empty_sums(config.model.num_classes))
+    sums = jax.device_get(empty_sums(config.model.num_classes))
     position = Position(0, optim.Schedule(config.optim.learning_rate))
     if parallel.is_first():
         initial, sums, position = _read_start(setup, sums, position)
@@ -369,8 +369,8 @@ def _run_epochs(setup, current, sums, position, interruption):
     start, first = time.monotonic(), parallel.is_first()
     agreement = parallel.Agreement(setup.devices)
     if first:
-        _print_header(setup, position)
-    with _open_events(setup.workdir, position.epoch) if first else contextlib.nullcontext() as events:
+        print_header(setup, position)
+    with open_events(setup.workdir, position.epoch) if first else contextlib.nullcontext() as events:
         while (ended := parallel.share(first and _why_ended(setup, position, start))) is None:
             began = time.perf_counter()
             current = set_learning_rate(current, _rate(setup, position), setup.devices)
@@ -380,10 +380,10 @@ def _run_epochs(setup, current, sums, position, interruption):
             position, row = _close_epoch(setup, position, sums, results, timing, time.perf_counter() - began)
             if first:
                 _save_epoch(setup, current, position, row)
-                _write_events(events, row)
-                _print_row(setup, row, position)
+                write_events(events, row)
+                print_row(setup, row, position)
             sums = parallel.replicate(
-                jax.device_get(steps.empty_sums(setup.config.model.num_classes)), setup.devices
+                jax.device_get(empty_sums(setup.config.model.num_classes)), setup.devices
             )
     return ended
 
@@ -433,11 +433,11 @@ def _train_epoch(setup, current, sums, position, interruption, agreement):
     jax.block_until_ready(sums)
     seconds = time.perf_counter() - start
     examples = int(sum(weights.sum() for _, weights in rows))
-    return current, sums, _Timing(len(rows), examples, seconds, first or 0.0, waited)
+    return current, sums, Timing(len(rows), examples, seconds, first or 0.0, waited)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Timing:
+class Timing:
     steps: int
     examples: int
     seconds: float
@@ -500,13 +500,13 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
         "epoch": epoch,
         "step": epoch * setup.steps_per_epoch,
         "learning_rate": _rate(setup, position),
-        "train": _divide_sums(sums),
+        "train": divide_sums(sums),
         "val": val,
         "seconds": seconds,
         "first_step_seconds": timing.first_step_seconds,
         "images_per_second": timing.images_per_second,
         "waited_for_data": timing.waited_seconds / timing.seconds if timing.seconds else 0.0,
-        **_peak_memory(parallel.local(setup.devices)[0]),
+        **peak_memory(parallel.local(setup.devices)[0]),
     }
     return Position(epoch, schedule, position.seconds + seconds), row
 
@@ -524,7 +524,7 @@ def _check_finite(setup, epoch, sums):
     )
 
 
-def _divide_sums(sums):
+def divide_sums(sums):
     weight, cases = float(sums.weight), np.asarray(sums.dice_cases, np.float64)
     dice = [float(d / n) if n else None for d, n in zip(sums.dice, cases, strict=True)]
     return {
@@ -540,12 +540,12 @@ def _divide_sums(sums):
 
 def _save_epoch(setup, current, position, row):
     """The row first, then the state, then the best weights: a kill in between costs an epoch, no weights."""
-    runs.append_row(setup.workdir / "metrics.jsonl", row)
+    files.append_row(setup.workdir / "metrics.jsonl", row)
     host = parallel.fetch_first(current)
     last = position.schedule.stopped or position.epoch == setup.config.train.num_epochs
     improved = position.schedule.best_epoch == position.epoch
     if improved or last or position.epoch % setup.config.checkpoint.every_epochs == 0:
-        empty = jax.device_get(steps.empty_sums(setup.config.model.num_classes))
+        empty = jax.device_get(empty_sums(setup.config.model.num_classes))
         checkpoints.save_latest(setup.workdir, state=host, sums=empty, progress=position.to_json())
     _keep_best(setup, host, position)
 
@@ -577,7 +577,7 @@ def _save_interrupted(setup, current, sums, position, interruption):
     )
 
 
-class _Interruption:
+class Interruption:
     """Ends the run on SIGTERM: at once, or while `awaited` after the step at hand.
 
     Only the main thread can listen; in any other nothing is waited for.
@@ -626,7 +626,7 @@ def set_learning_rate(current, learning_rate, devices):
     return current._replace(opt_state=optim.set_learning_rate(current.opt_state, rate))
 
 
-def _peak_memory(device):
+def peak_memory(device):
     _, peak = parallel.device_memory_bytes(device)
     if peak is not None and device.platform != "cpu":
         return {"peak_memory_mb": peak / 1e6, "memory_of": "device"}
@@ -636,13 +636,13 @@ def _peak_memory(device):
     }
 
 
-def _open_events(workdir, epoch):
+def open_events(workdir, epoch):
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(workdir), purge_step=epoch + 1)
 
 
-def _write_events(events, row):
+def write_events(events, row):
     for split in ("train", "val"):
         scores = {k: v for k, v in row[split].items() if isinstance(v, float)}
         scores |= {f"dice/{name}": v for name, v in row[split]["dice"].items() if v is not None}
@@ -653,7 +653,7 @@ def _write_events(events, row):
     events.flush()
 
 
-def _print_header(setup, position):
+def print_header(setup, position):
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in setup.members.items())
     device, processes = setup.devices[0], parallel.num_processes()
     of = f" of {processes} processes" if processes > 1 else ""
@@ -666,7 +666,7 @@ def _print_header(setup, position):
         print("the first step compiles the network; this takes up to a minute", file=sys.stderr, flush=True)
 
 
-def _print_row(setup, row, position):
+def print_row(setup, row, position):
     val = row["val"]
     dice = "  ".join(
         f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'} ({val['dice_cases'][name]})"

@@ -16,7 +16,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from auxseg import cli, state, train
+from auxseg import state, train
+from auxseg.base import command
 from experiments import effects, runner
 
 FACTORIAL = {
@@ -25,9 +26,7 @@ FACTORIAL = {
     "no_aux": {"model.aux": False},
     "plain": {"model.se": False, "model.aux": False},
 }
-
 AUX_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
-
 TITLES = {
     "se_aux": "SE + auxiliary head",
     "no_se": "auxiliary head alone",
@@ -139,4 +138,4 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/ablations")
-    cli.run(runner.main_of(study))
+    command.run(runner.main_of(study))

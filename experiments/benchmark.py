@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -36,8 +35,9 @@ import time
 
 from absl import flags
 
-from auxseg import cli, parallel
-from auxseg.errors import InputError, check_choice
+from auxseg import parallel
+from auxseg.base.command import run
+from auxseg.base.errors import InputError, check_choice
 from experiments.peers.task import Task
 
 IMPLEMENTATIONS = {
@@ -50,7 +50,6 @@ IMPLEMENTATIONS = {
     "onnxruntime": ("onnxruntime", "onnx", "torch"),
 }
 """The modules that each implementation needs beside auxseg's own."""
-
 ROWS = {
     "train": "training step, s an image",
     "infer": "inference, s an image",
@@ -62,19 +61,14 @@ ROWS = {
     "scan": "preparing and predicting a whole 512x512 scan, s",
 }
 """What a row measures; those of `_ONCE` give seconds in all, the others seconds an image."""
-
 _UNITS = {"prepare": "scans", "scan": "slices"}
 _ONCE = ("start", "restart", "epoch", "feed", "prepare", "scan")
-
 ANSWER_SECONDS = 400.0
 """A worker that says nothing for longer is ended and reported."""
-
 LOSS_STEPS = 5
 LOSS_TOLERANCE = 1e-3
-
 MACS_PER_IMAGE = 11.83e9
 """Multiply-adds of the paper's network, forward, at 320 x 320; a training step takes three times as many."""
-
 TRAIN_BYTES_PER_IMAGE = {"float32": 49e9 / 8, "bfloat16": 25e9 / 8}
 """Memory traffic of a training step at 320 x 320 if each array is moved once by whoever needs it."""
 
@@ -539,4 +533,4 @@ def _write(path, text):
 
 if __name__ == "__main__":
     _define_flags()
-    cli.run(main)
+    run(main)

@@ -20,7 +20,8 @@ import sys
 
 import numpy as np
 
-from auxseg import bundle, errors, evaluate, judge, postprocess, predict, runs, scores, statistics
+from auxseg import bundle, evaluate, judge, postprocess, predict, runs, scores, statistics
+from auxseg.base import errors
 from auxseg.datasets import load
 
 PLAIN = "plain"

@@ -7,8 +7,9 @@ import pathlib
 
 from absl import flags
 
-from auxseg import cli, runs
-from auxseg.errors import InputError
+from auxseg import runs
+from auxseg.base import command, files
+from auxseg.base.errors import InputError
 from configs import base
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -23,10 +24,10 @@ def collect(workdir):
     Raises:
         InputError: no run there, or one that has not ended.
     """
-    summary = runs.read_json(workdir / "summary.json")
-    stored = runs.read_json(workdir / "config.json")
-    members = runs.read_json(workdir / "splits.json")
-    rows = runs.read_rows(workdir / "metrics.jsonl")
+    summary = files.read_json(workdir / "summary.json")
+    stored = files.read_json(workdir / "config.json")
+    members = files.read_json(workdir / "splits.json")
+    rows = files.read_rows(workdir / "metrics.jsonl")
     if summary["epochs"] != len(rows):
         raise InputError(
             f"{workdir}: the summary is of {summary['epochs']} epochs, metrics.jsonl of {len(rows)}"
@@ -36,7 +37,7 @@ def collect(workdir):
         "cases": {split: len(cases) for split, cases in members.items()},
         "summary": {k: v for k, v in summary.items() if k != "report"},
         "epochs": [_short(row) for row in rows],
-        "machine": runs.read_json(workdir / "versions.json"),
+        "machine": files.read_json(workdir / "versions.json"),
     }
 
 
@@ -62,4 +63,4 @@ def _short(row):
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-    cli.run(main)
+    command.run(main)

@@ -64,10 +64,8 @@ SYSTEMS = {
     "attention_unet": System("Attention U-Net", {"name": "attention_unet"}, 64, 29, "arXiv:1804.03999"),
     "unet_plus_plus": System("UNet++", {"name": "unet_plus_plus"}, 32, 27, "arXiv:1807.10165"),
 }
-
 SECOND_DATA = System("U-Net with a second data set", {"name": "unet"}, 64, 29, "Li et al. 2024", 92.60)
 """A row of data, not of a network: `--extra_data`."""
-
 SAM_PERCENT = 97.08
 """What the text prints for SAM with transfer learning (Asha et al. 2024); `experiments.sam`."""
 

@@ -21,10 +21,12 @@ import sys
 import numpy as np
 from scipy import stats
 
-from auxseg import cli, runs, scores, statistics
-from auxseg.errors import InputError
+from auxseg import scores, statistics
+from auxseg.base import command, files
+from auxseg.base.errors import InputError
 from auxseg.report import html, tables
 from auxseg.report.markup import Markup, element, interval, join, number, table
+from auxseg.runs import config_to_dict
 from configs import base
 
 SEEDS = ("seed", "data.split_seed", "train.order_seed", "augment.seed", "data.fold")
@@ -104,7 +106,7 @@ def main(arguments=None):
         )
         page = write(pathlib.Path(given.out), result)
     except InputError as error:
-        return cli.fail(error)
+        return command.fail(error)
     for sentence in result["sentences"]:
         print(sentence)
     print(f"page: {page}")
@@ -165,7 +167,7 @@ def read_run(path):
         settings = html.flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(f"{path / 'config.json'}: cannot be read as JSON ({error})") from error
-    return settings, tables.read_csv(path / "cases.csv")
+    return settings, files.read_csv(path / "cases.csv")
 
 
 def _common_split(raw):
@@ -180,7 +182,7 @@ def _select(path, settings, rows, split):
             f"{path / 'cases.csv'}: got no case of the split {split!r}; choose another with --split"
         )
     # A setting that came after a run is at its default there, which changes nothing.
-    full = html.flatten(runs.config_to_dict(base.get_config())) | settings
+    full = html.flatten(config_to_dict(base.get_config())) | settings
     fixed = {key: value for key, value in full.items() if key not in SEEDS + FREE}
     draw = tuple(full.get(key) for key in SEEDS)
     return RunScores(path.resolve().name, fixed, kept, draw)
@@ -452,12 +454,12 @@ def write(folder, result, sections=()):
         sections: (heading, Markup) to show first.
     """
     for name in ("runs", "arms", "differences"):
-        tables.write_csv(folder / f"{name}.csv", result[name])
-    tables.write_json(folder / "compare.json", result)
+        files.write_csv(folder / f"{name}.csv", result[name])
+    files.write_json(folder / "compare.json", result)
     picture = draw(result)
     if picture:
-        tables.write_bytes(folder / "compare.png", picture)
-    tables.write_text(folder / "index.html", create_page(result, picture, sections))
+        files.write_bytes(folder / "compare.png", picture)
+    files.write_text(folder / "index.html", create_page(result, picture, sections))
     return folder / "index.html"
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from auxseg import cli
+from auxseg.base import command
 from auxseg.models import create_settings, layers, parts
 from auxseg.report import macs
 from configs import base
@@ -242,4 +242,4 @@ def main(argv):
 if __name__ == "__main__":
     flags.DEFINE_integer("size", 320, "rows and columns; a multiple of 16", lower_bound=16)
     flags.DEFINE_string("out", "experiments/results", "folder of the tables")
-    cli.run(main)
+    command.run(main)

@@ -17,12 +17,12 @@ import sys
 import numpy as np
 
 from auxseg import runs, scores, statistics
+from auxseg.base import files
 from auxseg.report import tables
 from auxseg.report.markup import element, interval, number, table
 from experiments import compare, runner
 
 PAPER_SIZE, PAPER_WIDTH = (320, 320), 64
-
 NOT_FOUND = 0.05
 """Nodules with a mean Dice below it in every arm are said not to be found."""
 
@@ -278,8 +278,8 @@ def write(folder, workdirs, config, titles, contrasts, *, heading, names=("dice"
         sections=[create_section(rows, sentences)],
     )
     result = {"effects": rows, "sentences": sentences, "comparison": comparison}
-    tables.write_csv(folder / "effects.csv", rows)
-    tables.write_json(folder / "effects.json", {"effects": rows, "sentences": sentences})
+    files.write_csv(folder / "effects.csv", rows)
+    files.write_json(folder / "effects.json", {"effects": rows, "sentences": sentences})
     lines = [
         f"# {heading}",
         "",

@@ -16,10 +16,11 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import cli, input_pipeline, insertion, runs
+from auxseg import input_pipeline, insertion, runs
+from auxseg.base import command
+from auxseg.base.classes import NODULE
+from auxseg.base.errors import InputError
 from auxseg.datasets import npz
-from auxseg.datasets.labels import NODULE
-from auxseg.errors import InputError
 from configs import base
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -121,4 +122,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_dir", None, "folder of NPZ slices, some with a nodule", required=True)
     flags.DEFINE_integer("size", 512, "rows and columns of a slice", lower_bound=64)
     flags.DEFINE_integer("seed", 1, "of the inserted nodules and the order of the crops")
-    cli.run(main)
+    command.run(main)

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import allocator, cli, runs
+from auxseg import runs
+from auxseg.base import command
 from auxseg.models import aux_unet, blocks, create_model
 from auxseg.report import macs
 from experiments import benchmark
@@ -210,7 +211,7 @@ def to_markdown(report):
 def main(_):
     """Runs the command."""
     given = flags.FLAGS
-    allocator.keep_freed_memory()
+    command.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         task = Task(given.size, given.base_width, "float32", str(pathlib.Path(folder) / "weights.npz"))
         draw_variables(task)
@@ -229,4 +230,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 2, "images", lower_bound=1)
     flags.DEFINE_integer("turns", 8, "of each measurement, of which the least counts", lower_bound=1)
     flags.DEFINE_string("json", None, "file to write the report to")
-    cli.run(main)
+    command.run(main)

@@ -12,11 +12,10 @@ compared on Dice. The study's folder has the same files as that of `experiments.
 
 from __future__ import annotations
 
-from auxseg import cli
+from auxseg.base import command
 from experiments import effects, runner
 
 ONES, RARE = (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 30.0)
-
 TITLES = {
     "dice_ce": "Dice + cross-entropy",
     "dice_ce_weighted": "Dice + cross-entropy, nodules weighted",
@@ -70,4 +69,4 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/losses")
-    cli.run(runner.main_of(study))
+    command.run(runner.main_of(study))

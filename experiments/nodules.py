@@ -28,9 +28,10 @@ import numpy as np
 from absl import flags
 from scipy import ndimage, stats
 
-from auxseg import checkpoints, cli, decision, evaluate, judge, runs, scores, statistics
-from auxseg.errors import InputError, check_choice
-from auxseg.structs import CLASS_NAMES
+from auxseg import checkpoints, decision, evaluate, judge, runs, scores, statistics
+from auxseg.base import command, files
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError, check_choice
 from configs import base, recommended
 from experiments import runner
 
@@ -38,7 +39,6 @@ NODULE = CLASS_NAMES.index("nodule")
 POINTS = ("most likely class", "tuned on val", "tuned on val of all runs")
 SHOWN = POINTS[2]
 """Of the operating points, the one that the picture shows."""
-
 MAX_FALSE = 1.0
 CASES_FILE = "nodule_cases.json"
 COUNTS_FILE = "nodule_counts.json"
@@ -46,7 +46,6 @@ CROPS_FILE = "nodule_crops.npz"
 PHANTOM_FILE = "nodule_phantom.json"
 CROP_PX = 48  # half the side of a crop, in the slice's own pixels
 WINDOW_HU = (-1000.0, 400.0)
-
 PAPER = {
     name: base.get_config()[name.split(".")[0]][name.split(".")[1]]
     for name in (
@@ -55,7 +54,6 @@ PAPER = {
     )
 } | {"train.num_epochs": base.get_config().train.num_epochs}  # fmt: skip
 """What the recommended recipe changes in loss, data and schedule, as the paper has it."""
-
 TITLES = {
     "paper": "the paper's recipe",
     "paper_pretrained": "the paper's recipe, started from the phantom",
@@ -78,7 +76,6 @@ TITLES = {
     "size_384": "recommended, 384x384",
     "size_512": "recommended, 512x512",
 }
-
 STARTS = {
     "other_start": "--init_from_other",
     "no_se": "--init_from_no_se",
@@ -140,7 +137,7 @@ def count_run(workdir, *, flip=False):
         workdir: pathlib.Path.
         flip: of the mean with the mirrored slices.
     """
-    path = _kept(workdir, COUNTS_FILE, flip)
+    path = kept(workdir, COUNTS_FILE, flip)
     if not path.exists():
         counted = {
             split: judge.count_nodules(evaluate.open_run(workdir, split, flip=flip)[0], split)
@@ -152,11 +149,11 @@ def count_run(workdir, *, flip=False):
         runs.write_json(path, stored)
     return {
         split: decision.Counts(each["slices"], np.array(each["sums"]))
-        for split, each in runs.read_json(path).items()
+        for split, each in files.read_json(path).items()
     }
 
 
-def _kept(workdir, name, flip):
+def kept(workdir, name, flip):
     """Returns where a file of a run is kept; those of the mean with the mirrored slices have another name."""
     stem, suffix = name.split(".")
     return workdir / f"{stem}{'_flip' * flip}.{suffix}"
@@ -183,11 +180,11 @@ def pool_counts(workdir, others, *, flip=False):
 
 def find_pool(workdir, others):
     """Returns those of other workdirs whose validation splits hold no slice of the test split of `workdir`."""
-    test = set(runs.read_json(workdir / "splits.json")["test"])
+    test = set(files.read_json(workdir / "splits.json")["test"])
     return [
         each
         for each in others
-        if each != workdir and test.isdisjoint(runs.read_json(each / "splits.json")["val"])
+        if each != workdir and test.isdisjoint(files.read_json(each / "splits.json")["val"])
     ]
 
 
@@ -213,9 +210,9 @@ def score_run(workdir, pooled, *, flip=False):
         for counts in (count_run(workdir, flip=flip)["val"], pooled)
     )
     points = dict(zip(POINTS, (decision.Decision(), own, of_all), strict=True))
-    path = _kept(workdir, CASES_FILE, flip)
+    path = kept(workdir, CASES_FILE, flip)
     asked = {name: dataclasses.asdict(point) for name, point in points.items()}
-    if path.exists() and (stored := runs.read_json(path))["points"] == asked:
+    if path.exists() and (stored := files.read_json(path))["points"] == asked:
         return stored["rows"]
     subject, _, _ = evaluate.open_run(workdir, "test", flip=flip)
     rows, crops = [], []
@@ -223,7 +220,7 @@ def score_run(workdir, pooled, *, flip=False):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
         crops += _crop_nodules(subject.dataset, index, predictions[SHOWN])
-    np.savez_compressed(_kept(workdir, CROPS_FILE, flip), *crops)
+    np.savez_compressed(kept(workdir, CROPS_FILE, flip), *crops)
     runs.write_json(path, {"points": asked, "rows": rows})
     return rows
 
@@ -238,7 +235,7 @@ def score_phantom(workdir, source):
     """
     path = workdir / PHANTOM_FILE
     if path.exists():
-        return runs.read_json(path)
+        return files.read_json(path)
     subject, _, _ = evaluate.open_run(source, "test")
     variables, _ = checkpoints.restore_best(workdir)
     subject = dataclasses.replace(
@@ -297,7 +294,7 @@ def draw(path, workdirs, *, flip=False):
     crops = [
         crop
         for workdir in workdirs
-        for crop in np.load(_kept(workdir, CROPS_FILE, flip), allow_pickle=False).values()
+        for crop in np.load(kept(workdir, CROPS_FILE, flip), allow_pickle=False).values()
     ]
     figure, axes = plt.subplots(2, max(1, len(crops)), figsize=(1.7 * max(1, len(crops)), 3.5), squeeze=False)
     for axis in axes.flat:
@@ -630,7 +627,7 @@ def count_curve(paths, *, flip=False):
 
 
 def _summary(workdir):
-    return runs.read_json(workdir / "summary.json")
+    return files.read_json(workdir / "summary.json")
 
 
 def _changed(workdirs, arm):
@@ -730,14 +727,14 @@ def study(
     if dry_run:
         return None
     result = collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen, flip=flip)
-    runs.write_json(_kept(folder, "nodules.json", flip), result)
-    runs.write_text(_kept(folder, "nodules.md", flip), to_markdown(result))
+    runs.write_json(kept(folder, "nodules.json", flip), result)
+    runs.write_text(kept(folder, "nodules.md", flip), to_markdown(result))
     shown = "recommended" if "recommended" in chosen else chosen[0]
     first = [
         path for run, path in workdirs.items() if (run.arm, run.config.seed) == (shown, protocol.seeds[0])
     ]
-    draw(_kept(folder, "nodules.png", flip), first, flip=flip)
-    draw_curves(_kept(folder, "nodules_curves.png", flip), result)
+    draw(kept(folder, "nodules.png", flip), first, flip=flip)
+    draw_curves(kept(folder, "nodules_curves.png", flip), result)
     print(to_markdown(result))
     return result
 
@@ -823,4 +820,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("dry_run", False, "list the runs and the time, and stop")
     flags.DEFINE_integer("jobs", 1, "runs at once, each in its process; 0: one on each device", lower_bound=0)
     flags.DEFINE_string("out", "runs/nodules", "folder of the study")
-    cli.run(main)
+    command.run(main)

@@ -22,25 +22,23 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from auxseg import cli, ct, runs, statistics
+from auxseg import ct, runs, statistics
+from auxseg.base import command
+from auxseg.base.errors import InputError
+from auxseg.base.files import read_csv, read_json, write_bytes, write_csv, write_json
 from auxseg.datasets import labels, load, splits
-from auxseg.errors import InputError
-from auxseg.report import figures, paper, tables
+from auxseg.report import figures, paper
 from auxseg.report.markup import number
 from experiments import compare, effects, runner
 
 ARMS = {"anatomy": {"data.labels": "anatomy"}, "airway": {"data.labels": "airway_as_nodule"}}
-
 TITLES = {
     "anatomy": "class 3 = nodules, from annotations",
     "airway": "class 3 = value 5, the airway (the paper's reading)",
 }
-
 PAPER_PIXELS = 320 * 320
-
 FIG_12_MEAN_PX = (0.0, 400.0)
 """Range of the mean areas in Fig 12 (its x-axis), px at 320 x 320."""
-
 NODULE_AREA_PIXELS = 512 * 512
 """Of the slices that the areas in --nodule_areas were counted on."""
 
@@ -92,8 +90,8 @@ def study(
         "arms": {arm: summarise_arm(workdirs, arm, areas[arm], comparison["split"]) for arm in ARMS},
         "measured": measure(folder, masks, nodule_areas),
     }
-    tables.write_bytes(folder / "labels.png", draw(areas))
-    tables.write_json(folder / "labels.json", summary)
+    write_bytes(folder / "labels.png", draw(areas))
+    write_json(folder / "labels.json", summary)
     lines = ["# The paper's reading of value 5", "", *effects.describe_protocol(workdirs, config), ""]
     lines += [*format_arms(summary["arms"]), "", *(f"* {line}" for line in describe(summary))]
     runs.write_text(folder / "summary.md", "\n".join(lines) + "\n")
@@ -134,7 +132,7 @@ def read_areas(workdirs, arm, split):
         if run.arm != arm:
             continue
         scale = PAPER_PIXELS / np.prod(run.config.data.size)
-        for row in tables.read_csv(workdir / "cases.csv"):
+        for row in read_csv(workdir / "cases.csv"):
             if row["split"] == split and row["nodule_reference_px"] > 0:
                 pair = (row["nodule_reference_px"] * scale, row["nodule_predicted_px"] * scale)
                 found.setdefault(row["case_id"], []).append(pair)
@@ -147,7 +145,7 @@ def summarise_arm(workdirs, name, areas, split):
     reference, predicted = areas
     agreement = statistics.bland_altman(predicted - reference)
     of_arm = {run: path for run, path in workdirs.items() if run.arm == name}
-    summaries = [runs.read_json(path / "summary.json")["scores"][split] for path in of_arm.values()]
+    summaries = [read_json(path / "summary.json")["scores"][split] for path in of_arm.values()]
     found, _ = compare.read_arms(list(workdirs.values()), split=split, arms=runner.name_arms(workdirs))
     arm = next(each for each in found if each.name == name)
     cases = compare.arm_cases(arm, "dice", "nodule")
@@ -186,7 +184,7 @@ def measure(folder, masks, nodule_areas):
     found = {}
     if masks:
         rows = measure_masks(pathlib.Path(masks))
-        tables.write_csv(folder / "airway_areas.csv", rows)
+        write_csv(folder / "airway_areas.csv", rows)
         found["airway"] = summarise_masks(rows)
     if nodule_areas:
         found["nodules"] = summarise_nodules(*read_nodule_areas(pathlib.Path(nodule_areas)))
@@ -378,7 +376,7 @@ def measure_only(folder, masks, nodule_areas):
         raise InputError("--measure_only: needs --masks=FOLDER or --nodule_areas=CSV")
     folder.mkdir(parents=True, exist_ok=True)
     summary = {"arms": {}, "measured": measure(folder, masks, nodule_areas)}
-    tables.write_json(folder / "areas.json", summary["measured"] | {"sentences": describe(summary)})
+    write_json(folder / "areas.json", summary["measured"] | {"sentences": describe(summary)})
     print("\n".join(describe(summary)), flush=True)
     return summary
 
@@ -401,4 +399,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("masks", None, "folder of LUNA16's masks to measure value 5 in")
     flags.DEFINE_string("nodule_areas", None, "CSV of areas of real nodules: uid, area_px at 512 x 512")
     flags.DEFINE_bool("measure_only", False, "train nothing")
-    cli.run(runner.guard(main))
+    command.run(runner.guard(main))

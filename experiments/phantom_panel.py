@@ -15,9 +15,9 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import cli
+from auxseg.base import command
+from auxseg.base.errors import InputError
 from auxseg.datasets import phantom, phantom_render, resize
-from auxseg.errors import InputError
 from configs import base
 
 REAL = flags.DEFINE_string("real", None, "folder of real middle slices, ID_*.npz", required=True)
@@ -25,7 +25,6 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "a run trained on real slices; scored on phantom lungs if given"
 )
 OUTPUT = flags.DEFINE_string("output", "experiments/results", "where the picture and the scores go")
-
 NUM_COLUMNS = 7
 NUM_SCANS = 24  # that the scores are taken on
 SCORED_HEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the lungs, from the lowest recess to the apices
@@ -143,4 +142,4 @@ def _dice(predicted, reference):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -15,10 +15,11 @@ import sys
 
 import numpy as np
 
-from auxseg import cli, evaluate, judge
-from auxseg.errors import InputError
+from auxseg import evaluate, judge
+from auxseg.base import command
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
 from auxseg.report import findings
-from auxseg.structs import CLASS_NAMES
 
 BACKGROUND, LEFT, RIGHT = (CLASS_NAMES.index(name) for name in ("background", "left_lung", "right_lung"))
 
@@ -66,7 +67,7 @@ def main(arguments=None):
             for name, fault in FAULTS.items()
         ]
     except InputError as error:
-        return cli.fail(error)
+        return command.fail(error)
     return 0 if all(seen) else 1
 
 

@@ -87,11 +87,11 @@ def measure(folder, slices, num_scans):
     """Prepares in this process and prints the figures."""
     import SimpleITK  # noqa: F401  (its share of the memory is that of the libraries)
 
-    from auxseg.datasets import luna16
+    from auxseg.datasets import luna16, luna16_folder
 
     started, busy, num_slices = time.perf_counter(), time.process_time(), 0
     if num_scans:
-        settings = luna16.Settings(slices=slices)
+        settings = luna16_folder.Settings(slices=slices)
         records = luna16.prepare(folder / "luna16", cache_dir=folder / "cache", settings=settings)
         num_slices = len(luna16.read_records(records, settings=settings))
     seconds, busy = time.perf_counter() - started, time.process_time() - busy

@@ -20,8 +20,9 @@ from collections.abc import Callable
 
 from absl import flags
 
-from auxseg import cli, runs
-from auxseg.errors import InputError, check_choice
+from auxseg import runs
+from auxseg.base import command, files
+from auxseg.base.errors import InputError, check_choice
 from auxseg.report import html, paper, tables
 from auxseg.report.markup import Markup, element, join, number, table
 from configs import base
@@ -29,10 +30,8 @@ from experiments import ablations, comparators, complexity, losses, paper_labels
 
 PAPER_SEEDS = (1, 2, 3)
 """The paper's runs; seed, split and order are of the same number."""
-
 READINGS = {"anatomy": {}, "airway": {"data.labels": "airway_as_nodule"}}
 """Class 3 as annotations have it, and as the paper has it."""
-
 NUM_PANELS = 6
 
 
@@ -190,7 +189,7 @@ def reproduce(protocol, folder, *, names=(), jobs=1, dry_run=False):
         step.study(protocol, folder / name, jobs=jobs, reuse=tuple(done), only=_only(step, protocol))
         done.append(folder / name)
     items = collect(folder, steps)
-    tables.write_json(folder / "results.json", items)
+    files.write_json(folder / "results.json", items)
     runs.write_text(folder / "index.html", create_page(items, left_out))
     print(f"page: {folder / 'index.html'}", flush=True)
     return folder / "index.html"
@@ -233,7 +232,7 @@ def collect(folder, steps):
         summary = folder / name / "summary.md"
         if summary.is_file():
             effects = folder / name / "effects.json"
-            sentences = runs.read_json(effects)["sentences"] if effects.is_file() else _labels(folder / name)
+            sentences = files.read_json(effects)["sentences"] if effects.is_file() else _labels(folder / name)
             items.append(_item(steps[name].what, "", " ".join(sentences), summary, folder))
     if "table2" in steps:
         items += _collect_table2(folder)
@@ -250,12 +249,12 @@ def _collect_table2(folder):
             path.with_suffix(".md"),
             folder,
         )
-        for row in runs.read_json(path)
+        for row in files.read_json(path)
     ]
 
 
 def _collect_complexity(folder):
-    found = runs.read_json(folder / "complexity" / "complexity.json")
+    found = files.read_json(folder / "complexity" / "complexity.json")
     first = found["networks"][0]
     se, attention = (row["formula"] for row in found["attention"][:2])
     ours = (
@@ -270,7 +269,7 @@ def _collect_complexity(folder):
 
 
 def _labels(folder):
-    return paper_labels.describe(runs.read_json(folder / "labels.json"))
+    return paper_labels.describe(files.read_json(folder / "labels.json"))
 
 
 def _item(what, printed, ours, file, folder):
@@ -284,7 +283,7 @@ def _collect_seeds(folder):
     for workdir in filter(runner.is_finished, workdirs):
         name = workdir.name.replace("-", ", ")
         report = workdir / "report"
-        summary = runs.read_json(workdir / "summary.json")
+        summary = files.read_json(workdir / "summary.json")
         split = "test" if "test" in summary["scores"] else "val"
         found = summary["scores"][split]
         dice = ", ".join(
@@ -303,7 +302,7 @@ def _collect_seeds(folder):
             )
         )
         items += _collect_figures(name, report, folder)
-        rates = tables.read_csv(report / "tables" / "learning_rate.csv")
+        rates = files.read_csv(report / "tables" / "learning_rate.csv")
         items.append(
             _item(
                 f"Table 3 ({name})",
@@ -336,7 +335,7 @@ def _collect_figures(name, report, folder):
     agreement = {}
     path = report / "tables" / "agreement.csv"
     if path.is_file():
-        agreement = {row["class"]: row for row in tables.read_csv(path) if row["unit"] == "px"}
+        agreement = {row["class"]: row for row in files.read_csv(path) if row["unit"] == "px"}
     wanted = [
         ("Figs 5, 7, 9", "curves", "", "loss, accuracy and Dice by epoch"),
         ("Figs 6, 8, 10", "panels", "", "input, truth, prediction, overlay"),
@@ -410,4 +409,4 @@ if __name__ == "__main__":
     runner.define_flags(out="runs/reproduce")
     flags.DEFINE_bool("all", False, "every table and figure")
     flags.DEFINE_list("steps", [], f"of {', '.join(STEPS)}")
-    cli.run(runner.guard(main))
+    command.run(runner.guard(main))

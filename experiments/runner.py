@@ -27,14 +27,14 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from auxseg import cli, runs
-from auxseg.errors import InputError, check_choice
+from auxseg import runs
+from auxseg.base import command, files
+from auxseg.base.errors import InputError, check_choice
 from auxseg.report import html
 from experiments import compare
 
 CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base"}
 """The config of each choice of --data; 'quick' runs have smoke.py instead."""
-
 QUICK = {
     "data.size": (32, 32),
     "model.depth": 1,
@@ -42,18 +42,13 @@ QUICK = {
     "train.num_epochs": 1,
 }
 """What a quick run changes in smoke.py: compiling is nearly all that it does, and this compiles soonest."""
-
 SPLITS = {"phantom": "kfold", "npz": "kfold", "luna16": "folds"}
-
 CASE_COLUMNS = ("case_id", "patient", "split")
 """Columns of a run's cases.csv that the study's own keeps, beside the scores of each class."""
-
 CHILD = (sys.executable, "-m", "experiments.runner")
 """The command that trains one run in a process of its own; --workdir is added."""
-
 SCORE_COLUMNS = ("dice", "reference_px", "predicted_px")
 """Likewise of each class."""
-
 EVALUATED_COST = 1 / 3
 """Of evaluating a case, in training steps' time: a forward pass is a third of a training step."""
 
@@ -256,7 +251,7 @@ def _check_settings(run, workdir):
     """Raises InputError where `workdir` holds a run of other settings."""
     path = workdir / "config.json"
     if path.is_file():
-        differences = runs.list_differences(runs.read_json(path), runs.config_to_dict(run.config))
+        differences = runs.list_differences(files.read_json(path), runs.config_to_dict(run.config))
         if differences:
             raise InputError(
                 f"{workdir} was started with other settings: {'; '.join(differences)}; give the study another --out"
@@ -321,7 +316,7 @@ def _run_at_once(left, workdirs, jobs):
                 del running[run]
                 free.append(slot)
                 done += 1
-                if status == cli.EXIT_INTERRUPTED:
+                if status == command.EXIT_INTERRUPTED:
                     raise train.Interrupted(
                         f"{run.name} was interrupted; start the same command again to go on"
                     )
@@ -505,12 +500,12 @@ def finish(folder, workdirs, *, titles=None, pairs=None, names=("dice",), sectio
 def write_cases(path, workdirs, *, split):
     """Writes the scores of every case of a split of every run as one CSV: arm, seed, fold, case, Dice, pixels."""
     from auxseg import scores
-    from auxseg.report import tables
+    from auxseg.base import files
 
     rows = []
     for run, workdir in workdirs.items():
         which = {"arm": run.arm, "seed": run.config.seed, "fold": run.config.data.fold}
-        for row in tables.read_csv(workdir / "cases.csv"):
+        for row in files.read_csv(workdir / "cases.csv"):
             if row["split"] != split:
                 continue
             kept = {name: row[name] for name in CASE_COLUMNS}
@@ -518,7 +513,7 @@ def write_cases(path, workdirs, *, split):
                 for column in SCORE_COLUMNS:
                     kept[f"{name}_{column}"] = row[f"{name}_{column}"]
             rows.append(which | kept)
-    tables.write_csv(path, rows)
+    files.write_csv(path, rows)
 
 
 def define_flags(*, seeds=(1, 2, 3), folds=(0,), out):
@@ -604,7 +599,7 @@ def guard(study):
             return study()
         except train.Interrupted as stop:
             print(stop, file=sys.stderr)
-            return cli.EXIT_INTERRUPTED
+            return command.EXIT_INTERRUPTED
 
     return main
 
@@ -619,4 +614,4 @@ def train_one(workdir):
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of a run with its config.json", required=True)
-    cli.run(guard(lambda: train_one(pathlib.Path(flags.FLAGS.workdir))))
+    command.run(guard(lambda: train_one(pathlib.Path(flags.FLAGS.workdir))))

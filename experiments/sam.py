@@ -24,17 +24,17 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import cli, evaluate, input_pipeline, judge, progress, runs, statistics
+from auxseg import evaluate, input_pipeline, judge, runs, statistics
+from auxseg.base import command, files, progress
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load, splits
-from auxseg.errors import InputError, check_choice
 from auxseg.models import sam, sam_weights
 from auxseg.report import tables
 from auxseg.report.markup import interval, number
-from auxseg.structs import CLASS_NAMES
 from experiments import comparators, runner
 
 FOREGROUND = CLASS_NAMES[1:]
-
 ALONE = "our network alone, no SAM"
 
 
@@ -269,8 +269,8 @@ def study(weights_path, cases, out, *, shares, seed=1):
         raise InputError("--split: it has no case")
     rows = segment_cases(cases, functions, shares=shares, seed=seed)
     summary = summarise(rows)
-    tables.write_csv(out / "cases.csv", rows)
-    tables.write_json(out / "sam.json", {"weights": weights_path.name, "summary": summary})
+    files.write_csv(out / "cases.csv", rows)
+    files.write_json(out / "sam.json", {"weights": weights_path.name, "summary": summary})
     lines = format_summary(summary, name=weights_path.name, dataset=cases.dataset.name)
     runs.write_text(out / "sam.md", "\n".join(lines) + "\n")
     return summary
@@ -313,4 +313,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 1, "of the jitter")
     flags.DEFINE_integer("limit", None, "at most so many cases", lower_bound=1)
     flags.DEFINE_string("out", "runs/sam", "folder of the table")
-    cli.run(main)
+    command.run(main)

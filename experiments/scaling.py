@@ -26,11 +26,9 @@ from auxseg import input_pipeline, parallel, steps, train
 from configs import base
 
 TOLERANCE = 1e-5
-
 COUNTS = (1, 2, 4, 8)
 GPUS = (1, 8, 16, 32, 64)
 GPUS_PER_NODE = 8
-
 SIZE, WIDTH, DEPTH, BATCH, NUM_STEPS = 16, 4, 1, 8, 4
 """Of what is measured: pixels a side, channels of the first level, poolings, examples, steps compared."""
 

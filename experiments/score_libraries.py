@@ -9,7 +9,6 @@ and asks for `numpy.NaN` and `numpy.Inf` on empty masks; they are given to it he
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
 import math
 import pathlib
@@ -19,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from auxseg import scores
-from auxseg.report import tables
+from auxseg.base import files
 
 SPACING_YX_MM = (0.7, 0.9)
 
@@ -32,7 +31,7 @@ def main(arguments=None):
     )
     given = parser.parse_args(arguments)
     text = create_table()
-    tables.write_text(pathlib.Path(given.out), text)
+    files.write_text(pathlib.Path(given.out), text)
     print(text)
     return 0
 

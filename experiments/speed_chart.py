@@ -10,10 +10,9 @@ import pathlib
 import sys
 
 import matplotlib
-
-matplotlib.use("agg")
 from matplotlib import pyplot
 
+matplotlib.use("agg")
 _KINDS = {"train": "training step", "infer": "inference"}
 _OURS, _PEER = "#1f5fa8", "#b9bfc7"
 

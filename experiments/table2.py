@@ -18,12 +18,11 @@ from __future__ import annotations
 import numpy as np
 from absl import flags
 
-from auxseg import cli, runs
-from auxseg.report import tables
+from auxseg import runs
+from auxseg.base import command, files
 from experiments import comparators, effects, runner
 
 WIDTHS = ("matched", "published", "both")
-
 EXTRA = "unet_extra"
 
 
@@ -110,7 +109,7 @@ def list_rows(workdirs, titles, paper):
     rows = []
     for arm, title in titles.items():
         summaries = [
-            runs.read_json(path / "summary.json") for run, path in workdirs.items() if run.arm == arm
+            files.read_json(path / "summary.json") for run, path in workdirs.items() if run.arm == arm
         ]
         if not summaries:
             continue
@@ -199,7 +198,7 @@ def study(
         folder, workdirs, config, titles, create_effects(titles), names=names, heading="Table 2"
     )
     rows = list_rows(workdirs, titles, paper)
-    tables.write_json(folder / "table2.json", rows)
+    files.write_json(folder / "table2.json", rows)
     runs.write_text(folder / "table2.md", "\n".join(format_rows(rows)) + "\n")
     return {**result, "rows": rows}
 
@@ -208,4 +207,4 @@ if __name__ == "__main__":
     runner.define_flags(out="runs/table2")
     flags.DEFINE_enum("width", "matched", WIDTHS, "of the networks that the paper's is compared with")
     flags.DEFINE_string("extra_data", None, "folder of NPZ files: adds the U-Net with a second data set")
-    cli.run(runner.main_of(study))
+    command.run(runner.main_of(study))

@@ -6,10 +6,8 @@ from auxseg import ct
 
 UIDS = ("1.2.840.1", "1.2.840.2", "1.2.840.3")
 """In subset 0, subset 0 (prone, 13 slices) and subset 3 (no nodule)."""
-
 SPACING_MM = (1.0, 1.0, 2.5)
 PRONE = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
-
 NODULES = {
     UIDS[0]: [((15.5, 0.0, 15.0), 8.0), ((-18.0, 3.0, 5.0), 5.0)],
     UIDS[1]: [((14.0, -2.0, 15.0), 6.0)],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import create_model
 from configs import base
 from experiments import benchmark, speed_chart

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from auxseg import checkpoints, optim, steps
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.state import TrainState
 
 

@@ -6,8 +6,8 @@ import fake_network
 import numpy as np
 import pytest
 
-from auxseg import bundle, evaluate, runs
-from auxseg.structs import CaseTable, Dataset
+from auxseg import bundle, datasets, evaluate, runs
+from auxseg.base.classes import CaseTable, Dataset
 from configs import base
 from experiments import cleanup
 
@@ -43,7 +43,7 @@ def run(tmp_path, monkeypatch):
     data = Dataset("made up", table, images.shape[1:], lambda i: (images[i], masks[i]), lambda i: masks[i])
     members = {"train": np.zeros(0, int), "test": np.arange(count)}
     monkeypatch.setattr(bundle, "load_network", lambda path: fake_network.create(images.shape[1:], path.name))
-    monkeypatch.setattr(cleanup, "load", lambda settings: data)
+    monkeypatch.setattr(datasets, "load", lambda settings: data)
     monkeypatch.setattr(evaluate, "read_splits", lambda path, dataset: members)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -79,7 +79,7 @@ def test_every_option_is_compared_with_the_plain_prediction(run, capsys):
 
 
 def test_nodules_stay_where_the_pixel_size_is_not_known(run):
-    table = cleanup.load(None).table
+    table = datasets.load(None).table
     table.spacing_zyx_mm[:4] = np.nan
     rows = {row["option"]: row for row in cleanup.measure([run / "one"])["rows"]}
     assert rows["min_nodule_mm=5"]["nodules_false"] == 4

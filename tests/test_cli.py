@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from auxseg import cli
-from auxseg.errors import InputError, check_choice
+from auxseg.base.command import EXIT_USER_ERROR, _guarded
+from auxseg.base.errors import InputError, check_choice
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def guarded(main, *argv):
-    return cli._guarded(main, ["program", *argv])
+    return _guarded(main, ["program", *argv])
 
 
 def raising(error):
@@ -41,13 +41,13 @@ def test_what_main_returns_is_the_status():
     ],
 )
 def test_mistake_gets_one_line_and_status_2(error, words, capsys):
-    assert guarded(raising(error)) == cli.EXIT_USER_ERROR
+    assert guarded(raising(error)) == EXIT_USER_ERROR
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
 
 
 def test_stray_argument_is_refused(capsys):
-    assert guarded(lambda argv: 0, "configs/phantom.py") == cli.EXIT_USER_ERROR
+    assert guarded(lambda argv: 0, "configs/phantom.py") == EXIT_USER_ERROR
     assert "got the argument 'configs/phantom.py', expected only flags" in capsys.readouterr().err
 
 
@@ -70,6 +70,6 @@ def test_wrong_choice_lists_the_names():
 def test_a_setting_that_is_not_there_is_named():
     command = [sys.executable, "-m", "auxseg.main", "--config=configs/smoke.py", "--config.model.sse=True"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-    assert process.returncode == cli.EXIT_USER_ERROR
+    assert process.returncode == EXIT_USER_ERROR
     assert "error: the settings have no 'sse'. Did you mean \"se\"" in process.stderr
     assert process.stderr.count("\n") == 1

@@ -3,7 +3,8 @@
 import pytest
 
 from auxseg import runs
-from auxseg.errors import InputError
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from configs import base
 from experiments import collect
 
@@ -21,7 +22,7 @@ def run(tmp_path):
         "learning_rate": 1e-3,
         "seconds": 3.0,
     }
-    runs.append_row(tmp_path / "metrics.jsonl", row)
+    files.append_row(tmp_path / "metrics.jsonl", row)
     runs.write_json(tmp_path / "summary.json", {"epochs": 1, "scores": {}, "report": "elsewhere"})
     runs.write_json(tmp_path / "splits.json", {"train": ["a", "b"], "val": ["c"]})
     runs.write_json(tmp_path / "versions.json", {"python": "3"})
@@ -37,6 +38,6 @@ def test_numbers_settings_and_sizes_are_kept_and_paths_are_not(run):
 
 
 def test_unfinished_run_is_refused(run):
-    runs.append_row(run / "metrics.jsonl", {"epoch": 2})
+    files.append_row(run / "metrics.jsonl", {"epoch": 2})
     with pytest.raises(InputError, match="the summary is of 1 epochs, metrics.jsonl of 2"):
         collect.collect(run)

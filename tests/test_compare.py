@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from auxseg.errors import InputError
-from configs import base
+from auxseg.base.errors import InputError
+from configs.base import get_config
 from experiments import compare
 
 CLASSES = ("left_lung", "right_lung", "nodule")
@@ -43,7 +43,7 @@ def test_a_setting_that_came_after_a_run_sets_it_not_apart(tmp_path):
     """A run of last month and one of today with the same settings are one arm."""
     old, new = write_run(tmp_path / "old", seed=1), write_run(tmp_path / "new", seed=2)
     config = json.loads((new / "config.json").read_text(encoding="utf-8"))
-    config["optim"] = {"cosine_epochs": base.get_config().optim.cosine_epochs}
+    config["optim"] = {"cosine_epochs": get_config().optim.cosine_epochs}
     (new / "config.json").write_text(json.dumps(config), encoding="utf-8")
     result = compare.compare([old, new])
     assert len({row["arm"] for row in result["arms"]}) == 1

@@ -12,7 +12,6 @@ from configs import base
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "__init__"
 )
-
 CHANGES = {
     "base": set(),
     "seed1": set(),

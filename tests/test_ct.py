@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg import ct
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 LPS = ct.Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0))
 DIRECTIONS = [ct.IDENTITY, (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, 1, 0, 0, 0, -1, 1, 0, 0)]

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from auxseg import decision, scores
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 UNKNOWN = (float("nan"), float("nan"))
 

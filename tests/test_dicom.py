@@ -4,17 +4,15 @@ import pathlib
 import shutil
 import warnings
 
+import chest
+import dicom_files
 import numpy as np
 import pytest
 
+from auxseg import ct, scans
+from auxseg.base.errors import InputError
+
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
-
-import chest  # noqa: E402
-import dicom_files  # noqa: E402
-
-from auxseg import ct, scans  # noqa: E402
-from auxseg.errors import InputError  # noqa: E402
-
 SPACING = (6.0, 6.0, 6.0)
 
 

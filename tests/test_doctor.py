@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg import doctor, scans
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 def _write(path, array, direction=None):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from auxseg import decision, evaluate, judge, train
-from auxseg.errors import InputError
-from auxseg.report import tables
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from configs import base
 
 
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
 def test_a_run_ends_with_its_report(workdir):
     assert (workdir / "report" / "index.html").is_file()
     assert (workdir / "report" / "figures" / "curves.png").is_file()
-    rows = tables.read_csv(workdir / "cases.csv")
+    rows = files.read_csv(workdir / "cases.csv")
     assert {row["split"] for row in rows} == {"val", "test"}
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     for split, stored in summary["scores"].items():
@@ -50,7 +50,7 @@ def test_a_run_ends_with_its_report(workdir):
 
 
 def test_the_command_writes_the_report_and_explains(workdir, capsys):
-    case_id = tables.read_csv(workdir / "cases.csv")[-1]["case_id"]
+    case_id = files.read_csv(workdir / "cases.csv")[-1]["case_id"]
     stored = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["scores"]["val"]
     summary, page = evaluate.report(workdir, split="val", explained=[(case_id, "left_lung")])
     assert {key: summary[key] for key in stored} == stored and summary["split"] == "val"
@@ -59,7 +59,7 @@ def test_the_command_writes_the_report_and_explains(workdir, capsys):
         "Scored on the val split" in text and "What drives the network" in text and "own resolution" in text
     )
     assert (page.parent / "figures" / "explanation_1.png").is_file()
-    scales = tables.read_csv(page.parent / "tables" / "se_scales.csv")
+    scales = files.read_csv(page.parent / "tables" / "se_scales.csv")
     assert {row["block"] for row in scales} == {"encoder_0", "bottleneck", "decoder_0"}
     assert all(0 < row["scale"] < 1 for row in scales) and len(scales) == 4 + 8 + 4
     assert re.search(r"aux_unet: [\d,]+ trainable parameters", text)

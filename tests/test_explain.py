@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from auxseg import explain, models
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import blocks
 from auxseg.report import figures
 

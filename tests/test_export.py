@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from auxseg import bundle, checkpoints, decision, export, models, onnx_graph, predict, runs
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from configs import base
 
 SIZE = (64, 64)

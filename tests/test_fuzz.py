@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg import ct, scans
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 ROUNDS = 60
 FORMATS = ("mhd", "mha", "nrrd", "nii", "nii.gz")

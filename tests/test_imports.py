@@ -6,7 +6,6 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-
 ROOMS = (
     ("allocator", "errors", "npz_files", "structs", "progress"),
     ("ct", "scan_checks"),
@@ -35,7 +34,6 @@ ROOMS = (
     ("cli",),
     ("main", "prepare", "doctor"),
 )
-
 COMMANDS = {"main", "prepare", "doctor", "evaluate", "predict", "export"}
 """Files that are also commands; only these import `cli`."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from auxseg import evaluate, input_pipeline, parallel
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from configs import base
 
 

@@ -8,8 +8,8 @@ import pytest
 from scipy import ndimage
 
 from auxseg import input_pipeline, insertion
+from auxseg.base.errors import InputError
 from auxseg.datasets.phantom_contents import DIAMETER_QUANTILES_MM
-from auxseg.errors import InputError
 from configs import base
 
 SIZE = 96

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from auxseg import input_pipeline, judge
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 def make_subject(dataset, change=lambda masks: masks, *, batch_size=4, num_devices=1):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auxseg import losses, parallel
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from configs import base
 
 MASK = np.array([[[0, 1], [1, 3]]])

@@ -1,27 +1,27 @@
 """The study of the losses: its arms are losses that there are, and each differs from the paper's as it says."""
 
-from auxseg import losses, runs
+from auxseg import runs
+from auxseg.losses import create_segmentation_loss
 from configs import base
-from experiments import losses as study
-from experiments import runner
+from experiments import losses, runner
 
 
 def test_every_arm_is_a_loss_that_can_be_made():
-    arms = study.create_arms()
-    assert set(arms) == set(study.TITLES) and next(iter(arms)) == "dice_ce"
+    arms = losses.create_arms()
+    assert set(arms) == set(losses.TITLES) and next(iter(arms)) == "dice_ce"
     config = base.get_config()
     same = runner.override(config, arms["dice_ce"])
     assert not runs.list_differences(*map(runs.config_to_dict, (config, same)))  # the paper's
     for changes in arms.values():
-        assert callable(losses.create_segmentation_loss(runner.override(config, changes).loss))
+        assert callable(create_segmentation_loss(runner.override(config, changes).loss))
 
 
 def test_the_losses_that_the_paper_names_are_there():
-    assert {"iou", "hybrid", "weighted_ce", "tversky"} <= set(study.create_arms())
-    assert study.create_arms()["weighted_ce"]["loss.class_weights"] == (1.0, 1.0, 1.0, 30.0)
+    assert {"iou", "hybrid", "weighted_ce", "tversky"} <= set(losses.create_arms())
+    assert losses.create_arms()["weighted_ce"]["loss.class_weights"] == (1.0, 1.0, 1.0, 30.0)
 
 
 def test_each_loss_is_compared_with_the_papers():
-    found = study.create_effects(study.TITLES)
-    assert len(found) == len(study.TITLES) - 1
+    found = losses.create_effects(losses.TITLES)
+    assert len(found) == len(losses.TITLES) - 1
     assert all(effect.weights["Dice + cross-entropy"] == -1 for effect in found)

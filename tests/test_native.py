@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from auxseg import native
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 FIELDS = {
     "square": native.Field((51, 51), (51, 51), (0, 0)),

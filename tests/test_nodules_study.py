@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from auxseg import decision, runs
-from auxseg.errors import InputError
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from configs import recommended
 from experiments import nodules, runner, second_look
 
@@ -199,18 +200,18 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
     assert tables["start"] == tables["recommended"] and tables["start"]["nodules"] == 2
     looked_again(tmp_path / "study", str(folder))
     mirrored = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",), flip=True)
-    assert mirrored == runs.read_json(tmp_path / "study" / "nodules_flip.json") != result
+    assert mirrored == files.read_json(tmp_path / "study" / "nodules_flip.json") != result
     assert (tmp_path / "study" / "nodules_curves_flip.png").stat().st_size > 1000
     with pytest.raises(InputError, match="--init_from_no_se: not given; no_se needs a run on the phantom"):
         nodules.study(protocol, tmp_path / "study", init_from=str(only), only=("no_se",))
     # Everything is there already: a second start computes the same from what is stored.
     again = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
-    assert again == result == runs.read_json(tmp_path / "study" / "nodules.json")
+    assert again == result == files.read_json(tmp_path / "study" / "nodules.json")
 
 
 def points_of(path):
     """Returns the stored rows of a run at the most likely class."""
-    rows = runs.read_json(path / nodules.CASES_FILE)["rows"]
+    rows = files.read_json(path / nodules.CASES_FILE)["rows"]
     return [row for row in rows if row["point"] == nodules.POINTS[0]]
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from auxseg import ct, outputs
-from auxseg.errors import InputError
+from auxseg.base import classes
+from auxseg.base.errors import InputError
 
 
 def _geometry(matrix, size_xyz=(5, 4, 3)):
@@ -87,7 +88,7 @@ def test_overlay_colours(tmp_path):
     mask[2, 3], mask[4, 5], mask[6, 7] = 1, 2, 3
     image = np.asarray(Image.open(io.BytesIO(outputs.encode_overlay(mask))).convert("RGBA"))
     assert (image[..., 3] == np.where(mask, 255, 0)).all()
-    for value, colour in enumerate(outputs.COLOURS.values(), start=1):
+    for value, colour in enumerate(classes.COLOURS.values(), start=1):
         assert tuple(image[mask == value][0][:3]) == colour
 
 

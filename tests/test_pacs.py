@@ -8,21 +8,18 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 
+import chest
+import dicom_files
+import fake_network
 import numpy as np
 import pytest
 
+from auxseg import ct, outputs, predict
+
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 highdicom = pytest.importorskip("highdicom", reason="the dicom extra is not installed")
-
-import chest  # noqa: E402
-import dicom_files  # noqa: E402
-import fake_network  # noqa: E402
-
-from auxseg import ct, outputs, predict  # noqa: E402
-
 ORTHANC, DCIODVFY = shutil.which("Orthanc"), shutil.which("dciodvfy")
 
 
@@ -184,7 +181,7 @@ def test_dicom_seg_lies_on_its_source(tmp_path, case, request):
 def test_a_tilted_stack_goes_to_nrrd_and_not_to_nifti(tmp_path):
     import SimpleITK as sitk
 
-    from auxseg.errors import InputError
+    from auxseg.base.errors import InputError
 
     dicom_files.write_series(tmp_path / "in", chest.draw(), spacing_zyx=(6, 6, 6), step=(0, 1.2, 6.0))
     network = [fake_network.create((56, 56))]

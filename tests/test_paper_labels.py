@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from auxseg import ct, runs, train
-from auxseg.errors import InputError
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from experiments import paper_labels, runner
 
 
@@ -130,7 +131,7 @@ def test_both_readings_are_scored_on_the_same_cases(tmp_path, monkeypatch, capsy
     masks = tmp_path / "luna16" / "seg-lungs-LUNA16"
     summary = paper_labels.study(protocol, tmp_path / "out", masks=masks)
     members = [
-        runs.read_json(tmp_path / "out" / "runs" / f"{arm}-f{fold}-s1" / "splits.json")
+        files.read_json(tmp_path / "out" / "runs" / f"{arm}-f{fold}-s1" / "splits.json")
         for fold in protocol.folds
         for arm in paper_labels.ARMS
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from auxseg import parallel
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 def test_choice_of_devices():

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from auxseg import partners
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 WAIT = 60.0
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from auxseg import postprocess
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 def _random_masks(seed, shape=(9, 40, 36), share=0.25):

@@ -19,7 +19,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg import bundle, ct, decision, outputs, postprocess, predict, scans
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 SPACING_XYZ, ORIGIN = (6.0, 6.0, 6.0), (-150.0, -120.5, 33.25)
 TURNS = {

@@ -12,9 +12,9 @@ import pytest
 from absl.flags import FLAGS
 from absl.testing import flagsaver
 
-from auxseg import prepare as command
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16, luna16_folder, npz
-from auxseg.errors import InputError
+from auxseg.prepare import _alone, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -86,9 +86,9 @@ def test_killed_npz_goes_on_and_another_process_waits_its_turn(folder, tmp_path,
     monkeypatch.setattr(luna16_folder, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
     with flagsaver.flagsaver():
         FLAGS(["prepare", *flags])
-        with command._alone(partial), pytest.raises(InputError, match="another process writes it"):
-            command.main(["prepare"])
-        command.main(["prepare"])
+        with _alone(partial), pytest.raises(InputError, match="another process writes it"):
+            main(["prepare"])
+        main(["prepare"])
     assert seen == [fixtures_luna16.UIDS[2]]
     assert [path.name for path in tmp_path.iterdir()] == ["npz"]
     assert {path.suffix for path in (tmp_path / "npz").iterdir()} == {".npz", ".csv"}
@@ -145,7 +145,7 @@ def test_bad_scans_are_one_line_each_and_can_be_skipped(tmp_path, form):
 def test_wrong_flags_are_named(flags, message):
     with flagsaver.flagsaver(), pytest.raises(InputError) as caught:
         FLAGS(["prepare", *flags])
-        command.main(["prepare"])
+        main(["prepare"])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -20,9 +20,10 @@ import pytest
 import test_steps
 import test_train
 
-from auxseg import checkpoints, input_pipeline, parallel, runs, train
+from auxseg import checkpoints, input_pipeline, parallel, train
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16_folder
-from auxseg.errors import InputError
 from configs import base
 
 TESTS = pathlib.Path(__file__).parent
@@ -154,14 +155,14 @@ def get_config():
 
 def wait_for_rows(workdir, number, pair):
     end = time.monotonic() + 400
-    while len(runs.read_rows(workdir / "metrics.jsonl")) < number:
+    while len(files.read_rows(workdir / "metrics.jsonl")) < number:
         assert all(process.poll() is None for process in pair), finish(pair)
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
 def weights_and_rows(workdir):
-    rows = runs.read_rows(workdir / "metrics.jsonl")
+    rows = files.read_rows(workdir / "metrics.jsonl")
     numbers = [[row["train"]["loss"], row["val"]["loss"], row["learning_rate"]] for row in rows]
     return jax.tree.leaves(checkpoints.restore_best(workdir)[0]), numbers
 

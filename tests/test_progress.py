@@ -1,6 +1,6 @@
 """Progress where there is no terminal: plain lines, now and then, and none for short work."""
 
-from auxseg import progress
+from auxseg.base import progress
 
 
 def test_lines_tell_speed_and_time_left(monkeypatch, capsys):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from auxseg import runs
-from auxseg.errors import InputError
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from configs import smoke
 from experiments import reproduce, runner
 
@@ -23,7 +23,7 @@ def test_the_whole_chain_on_a_phantom(tmp_path, capsys):
     page = reproduce.reproduce(protocol, tmp_path / "out")
     out = capsys.readouterr().out
     assert out.index("different runs are left: at most about") < out.index("== seeds")
-    items = runs.read_json(tmp_path / "out" / "results.json")
+    items = files.read_json(tmp_path / "out" / "results.json")
     assert all((tmp_path / "out" / item["file"]).is_file() for item in items)
     shown = {item["paper"].split(" (")[0] for item in items}
     figures = {"Figs 5, 7, 9", "Figs 6, 8, 10", "Fig 12", "Fig 13", "Fig 14", "Table 3", "section 4, Table 2"}

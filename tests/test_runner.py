@@ -6,8 +6,9 @@ import sys
 import fakes
 import pytest
 
-from auxseg import cli, runs, train
-from auxseg.errors import InputError
+from auxseg import runs, train
+from auxseg.base import command, files
+from auxseg.base.errors import InputError
 from configs import base
 from experiments import runner
 
@@ -204,11 +205,11 @@ def test_runs_at_once_are_processes_of_their_own(npz, tmp_path, calls, monkeypat
     out = capsys.readouterr().out
     assert list(workdirs) == planned[:3] and "2 at once" in out and "2.0 h a run" in out
     assert "failed: no_se-f0-s2: exit status 3" in out
-    assert [runs.read_json(path / "summary.json")["se"] for path in workdirs.values()] == [True, False, True]
+    assert [files.read_json(path / "summary.json")["se"] for path in workdirs.values()] == [True, False, True]
 
 
 def test_an_interrupted_process_ends_the_study(npz, tmp_path, calls, monkeypatch):
-    use_child(monkeypatch, fail=("se-f0-s1",), status=cli.EXIT_INTERRUPTED)
+    use_child(monkeypatch, fail=("se-f0-s1",), status=command.EXIT_INTERRUPTED)
     protocol = small_protocol(npz)
     planned = runner.plan(runner.create_config(protocol), ARMS, protocol)
     with pytest.raises(train.Interrupted, match="start the same command again"):

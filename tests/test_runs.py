@@ -7,12 +7,13 @@ import os
 import pytest
 
 from auxseg import parallel, runs
-from auxseg.errors import InputError
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from configs import base
 
 
 def hold(path, ready, release):
-    with runs.locked(path):
+    with files.locked(path):
         ready.set()
         release.wait(120)
 
@@ -24,24 +25,24 @@ def test_second_process_is_refused_and_the_lock_goes_with_the_first(tmp_path):
     other.start()
     assert ready.wait(120)
     with pytest.raises(InputError, match="another process is working in it"):
-        with runs.locked(tmp_path):
+        with files.locked(tmp_path):
             pass
     other.kill()
     other.join()
-    with runs.locked(tmp_path) as path:
+    with files.locked(tmp_path) as path:
         assert path == tmp_path
 
 
 def test_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/run: Not a directory; choose another"):
-        with runs.locked(tmp_path / "file" / "run"):
+        with files.locked(tmp_path / "file" / "run"):
             pass
 
 
 def test_workdir_whose_name_is_no_text_in_this_locale(tmp_path):
     with pytest.raises(InputError, match="its name is no text in this locale; set PYTHONUTF8=1"):
-        with runs.locked(tmp_path / "l\udce4ufe"):
+        with files.locked(tmp_path / "l\udce4ufe"):
             pass
     assert not any(tmp_path.iterdir())
 
@@ -81,17 +82,17 @@ def test_settings_that_do_not_change_the_result_may_change(tmp_path):
 def test_rows_survive_a_half_written_line_and_later_epochs_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for epoch in (1, 2, 3):
-        runs.append_row(path, {"epoch": epoch})
+        files.append_row(path, {"epoch": epoch})
     with open(path, "a") as handle:
         handle.write('{"epoch": 4, "lo')
-    assert [row["epoch"] for row in runs.read_rows(path)] == [1, 2, 3]
+    assert [row["epoch"] for row in files.read_rows(path)] == [1, 2, 3]
     runs.keep_rows(path, 2)
     assert path.read_text(encoding="utf-8") == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
 def test_rows_are_strict_json(tmp_path):
     with pytest.raises(ValueError):
-        runs.append_row(tmp_path / "metrics.jsonl", {"epoch": 1, "loss": float("nan")})
+        files.append_row(tmp_path / "metrics.jsonl", {"epoch": 1, "loss": float("nan")})
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -113,7 +114,7 @@ def test_unreadable_json_is_named(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match="config.json"):
-        runs.read_json(path)
+        files.read_json(path)
 
 
 def test_machine_is_described():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny_sam
 
-from auxseg.errors import InputError
-from auxseg.report import tables
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from experiments import runner, sam
 
 
@@ -73,7 +73,7 @@ def test_the_study_from_a_file_of_weights(tmp_path):
     summary = sam.study(path, cases, tmp_path / "out", shares=(0.2,))
     assert [row["boxes"] for row in summary] == ["reference"] * 3 + ["jittered by 0.2"] * 3
     assert all(0 <= row["dice"] <= 1 for row in summary if row["class"] != "nodule")
-    assert len(tables.read_csv(tmp_path / "out" / "cases.csv")) == 2 * 3 * 2
+    assert len(files.read_csv(tmp_path / "out" / "cases.csv")) == 2 * 3 * 2
     text = (tmp_path / "out" / "sam.md").read_text(encoding="utf-8")
     assert "97.08 %" in text and "no competitors" in text and "| jittered by 0.2 | Nodule |" in text
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from auxseg import ct, scan_checks
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 SPACING = (6.0, 6.0)
 

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg import ct, inflate, scans
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 FORMATS = ("mhd", "mha", "nrrd", "nhdr", "nii", "nii.gz")
 TURNS = {

@@ -10,8 +10,8 @@ import pytest
 from scipy import ndimage
 
 from auxseg import scores
-from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
 
 SPACING = (0.7, 0.9)
 UNKNOWN = (math.nan, math.nan)

@@ -18,12 +18,13 @@ import pytest
 import tensorstore
 import test_checkpoints
 
-from auxseg import checkpoints, npz_files, outputs, runs
-from auxseg.datasets import luna16, npz
-from auxseg.errors import InputError
+from auxseg import checkpoints, outputs, runs
+from auxseg.base import npz
+from auxseg.base.errors import InputError
+from auxseg.datasets import luna16
+from auxseg.datasets.npz import read_npz
 
 ROOT = pathlib.Path(__file__).parent.parent
-
 MODULES = {
     "pickle",
     "cPickle",
@@ -36,7 +37,6 @@ MODULES = {
     "tarfile",
 }
 """Modules that can run what they read, or unpack to anywhere; none is imported by the package."""
-
 CALLS = {"eval", "exec", "compile", "__import__"}
 
 
@@ -113,11 +113,11 @@ def test_forged_arrays_are_refused_before_memory_is_taken(tmp_path, kind):
     content, message = FORGED[kind]
     path = write_zip(tmp_path / "a.npz", image=content, mask=npy((2, 2), bytes(8)))
     tracemalloc.start()
-    with pytest.raises(npz_files.UNREADABLE, match=message):
-        npz_files.read_npz(path, most_bytes=1_000_000)
+    with pytest.raises(npz.UNREADABLE, match=message):
+        npz.read_npz(path, most_bytes=1_000_000)
     if kind != "too large":
         with pytest.raises(InputError, match="cannot be read as .npz"):
-            npz.read_npz(tmp_path, size_yx=(16, 16)).read(np.array([0]))
+            read_npz(tmp_path, size_yx=(16, 16)).read(np.array([0]))
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
@@ -125,11 +125,11 @@ def test_forged_arrays_are_refused_before_memory_is_taken(tmp_path, kind):
 def test_honest_arrays_are_read(tmp_path):
     arrays = {"a": np.arange(6).reshape(2, 3), "b": np.float32(3), "c": np.array(["x", "yz"])}
     np.savez(tmp_path / "a.npz", **arrays)
-    found = npz_files.read_npz(tmp_path / "a.npz", most_bytes=10_000)
+    found = npz.read_npz(tmp_path / "a.npz", most_bytes=10_000)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array)
     with pytest.raises(ValueError, match="expected at most"):
-        npz_files.read_npz(tmp_path / "a.npz", most_bytes=300)
+        npz.read_npz(tmp_path / "a.npz", most_bytes=300)
 
 
 def test_native_masks_are_not_inflated_beyond_their_pixels():

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from auxseg import statistics
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 def test_bootstrap_mean_leaves_nan_out_and_counts():

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg import input_pipeline, insertion, losses, models, optim, parallel, state, steps, train
-from auxseg.errors import InputError
+from auxseg import input_pipeline, insertion, losses, models, optim, parallel, steps, train
+from auxseg.base.errors import InputError
+from auxseg.state import count_values
 from configs import base
 
 SIZE = (16, 16)
@@ -193,7 +194,7 @@ def test_augmentation_is_part_of_the_step(data, step):
 
 
 def test_state_counts():
-    assert state.count_values({"a": np.zeros((2, 3)), "b": np.zeros(())}) == 7
+    assert count_values({"a": np.zeros((2, 3)), "b": np.zeros(())}) == 7
 
 
 def _step_with(data, **changes):

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import test_checkpoints
 
-from auxseg import checkpoints, runs
-from auxseg.errors import InputError
+from auxseg import checkpoints
+from auxseg.base import files
+from auxseg.base.errors import InputError
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -150,7 +151,7 @@ def test_read_only_workdir_is_one_clear_line(read_only):
     assert list(read_only.iterdir()) == []  # it can be read
     for workdir in (read_only, read_only / "run"):
         with pytest.raises(InputError, match="fixed.*: Permission denied; choose another with --workdir=DIR"):
-            with runs.locked(workdir):
+            with files.locked(workdir):
                 pass
 
 

@@ -1,10 +1,10 @@
 """Table 2 again: its arms, their widths, and the paper's figures beside ours; training is made up."""
 
 import pytest
-from test_runner import calls, npz, small_protocol  # noqa: F401  (fixtures)
+from test_runner import small_protocol
 
 from auxseg import runs, train
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from configs import base
 from experiments import ablations, comparators, runner, table2
 

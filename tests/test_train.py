@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from auxseg import augment, checkpoints, evaluate, export, insertion, parallel, runs, train
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from auxseg.datasets import load
-from auxseg.errors import InputError
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -66,7 +67,7 @@ def half(unbroken, npz, tmp_path):
     """The run as it was when half of its epochs were over."""
     workdir = tmp_path / "half"
     train.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir)
-    stored = runs.read_json(workdir / "config.json")
+    stored = files.read_json(workdir / "config.json")
     stored["train"]["num_epochs"] = NUM_EPOCHS
     runs.write_json(workdir / "config.json", stored)
     return workdir
@@ -83,7 +84,7 @@ def assert_same_training(one, other):
     for a, b in zip(*map(jax.tree.leaves, weights), strict=True):
         np.testing.assert_array_equal(a, b)
     rows = [
-        [{**r["train"], **r["val"], "lr": r["learning_rate"]} for r in runs.read_rows(w / "metrics.jsonl")]
+        [{**r["train"], **r["val"], "lr": r["learning_rate"]} for r in files.read_rows(w / "metrics.jsonl")]
         for w in (one, other)
     ]
     assert rows[0] == rows[1] and len(rows[0]) == NUM_EPOCHS
@@ -165,7 +166,7 @@ def test_run_leaves_what_it_should(unbroken):
         "checkpoints",
     }
     assert expected <= names and any(n.startswith("events.") for n in names)
-    rows = runs.read_rows(unbroken / "metrics.jsonl")
+    rows = files.read_rows(unbroken / "metrics.jsonl")
     assert [r["epoch"] for r in rows] == list(range(1, NUM_EPOCHS + 1))
     assert rows[-1]["train"]["loss"] < rows[0]["train"]["loss"]
     for row in rows:
@@ -177,7 +178,7 @@ def test_run_leaves_what_it_should(unbroken):
             "waited_for_data",
         } <= row.keys()
         assert {"loss", "accuracy", "pooled_dsc", "dice", "dice_cases"} <= row["val"].keys()
-    splits = runs.read_json(unbroken / "splits.json")
+    splits = files.read_json(unbroken / "splits.json")
     cases = [case for members in splits.values() for case in members]
     assert len(cases) == len(set(cases)) == 24 and set(splits) == {"train", "val", "test"}
     lines = (unbroken / "cases.csv").read_text(encoding="utf-8").splitlines()
@@ -190,7 +191,7 @@ def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(unbroken, tmp
     for name in ("summary.json", "cases.csv", "metrics.jsonl", "checkpoints/latest"):
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    stored = runs.read_json(unbroken / "summary.json")["scores"]
+    stored = files.read_json(unbroken / "summary.json")["scores"]
     for split in ("val", "test"):
         found = evaluate.evaluate(copy, split=split)
         for name, value in stored[split].items():
@@ -227,9 +228,9 @@ def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path,
     monkeypatch.setattr(evaluate, "create_eval_fn", lambda *_: score)
     monkeypatch.setattr(evaluate, "finish", lambda *_, **__: {})
     train.train(config, tmp_path / "whole")
-    members = runs.read_json(tmp_path / "whole" / "splits.json")["train"]
+    members = files.read_json(tmp_path / "whole" / "splits.json")["train"]
     real = dataset.table.labels[np.isin(dataset.table.case_id, members), 3].sum()
-    for row in runs.read_rows(tmp_path / "whole" / "metrics.jsonl"):
+    for row in files.read_rows(tmp_path / "whole" / "metrics.jsonl"):
         assert row["train"]["dice_cases"]["nodule"] > real + 4  # something was inserted
     stopped_after(7, config, tmp_path / "told", monkeypatch)
     train.train(config, tmp_path / "told")
@@ -257,7 +258,7 @@ def test_other_settings_are_refused(half, npz):
 
 
 def test_checkpoint_of_another_run_is_refused(half, npz):
-    splits = runs.read_json(half / "splits.json")
+    splits = files.read_json(half / "splits.json")
     splits["train"] = splits["train"][:4]
     runs.write_json(half / "splits.json", splits)
     with pytest.raises(InputError, match="update 10 does not lie in epoch 3 of 1 steps"):
@@ -280,7 +281,7 @@ def test_damaged_checkpoint_costs_an_epoch_and_not_the_run(half, unbroken, npz, 
 def test_killed_run_goes_on_and_ends_the_same(unbroken_command, npz, tmp_path, after_rows):
     workdir = tmp_path / "killed"
     process = command(npz, workdir)
-    wait_for(lambda: len(runs.read_rows(workdir / "metrics.jsonl")) >= after_rows, process)
+    wait_for(lambda: len(files.read_rows(workdir / "metrics.jsonl")) >= after_rows, process)
     process.send_signal(signal.SIGKILL)  # while the checkpoint of that epoch is being written
     assert finish(process)[0] == -signal.SIGKILL
     code, out, err = finish(command(npz, workdir))
@@ -292,7 +293,7 @@ def test_killed_run_goes_on_and_ends_the_same(unbroken_command, npz, tmp_path, a
 def test_sigterm_saves_says_so_and_goes_on_in_the_middle_of_an_epoch(unbroken_command, npz, tmp_path):
     workdir = tmp_path / "told"
     process = command(npz, workdir)
-    wait_for(lambda: runs.read_rows(workdir / "metrics.jsonl"), process)
+    wait_for(lambda: files.read_rows(workdir / "metrics.jsonl"), process)
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 75 and "stopped by SIGTERM in epoch" in err and "to go on" in err

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 
-from auxseg import progress
-from auxseg.errors import InputError, check_choice
+from auxseg.base import files, progress
+from auxseg.base.errors import InputError, check_choice
 
 SOURCES = ("luna16", "npz", "phantom")
 """Choices of `data.name`."""
@@ -54,13 +53,13 @@ def _load_own(data_config):
                 f"data.slab: got {slab}, but NPZ files hold single slices: only 'luna16' and 'phantom' have neighbours"
             )
         return npz.read_npz(_data_dir(data_config), size_yx=size_yx, labels=data_config.labels)
-    from auxseg.datasets import luna16, slabs
+    from auxseg.datasets import luna16, luna16_folder, slabs
 
     folder = _phantom_dir(data_config) if data_config.name == "phantom" else _data_dir(data_config)
     dataset = luna16.load(
         folder,
         cache_dir=cache_dir(data_config),
-        settings=luna16.Settings(
+        settings=luna16_folder.Settings(
             size_yx=size_yx,
             slices=data_config.slices,
             labels=data_config.labels,
@@ -77,12 +76,11 @@ def _load_own(data_config):
 
 def cache_dir(data_config):
     """Returns the folder of prepared records: `data.cache_dir`, else $AUXSEG_CACHE, else ~/.cache/auxseg."""
-    return pathlib.Path(data_config.cache_dir).expanduser() if data_config.cache_dir else default_cache_dir()
-
-
-def default_cache_dir():
-    """Returns $AUXSEG_CACHE, else ~/.cache/auxseg."""
-    return pathlib.Path(os.environ.get("AUXSEG_CACHE") or "~/.cache/auxseg").expanduser()
+    return (
+        pathlib.Path(data_config.cache_dir).expanduser()
+        if data_config.cache_dir
+        else files.default_cache_dir()
+    )
 
 
 def _phantom_dir(data_config):

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from auxseg.errors import InputError
-from auxseg.structs import Dataset
+from auxseg.base.classes import Dataset
+from auxseg.base.errors import InputError
 
 PREFIX = "added-"
 """Of the case ids, series and patients of the second data set."""

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from auxseg.errors import InputError, check_choice
-from auxseg.structs import CLASS_NAMES
-
-LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
+from auxseg.base.classes import CLASS_NAMES, LEFT, NODULE, RIGHT
+from auxseg.base.errors import InputError, check_choice
 
 LUNA16_LEFT, LUNA16_RIGHT, LUNA16_AIRWAY = 3, 4, 5
 LUNA16_VALUES = (0, LUNA16_LEFT, LUNA16_RIGHT, LUNA16_AIRWAY)
-
 LABEL_SETS = ("anatomy", "airway_as_nodule")
 """Choices of `data.labels`.
 

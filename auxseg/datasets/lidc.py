@@ -22,18 +22,16 @@ import xml.etree.ElementTree
 from xml.parsers import expat
 
 import numpy as np
-import scipy.sparse.csgraph
 import scipy.spatial.distance
 
 from auxseg import ct
+from auxseg.base.errors import InputError
 from auxseg.datasets.nodules import Patch
-from auxseg.errors import InputError
 
 MIN_READERS = 3
 MAX_READERS = 4
 NOMINAL_SPACING_MM = (0.68, 0.68, 1.8)
 """Columns, rows and slices of a typical LIDC scan, where only shapes matter."""
-
 _MIN_TOLERANCE_MM = 0.1
 _SHRINK = 0.9
 

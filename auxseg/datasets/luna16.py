@@ -28,22 +28,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from auxseg import npz_files, progress
+from auxseg.base import npz, progress
+from auxseg.base.classes import CLASS_NAMES, CaseTable, Dataset
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16_folder, luna16_pieces
 from auxseg.datasets.luna16_folder import Settings
-from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES, CaseTable, Dataset
 
 VERSION = "1.0.0"
 """Of the records: raised whenever the same scans and settings would give other ones."""
-
 RECORDS_FILE, CASES_FILE = "records.json", "cases.npz"
-
 _MOST_CASES_BYTES = 1 << 32
 """Of the table: some kilobytes a case."""
-
 _READ_TOGETHER = 64  # records; a whole data set at once would be in memory twice
-
 SHARD_BYTES = 256 << 20
 """Images and masks in one file of records, at most."""
 
@@ -364,8 +360,8 @@ def _text(value):
 def _read_cases(path):
     """Returns (the `CaseTable`, TFDS split of each case, position in that split)."""
     try:
-        columns = npz_files.read_npz(path, most_bytes=_MOST_CASES_BYTES)
-    except npz_files.UNREADABLE as error:
+        columns = npz.read_npz(path, most_bytes=_MOST_CASES_BYTES)
+    except npz.UNREADABLE as error:
         raise InputError(f"records: {path} cannot be read: {error}; prepare them again") from error
     uids, slices = columns["series_uid"], columns["slice_index"]
     table = CaseTable(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import pathlib
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16_pieces
-from auxseg.errors import InputError
 
 
 def write_all(job, scans, nodules_of, *, options=()):

@@ -17,9 +17,12 @@ import zlib
 import numpy as np
 
 from auxseg import ct
-from auxseg.datasets import labels as labels_lib
-from auxseg.datasets import lidc, nodules, splits
-from auxseg.errors import InputError, check_choice
+from auxseg.base.classes import LEFT, RIGHT
+from auxseg.base.errors import InputError, check_choice
+from auxseg.datasets import splits
+from auxseg.datasets.labels import LABEL_SETS, LUNA16_LEFT, LUNA16_RIGHT, from_luna16, side_columns
+from auxseg.datasets.lidc import consensus_patches, open_source
+from auxseg.datasets.nodules import by_slice, paint, read_annotations, sphere_patches
 
 SLICES = ("middle", "nodule", "lung")
 """Choices of `data.slices`.
@@ -29,10 +32,8 @@ SLICES = ("middle", "nodule", "lung")
     by a seed that is the series UID. Scans without a nodule have no slice.
 'lung': all slices with lung.
 """
-
 NODULES = ("annotations", "lidc")
 """Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
-
 MASK_FOLDER = "seg-lungs-LUNA16"
 
 
@@ -56,7 +57,7 @@ class Settings:
 
     def __post_init__(self):
         check_choice("data.slices", self.slices, SLICES)
-        check_choice("data.labels", self.labels, labels_lib.LABEL_SETS)
+        check_choice("data.labels", self.labels, LABEL_SETS)
         check_choice("data.nodules", self.nodules, NODULES)
         if self.nodules == "lidc" and self.needs_nodules and not self.lidc:
             raise InputError(
@@ -229,19 +230,19 @@ def create_nodule_reader(folder, settings):
         InputError: (also the function) the annotations are missing or cannot be read.
     """
     if settings.nodules == "lidc" and settings.lidc:
-        outlines_of = lidc.open_source(settings.lidc)
-        return lambda scan, header: nodules.by_slice(lidc.consensus_patches(outlines_of(scan.uid), header))
+        outlines_of = open_source(settings.lidc)
+        return lambda scan, header: by_slice(consensus_patches(outlines_of(scan.uid), header))
     if folder.annotations is None:
         if settings.needs_nodules:
             raise InputError(
                 f"data.dir: {folder.path} holds no annotations.csv, from which nodules are painted"
             )
         return lambda scan, header: None
-    spheres = nodules.read_annotations(folder.annotations)
+    spheres = read_annotations(folder.annotations)
 
     def nodules_of(scan, header):
-        patches = [nodules.sphere_patches(header.geometry, sphere) for sphere in spheres.get(scan.uid, ())]
-        return nodules.by_slice(patches)
+        patches = [sphere_patches(header.geometry, sphere) for sphere in spheres.get(scan.uid, ())]
+        return by_slice(patches)
 
     return nodules_of
 
@@ -286,20 +287,20 @@ def _read_masks(scan, settings, crossing, header):
     pairs = zip(indices, chosen, strict=True)
     where = f"slice {{}} of {scan.mask_path}"
     return indices, np.stack([
-        labels_lib.from_luna16(mask, settings.labels, where=where.format(index)) for index, mask in pairs
+        from_luna16(mask, settings.labels, where=where.format(index)) for index, mask in pairs
     ])  # fmt: skip
 
 
 def _slice(index_z, image, classes, header, settings, crossing):
     patches = [] if crossing is None else crossing.get(index_z, [])
-    mask = nodules.paint(classes, patches) if settings.labels == "anatomy" else classes
+    mask = paint(classes, patches) if settings.labels == "anatomy" else classes
     num_nodules = -1 if crossing is None else len(patches)
     return Slice(index_z, image, mask, header.geometry.spacing_zyx_mm, num_nodules)
 
 
 def _choose(volume, slices, crossing, uid):
     """Returns the rising indices of the slices to read; `volume` has LUNA16's values."""
-    values = (labels_lib.LUNA16_LEFT, labels_lib.LUNA16_RIGHT)
+    values = (LUNA16_LEFT, LUNA16_RIGHT)
     lung = np.array([any((part == value).any() for value in values) for part in volume])
     if not lung.any():
         raise InputError("the mask has no lung (values 3 and 4)")
@@ -314,8 +315,8 @@ def _choose(volume, slices, crossing, uid):
 
 def _with_sides(classes, uid):
     """Returns classes [n, H, W] with the left lung on the patient's left; a note says where they were not."""
-    left, right = labels_lib.LEFT, labels_lib.RIGHT
-    if not labels_lib.side_columns(classes, left, right) < 0:
+    left, right = LEFT, RIGHT
+    if not side_columns(classes, left, right) < 0:
         return classes, ()
     swapped = np.where(classes == left, right, np.where(classes == right, left, classes)).astype(np.uint8)
     return swapped, (f"{uid}: the mask had the lungs on the wrong sides of the patient; swapped",)

@@ -22,19 +22,16 @@ import zlib
 
 import numpy as np
 
-from auxseg import npz_files
-from auxseg.datasets import labels as labels_lib
-from auxseg.datasets import luna16_folder, npz, resize
-from auxseg.errors import InputError
+from auxseg.base import classes, npz
+from auxseg.base.errors import InputError
+from auxseg.datasets import labels, luna16_folder, resize
+from auxseg.datasets.npz import MOST_BYTES, write_case
 
 FORMS = ("records", "npz")
-
 MAX_WORKERS = 16
 """By default: more only wait for the disk."""
-
 SCANS_PER_WORKER = 4
 """Fewer are done sooner than a process starts."""
-
 _FIELDS = ("image", "mask", "labels", "slice_index", "spacing_zyx_mm", "num_nodules", "native_size_yx")
 
 
@@ -134,7 +131,7 @@ def read_examples(job, scan, nodules_of):
     """
     try:
         return _read_examples(job.path_of(scan.uid), scan)
-    except npz_files.UNREADABLE:
+    except npz.UNREADABLE:
         problem = write(job, scan, nodules_of)
         if problem is not None:
             raise InputError(f"{scan.uid}: {problem}") from None
@@ -154,13 +151,13 @@ def _write_examples(job, scan, slices, notes):
     columns = {
         "image": [resize.resize_image(part.image, job.settings.size_yx) for part in slices],
         "mask": masks,
-        "labels": [labels_lib.label_vector(mask) for mask in masks],
+        "labels": [labels.label_vector(mask) for mask in masks],
         "slice_index": [part.index_z for part in slices],
         "spacing_zyx_mm": [part.spacing_zyx_mm for part in slices],
         "num_nodules": [part.num_nodules for part in slices],
         "native_size_yx": [part.mask.shape for part in slices],
     }
-    shapes = {"image": shape, "mask": shape, "labels": (len(labels_lib.CLASS_NAMES),), "spacing_zyx_mm": (3,)}
+    shapes = {"image": shape, "mask": shape, "labels": (len(classes.CLASS_NAMES),), "spacing_zyx_mm": (3,)}
     types = {"image": np.int16, "mask": np.uint8, "labels": np.uint8, "spacing_zyx_mm": np.float32}
     arrays = {
         name: np.array(columns[name], types.get(name, np.int32)).reshape(
@@ -175,7 +172,7 @@ def _write_examples(job, scan, slices, notes):
 
 
 def _read_examples(path, scan):
-    arrays = npz_files.read_npz(path, most_bytes=npz.MOST_BYTES)
+    arrays = npz.read_npz(path, most_bytes=MOST_BYTES)
     ends = np.cumsum(arrays["native_mask_bytes"])
     native = np.split(arrays["native_mask"], ends[:-1]) if len(ends) else []
     examples = [
@@ -201,7 +198,7 @@ def _write_case(place, scan, part, size_yx):
         scales = np.divide(part.mask.shape, size_yx)
         spacing = (spacing[0], *(np.asarray(spacing[1:]) * scales))
     case_id = f"{scan.uid}_{part.index_z:04d}"
-    npz.write_case(place / f"{case_id}.npz", image, mask)
+    write_case(place / f"{case_id}.npz", image, mask)
     return {
         "id": case_id,
         "slice_index": int(part.index_z),

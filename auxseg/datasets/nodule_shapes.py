@@ -9,16 +9,14 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import lidc
-from auxseg.errors import InputError
 
 GRID = 48
 REACH = 1.75
 """Half the side of a shape, in radii."""
-
 SOURCES = ("drawn", "lidc")
 """Choices of `insert.shapes`."""
-
 _FINE = 2 * GRID
 _LEAST_PIXELS = 20  # of an outline of LIDC, below which it says little about a shape
 

@@ -16,11 +16,10 @@ import math
 import numpy as np
 
 from auxseg import ct
-from auxseg.datasets.labels import NODULE
-from auxseg.errors import InputError
+from auxseg.base.classes import NODULE
+from auxseg.base.errors import InputError
 
 MAX_DIAMETER_MM = 100.0
-
 _POINTS = (np.arange(8) + 0.5) / 8 - 0.5  # of a pixel, along one side
 
 

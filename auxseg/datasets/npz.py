@@ -27,26 +27,31 @@ import zlib
 
 import numpy as np
 
-from auxseg import npz_files
-from auxseg.datasets import labels as labels_lib
+from auxseg.base import npz
+from auxseg.base.classes import CLASS_NAMES, LEFT, RIGHT, CaseTable, Dataset
+from auxseg.base.errors import InputError
 from auxseg.datasets import resize
-from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES, CaseTable, Dataset
+from auxseg.datasets.labels import (
+    LUNA16_VALUES,
+    check_values,
+    distinct,
+    from_luna16,
+    label_vector,
+    side_columns,
+)
 
 NAMES = (("image", "mask"), ("images", "masks"))
 """Names of the two arrays in a file."""
-
 INDEX_COLUMNS = (
     "id", "slice_index", "series_uid", "patient", "subset", "pixel_spacing_mm", "row_spacing_mm",
     "slice_spacing_mm", "num_nodules",
 )  # fmt: skip
-
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 # RuntimeError: an encrypted archive, or (NotImplementedError) one packed in a way that Python cannot unpack
 
 MOST_BYTES = 1 << 36
 """Of one array: a stack of all of LUNA16's lung slices."""
-
 _HEADER_LOCK = threading.Lock()
 
 
@@ -133,9 +138,7 @@ class _Stack:
 
 def _dataset(source, path, size_yx, labels):
     indices = range(len(source.case_ids))
-    values = np.unique(
-        np.concatenate(_in_threads(lambda index: labels_lib.distinct(source.mask(index)), indices))
-    )
+    values = np.unique(np.concatenate(_in_threads(lambda index: distinct(source.mask(index)), indices)))
     to_classes = _mapping(source, values, labels, path)
 
     def read_native_mask(index):
@@ -195,7 +198,7 @@ def _read_member(archive, name):
     """
     with archive.open(name) as file:
         with _HEADER_LOCK:
-            header = npz_files.check_header(file, name, archive.getinfo(name).file_size, MOST_BYTES)
+            header = npz.check_header(file, name, archive.getinfo(name).file_size, MOST_BYTES)
         shape, is_fortran, dtype = header
         return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if is_fortran else "C")
 
@@ -221,16 +224,16 @@ def _mapping(source, values, labels, path):
     classes = range(len(CLASS_NAMES))
     if set(values.tolist()) <= set(classes):
         return lambda mask: mask.astype(np.uint8)
-    if set(values.tolist()) <= set(labels_lib.LUNA16_VALUES):
+    if set(values.tolist()) <= set(LUNA16_VALUES):
         if labels != "airway_as_nodule":
             raise InputError(
                 f"data.dir: the masks in {path} have LUNA16's own values 0, 3, 4, 5, where 5 is the airway "
                 "and no nodule; set data.labels='airway_as_nodule' for the paper's reading, or write class "
                 "indices 0 to 3"
             )
-        return lambda mask: labels_lib.from_luna16(mask, labels, where=path)
+        return lambda mask: from_luna16(mask, labels, where=path)
     for index in range(len(source.case_ids)):
-        labels_lib.check_values(source.mask(index), classes, where=source.where(index))
+        check_values(source.mask(index), classes, where=source.where(index))
     raise AssertionError("no mask has a value that the set of all values has")
 
 
@@ -247,9 +250,9 @@ def _checked_image(source, index):
 
 def _mask_facts(mask, size_yx):
     return {
-        "labels": labels_lib.label_vector(resize.resize_mask(mask, size_yx)),
+        "labels": label_vector(resize.resize_mask(mask, size_yx)),
         "native_size_yx": mask.shape,
-        "side": labels_lib.side_columns(mask, labels_lib.LEFT, labels_lib.RIGHT),
+        "side": side_columns(mask, LEFT, RIGHT),
     }
 
 

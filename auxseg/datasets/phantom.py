@@ -31,12 +31,11 @@ import zlib
 
 import numpy as np
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import phantom_anatomy, phantom_contents, phantom_render
-from auxseg.errors import InputError
 
 VERSION = 1
 """Raised when the same settings give other bytes; a folder of another version is other data."""
-
 MASK_FOLDER = "seg-lungs-LUNA16"
 NUM_SUBSETS = 10
 _NAMESPACE = uuid.UUID("5f0c7c1e-6d0b-5d0a-9a0e-2c6a3f6f7b11")

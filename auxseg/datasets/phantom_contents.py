@@ -17,7 +17,6 @@ DIAMETER_QUANTILES_MM = (
     6.00, 6.17, 6.31, 6.43, 6.66, 6.87, 7.05, 7.30, 7.72, 7.92, 8.28, 8.72, 9.22, 9.70, 10.33, 11.07,
     12.06, 12.86, 14.00, 15.48, 17.24, 18.95, 21.85, 32.27)  # fmt: skip
 """Diameters at 0, 2.5, 5, ... 100 % of the 1,186 rows of LUNA16's `annotations.csv`."""
-
 _VESSEL_POWER = 3.0  # of the radii at a branching: Murray's law
 _TWIG_MM = 0.46  # radius of the last branches
 

@@ -12,7 +12,6 @@ from auxseg.datasets.phantom_paint import coverage, paint, paint_ellipse
 
 LEFT_LUNG, RIGHT_LUNG, AIRWAY = 3, 4, 5
 """The values of LUNA16's lung masks."""
-
 _AIR_HU, _FAT_HU, _MUSCLE_HU, _SKIN_HU, _LIVER_HU = -1000.0, -100.0, 52.0, 5.0, 58.0
 _CORTEX_HU, _LUMEN_HU = 650.0, -975.0
 

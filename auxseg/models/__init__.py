@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from auxseg.errors import InputError, check_choice
+from auxseg.base.errors import InputError, check_choice
 from auxseg.models.attention_res_unet import GATES, AttentionResUNet, LungFirst
 from auxseg.models.attention_unet import AttentionUNet
 from auxseg.models.aux_unet import AuxUNet, Settings
@@ -17,7 +17,6 @@ from auxseg.models.unet3d import UNet3D
 from auxseg.models.unet_plus_plus import UNetPlusPlus
 
 __all__ = ["NAMES", "create_inference", "create_model", "from_keras_weights", "to_keras_weights"]
-
 NAMES = (
     "aux_unet",
     "unet",
@@ -28,7 +27,6 @@ NAMES = (
     "unet_plus_plus",
 )
 """Valid values of config.model.name: the paper's network, and those that it is compared with."""
-
 _DTYPES = ("float32", "bfloat16")
 
 

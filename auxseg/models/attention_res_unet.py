@@ -22,18 +22,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from auxseg.base.classes import CLASS_NAMES, Outputs
 from auxseg.models import blocks
 from auxseg.models.aux_unet import Unit
 from auxseg.models.blocks import Signal
 from auxseg.models.parts import Context, Conv, Gate, Network
-from auxseg.structs import CLASS_NAMES, Outputs
 
 GATES = ("additive", "grid")
 """Valid values of config.model.gate."""
-
 REGION_PIXELS = 7
 """How far the lung region is widened, in pixels of the network's size."""
-
 _NODULE = CLASS_NAMES.index("nodule")
 
 

@@ -29,12 +29,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from auxseg.errors import InputError
+from auxseg.base.classes import Outputs
+from auxseg.base.errors import InputError
 from auxseg.models import blocks, layers
 from auxseg.models.blocks import Signal
 from auxseg.models.initial import draw_variables
 from auxseg.models.norm import normalisation
-from auxseg.structs import Outputs
 
 _ZEROS = nn.initializers.zeros
 

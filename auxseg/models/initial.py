@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 
 _ONES = ("scale", "variance")
-
-
 RULES = ("glorot_uniform", "he_normal")
 """How kernels are drawn: Keras' default, or that of He et al. 2015, which Ronneberger's U-Net has."""
 

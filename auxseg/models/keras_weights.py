@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 def to_keras_weights(variables):

@@ -23,16 +23,14 @@ import tempfile
 import jax
 import jaxlib
 
-from auxseg.datasets import default_cache_dir
+from auxseg.base.files import default_cache_dir
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 COMPILERS = ("c++", "g++", "clang++")
 """Tried in this order, unless $CXX names one."""
-
 OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
 TARGET = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
 """Code for this processor, as compilers for x86 and for others name it."""
-
 HANDLERS = tuple(
     f"{name}_{way}" for name in ("separable", "product", "mean", "pool") for way in ("forward", "backward")
 )

@@ -24,12 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.errors import InputError, check_choice
+from auxseg.base.errors import InputError, check_choice
 from auxseg.models import kernels
 
 LOWERINGS = ("auto", "plain", "shifted", "blocked", "kernels")
 """Valid values of config.model.lowering."""
-
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 

@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """Of red, green and blue in 0..255, as the published weights were trained."""
-
 NUM_DECODER_HEADS = 8
 """Of the mask decoder in all published weights; the one number that their shapes do not show."""
 

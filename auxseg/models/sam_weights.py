@@ -15,17 +15,13 @@ import re
 
 import numpy as np
 
-from auxseg import npz_files
-from auxseg.errors import InputError
+from auxseg.base import npz
+from auxseg.base.errors import InputError
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
-
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
-
 _MAX_HEADER_BYTES = 64 << 20
-
 _MOST_BYTES = 16 << 30
-
 _RENAMED = (
     (r"vision_encoder\.", "image_encoder."),
     (r"image_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
@@ -47,7 +43,6 @@ _RENAMED = (
     (r"mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
 )
 """Names of `transformers`, as expressions that match from the start, and the published ones."""
-
 _HEADS = r"mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)"
 _HEAD_LAYERS = ("proj_in", "layers.0", "proj_out")
 
@@ -88,8 +83,8 @@ def _published_name(name):
 
 def _read_npz(path):
     try:
-        return npz_files.read_npz(path, most_bytes=_MOST_BYTES)
-    except npz_files.UNREADABLE as error:
+        return npz.read_npz(path, most_bytes=_MOST_BYTES)
+    except npz.UNREADABLE as error:
         raise InputError(f"--weights: {path} cannot be read: {error}") from error
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import layers
 from auxseg.models.aux_unet import check_images
 from auxseg.models.blocks import Signal

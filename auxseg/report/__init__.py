@@ -18,18 +18,19 @@ def write_report(folder, report):
     Raises:
         InputError: the folder cannot be written.
     """
-    from auxseg.report import html, pictures, tables
+    from auxseg.base import files
+    from auxseg.report import html, pictures
 
     folder = pathlib.Path(folder)
     drawn = pictures.draw_all(report)
     for picture in drawn.values():
-        tables.write_bytes(folder / "figures" / f"{picture.name}.png", picture.png)
+        files.write_bytes(folder / "figures" / f"{picture.name}.png", picture.png)
     named = html.name_tables(report)
     for name, rows in named.items():
-        tables.write_csv(folder / "tables" / f"{name}.csv", rows)
+        files.write_csv(folder / "tables" / f"{name}.csv", rows)
     left_out = ("cases", "cases_native", "objects", "objects_native", "se_scales")
-    tables.write_json(
+    files.write_json(
         folder / "scores.json", {name: rows for name, rows in named.items() if name not in left_out}
     )
-    tables.write_text(folder / "index.html", html.create_page(report, drawn, named))
+    files.write_text(folder / "index.html", html.create_page(report, drawn, named))
     return folder / "index.html"

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from auxseg import scores, statistics
+from auxseg.base.classes import CLASS_NAMES
 from auxseg.report import tables
-from auxseg.structs import CLASS_NAMES
 
 COLORS = {"left_lung": "#d6303a", "right_lung": "#1f9d55", "nodule": "#2563eb"}
 """The paper's: left lung red, right lung green, nodule blue; where the masks differ, yellow."""

@@ -15,7 +15,6 @@ from auxseg.report import tables
 
 FAULT, CAUTION, NOTE, PASSED = "fault", "caution", "note", "passed"
 LEVELS = (FAULT, CAUTION, NOTE, PASSED)
-
 SWAPPED_SHARE = 0.5
 """Of a case's lung pixels on the wrong side: above it, its sides are swapped."""
 FOUND_SHARE = 0.2

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from auxseg import scores
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,6 @@ TABLE_2 = (
     },
 )
 """Table 2, sections 1 and 4. Each study has a DSC of its own; only the paper's is pooled with background."""
-
 TABLE_3 = (
     ("seed 1", "1-12", 1e-3, 13.7),
     ("seed 1", "13-21", 5e-4, 13.8),
@@ -53,16 +52,13 @@ TABLE_3 = (
     ("seed 3", "14-18", 5e-4, 13.8),
 )
 """Run, epochs, learning rate, GB of GPU memory (its upper end)."""
-
 FIG_11_R = 0.092
-
 BLAND_ALTMAN_PX = {
     "nodule": (-59.21, -258.65, 140.22),
     "right_lung": (-125.24, -4253.74, 4203.27),
     "left_lung": (-217.30, -784.58, 349.96),
 }
 """Figs 12-14: bias, lower and upper limit. The right lung's limits do not centre on its bias."""
-
 WHY_NOT_COMPARABLE = (
     "The paper's DSC is pooled over all pixels and all classes, background included; the others report "
     "Dice "

@@ -6,18 +6,12 @@ null.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import os
-import pathlib
 
 import numpy as np
 
 from auxseg import scores, statistics
-from auxseg.errors import InputError
-from auxseg.structs import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES
 
 OVERLAP = {
     "dice": "Dice",
@@ -281,96 +275,3 @@ def calibration_table(evaluation):
         }
         for name, bins in zip(names, evaluation.calibration, strict=True)
     ]
-
-
-def write_text(path, text):
-    """Writes a text file whole or not at all; `path` is a pathlib.Path, its folder is made.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path, content):
-    """Writes a file whole or not at all; see `write_text`."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); check the folder and the disk"
-        ) from error
-
-
-def write_csv(path, rows):
-    """Writes mappings (their keys may differ) as CSV, empty where there is no value; [] writes nothing."""
-    if not rows:
-        return
-    text = io.StringIO()
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    write_text(path, text.getvalue())
-
-
-def _cell(value):
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    return repr(float(value)) if isinstance(value, float) else value
-
-
-def read_csv(path):
-    """Returns the rows of a CSV file: numbers as float, empty cells as NaN, all else as str.
-
-    `case_id`, `patient` and `series_uid` stay str, even where they look like numbers.
-
-    Raises:
-        InputError: no such file, or a line with another number of cells.
-    """
-    path = pathlib.Path(path)
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}); evaluate the run again") from error
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise InputError(
-                f"{path}, line {number}: got another number of cells than the header has; evaluate again"
-            )
-    return [{key: _parse(key, cell) for key, cell in row.items()} for row in rows]
-
-
-def _parse(key, cell):
-    if key in ("case_id", "patient", "series_uid"):
-        return cell
-    try:
-        return float(cell) if cell else math.nan
-    except ValueError:
-        return cell
-
-
-def to_json(value):
-    """Returns JSON types: NaN and infinity become None, NumPy numbers Python's."""
-    if isinstance(value, dict):
-        return {str(key): to_json(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(each) for each in value]
-    if isinstance(value, np.ndarray):
-        return to_json(value.tolist())
-    if isinstance(value, np.generic):
-        return to_json(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path, value):
-    """Writes strict, indented JSON, whole or not at all."""
-    write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")

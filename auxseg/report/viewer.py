@@ -13,8 +13,8 @@ import io
 import numpy as np
 
 from auxseg import scores
-from auxseg.report import tables
-from auxseg.structs import CLASS_NAMES
+from auxseg.base import files
+from auxseg.base.classes import CLASS_NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def to_page(case):
             name: outline(case.prediction == index) for index, name in enumerate(CLASS_NAMES) if index
         },
         "difference": outline(case.reference != case.prediction),
-        "row": tables.to_json(case.row),
+        "row": files.to_json(case.row),
     }
 
 

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from auxseg.base.classes import Outputs
 from auxseg.models.keras_weights import flatten
-from auxseg.structs import Outputs
 
 
 class FlaxUNet(nn.Module):

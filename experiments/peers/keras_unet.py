@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from auxseg.structs import Outputs
+from auxseg.base.classes import Outputs
 
 
 def create_keras_unet(settings, size):

@@ -15,7 +15,6 @@ from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, crea
 
 NUM_IMAGES = 799
 """Training images of the paper (section 3.3)."""
-
 _WINDOW_HU = (-1000.0, 400.0)
 
 

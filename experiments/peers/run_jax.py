@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg import allocator, optim
+from auxseg import optim
+from auxseg.base import command
 from auxseg.models import create_inference, create_model
 from experiments.peers import run_epoch
 from experiments.peers.task import (
@@ -33,7 +34,7 @@ def create(name, task):
         task: `experiments.peers.task.Task`.
     """
     if name == "auxseg":
-        allocator.keep_freed_memory()  # as every command of auxseg does
+        command.keep_freed_memory()  # as every command of auxseg does
     model, variables, predict, weights = _network(name, task)
     parts = {
         "train": functools.partial(_create_train, model, variables, task),

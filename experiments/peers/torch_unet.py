@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from auxseg.structs import Outputs
+from auxseg.base.classes import Outputs
 
 
 class TorchUNet(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 from test_load import data_config
 
 from auxseg import datasets
+from auxseg.base.errors import InputError
 from auxseg.datasets import join, splits
-from auxseg.errors import InputError
 
 
 def rename(data, prefix):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from auxseg import ct
+from auxseg.base.classes import LEFT, NODULE, RIGHT
+from auxseg.base.errors import InputError
 from auxseg.datasets import labels
-from auxseg.errors import InputError
 
 
 def test_luna16_values_become_classes():
@@ -39,12 +40,12 @@ def test_real_masks_have_left_right_and_airway_where_they_belong(real_data, uid_
     def centre_mm(voxels):
         return ct.index_to_mm(geometry, np.argwhere(voxels).mean(axis=0)[::-1])
 
-    left, right = centre_mm(classes == labels.LEFT), centre_mm(classes == labels.RIGHT)
-    airway = centre_mm(paper == labels.NODULE)
+    left, right = centre_mm(classes == LEFT), centre_mm(classes == RIGHT)
+    airway = centre_mm(paper == NODULE)
     assert left[0] - right[0] > 100
     assert right[0] + 50 < airway[0] < left[0] - 50
     assert airway[2] > max(left[2], right[2])
-    assert (classes == labels.NODULE).sum() == 0
+    assert (classes == NODULE).sum() == 0
     litres = (classes > 0).sum() * np.prod(geometry.spacing_xyz_mm) / 1e6
     assert 2 < litres < 9
     for index_z in (0, len(volume) // 2):

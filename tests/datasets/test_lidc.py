@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from auxseg import ct
+from auxseg.base.errors import InputError
 from auxseg.datasets import lidc
-from auxseg.errors import InputError
 
 UID = "1.3.6.1.4.1.1"
 GRID = ct.Geometry((64, 64, 10), (0.8, 0.8, 2.0), (-20.0, -20.0, -100.0))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from auxseg import datasets
+from auxseg.base.errors import InputError
 from auxseg.datasets import npz
-from auxseg.errors import InputError
 from configs import base
 
 

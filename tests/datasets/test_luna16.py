@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from fixtures_luna16 import UIDS
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16, luna16_folder, luna16_pieces, resize
 from auxseg.datasets.luna16_folder import BadScansError, Settings
-from auxseg.errors import InputError
 
 SMALL = Settings(size_yx=(48, 48), slices="nodule")
 

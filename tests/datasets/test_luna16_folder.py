@@ -8,9 +8,10 @@ import pytest
 from fixtures_luna16 import UIDS
 
 from auxseg import ct
+from auxseg.base import classes
+from auxseg.base.errors import InputError
 from auxseg.datasets import labels, luna16_folder, splits
 from auxseg.datasets.luna16_folder import Settings
-from auxseg.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,10 @@ def test_middle_is_half_of_the_number_of_slices(folder):
 def test_left_is_the_patients_left_also_in_the_prone_scan(folder, uid):
     for part in read(folder, uid, slices="lung")[0]:
         columns = np.arange(64)
-        left = columns @ (part.mask == labels.LEFT).sum(axis=0) / (part.mask == labels.LEFT).sum()
-        right = columns @ (part.mask == labels.RIGHT).sum(axis=0) / (part.mask == labels.RIGHT).sum()
+        left = columns @ (part.mask == classes.LEFT).sum(axis=0) / (part.mask == classes.LEFT).sum()
+        right = columns @ (part.mask == classes.RIGHT).sum(axis=0) / (part.mask == classes.RIGHT).sum()
         assert left > 40 > 24 > right
-        lung = (part.mask == labels.LEFT) | (part.mask == labels.RIGHT)
+        lung = (part.mask == classes.LEFT) | (part.mask == classes.RIGHT)
         assert (part.image[lung] == -850).all()
 
 
@@ -55,7 +56,7 @@ def test_nodules_lie_where_the_annotations_say(folder, uid):
     parts = {part.index_z: part for part in read(folder, uid, slices="lung")[0]}
     for (x, y, z), diameter in fixtures_luna16.NODULES[uid]:
         part = parts[round(z / 2.5)]
-        rows, columns = np.nonzero(part.mask == labels.NODULE)
+        rows, columns = np.nonzero(part.mask == classes.NODULE)
         assert (columns.mean() - 31.5, rows.mean() - 31.5) == pytest.approx((x, y), abs=0.5)
         assert len(rows) == pytest.approx(np.pi * diameter**2 / 4, rel=0.2)
         assert part.num_nodules == 1
@@ -224,11 +225,11 @@ def test_real_masks_go_all_the_way(real_data, tmp_path, slices):
         parts, notes = read(listed, scan.uid, slices=slices)
         assert notes == ()
         masks, images = (np.stack([getattr(part, name) for part in parts]) for name in ("mask", "image"))
-        assert labels.side_columns(masks, labels.LEFT, labels.RIGHT) > 100
-        assert (images[(masks == labels.LEFT) | (masks == labels.RIGHT)] == -850).all()
+        assert labels.side_columns(masks, classes.LEFT, classes.RIGHT) > 100
+        assert (images[(masks == classes.LEFT) | (masks == classes.RIGHT)] == -850).all()
         assert len(parts) == 1 if slices == "middle" else 80 < len(parts) < 121
-        if slices == "lung" and (masks == labels.NODULE).any():
-            assert (images[masks == labels.NODULE] == -850).mean() > 0.5  # nodules lie in the lungs
+        if slices == "lung" and (masks == classes.NODULE).any():
+            assert (images[masks == classes.NODULE] == -850).mean() > 0.5  # nodules lie in the lungs
 
 
 def test_luna16s_two_series_of_one_patient(tmp_path):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fixtures_luna16 import UIDS
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import luna16, luna16_folder, luna16_pieces
-from auxseg.errors import InputError
 
 SETTINGS = luna16_folder.Settings(size_yx=(48, 40), slices="nodule")
 

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import lidc, nodule_shapes
-from auxseg.errors import InputError
 
 
 def test_shapes_are_signed_distances_of_about_radius_one():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from auxseg import ct
+from auxseg.base.errors import InputError
 from auxseg.datasets import nodules
-from auxseg.errors import InputError
 
 
 def grid(spacing_mm=(0.7, 0.7, 2.5), num_slices=20):

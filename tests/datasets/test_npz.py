@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import npz
-from auxseg.errors import InputError
 
 
 def make_slice(seed=0, size=64):

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
+from auxseg.base.errors import InputError
 from auxseg.datasets import phantom, phantom_anatomy, phantom_contents, phantom_render
-from auxseg.errors import InputError
 
 sitk = pytest.importorskip("SimpleITK")
-
 _ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from auxseg.base.classes import CLASS_NAMES, NODULE
 from auxseg.datasets import resize
-from auxseg.datasets.labels import NODULE
-from auxseg.structs import CLASS_NAMES
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from test_load import data_config, write_npz
 
 from auxseg import augment, ct, datasets, input_pipeline, parallel, train
+from auxseg.base.errors import InputError
 from auxseg.datasets import join, resize, slabs
-from auxseg.errors import InputError
 from configs import base
 
 PHANTOM = {"num_scans": 3, "num_slices": 12, "matrix": 64}

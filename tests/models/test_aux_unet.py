@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import blocks, create_inference, create_model, kernels
 from configs.base import get_config
 

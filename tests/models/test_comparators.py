@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auxseg import steps
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import (
     NAMES,
     attention_res_unet,
@@ -23,7 +23,6 @@ from configs.base import get_config
 
 IMAGES = np.random.default_rng(0).random((4, 16, 16, 1), np.float32)
 COMPARATORS = [name for name in NAMES if name != "aux_unet"]
-
 PUBLISHED = {
     "unet": (64, 31_054_340),
     "unet3d": (32, 5_605_444),

@@ -9,7 +9,6 @@ from auxseg.models import blocks, fused, kernels
 from auxseg.models.blocks import Signal
 
 pytestmark = pytest.mark.skipif(bool(kernels.load()), reason=f"no compiled kernels: {kernels.load()}")
-
 RANDOM = np.random.default_rng(0)
 
 

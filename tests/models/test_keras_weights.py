@@ -6,14 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import create_model, from_keras_weights, to_keras_weights
 from configs.base import get_config
 
 pytest.importorskip("keras")
-
 IMAGES = np.random.default_rng(0).random((3, 16, 32, 1), np.float32)
-
 SWITCHES = (
     {"depth": 2},
     {"se": False, "aux": False},

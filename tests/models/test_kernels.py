@@ -10,7 +10,6 @@ from auxseg.models import kernels
 
 COMPILER = kernels.find_compiler()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-
 PROGRAM = "from auxseg.models import kernels; print(kernels.load())"
 
 

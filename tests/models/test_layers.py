@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import kernels, layers
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.standard_normal((2, 6, 8, 5), np.float32)
-
 OPERATORS = {
     "depthwise": (layers.depthwise_conv, (IMAGES, RANDOM.standard_normal((3, 3, 5), np.float32))),
     "depthwise, one channel": (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_sam
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.models import sam_weights
 
 RENAMED = {

@@ -5,8 +5,8 @@ import json
 import numpy as np
 
 from auxseg import scores
+from auxseg.base.classes import CLASS_NAMES
 from auxseg.report import inputs, viewer
-from auxseg.structs import CLASS_NAMES
 
 SIZE = (96, 96)
 WINDOW_HU = (-1000.0, 400.0)

@@ -10,10 +10,9 @@ import made_up_run
 import numpy as np
 import pytest
 
-from auxseg import report as report_package
-from auxseg.report import html as page
-from auxseg.report import inputs, markup, pictures
-from auxseg.report.tables import read_csv
+from auxseg.base.files import read_csv
+from auxseg.report import inputs, markup, pictures, write_report
+from auxseg.report.html import create_page, group_rates, name_tables
 
 VOID = {"meta", "img", "input", "br", "hr"}
 
@@ -23,7 +22,7 @@ def written(tmp_path_factory):
     """Returns the folder of a whole report, written once."""
     folder = tmp_path_factory.mktemp("whole")
     report = made_up_run.make_report(folder / "run")
-    report_package.write_report(folder / "report", report)
+    write_report(folder / "report", report)
     return folder / "report"
 
 
@@ -55,7 +54,7 @@ def check(text):
 
 def quick_page(folder, change=lambda prediction, seed: prediction, **settings):
     """Returns the HTML of a made-up run without its figures."""
-    return page.create_page(made_up_run.make_report(folder, change, **settings), {})
+    return create_page(made_up_run.make_report(folder, change, **settings), {})
 
 
 def test_page_is_whole_and_stands_alone(written):
@@ -143,9 +142,7 @@ def test_names_from_outside_are_escaped(tmp_path):
     run = inputs.Run(
         evil, {"data": {"name": evil}}, {evil: evil}, {evil: [evil]}, (), {"dataset": evil, "notes": [evil]}
     )
-    text = page.create_page(
-        inputs.Report(run, evil, evil, evaluation, cases=(named,), facts={evil: evil}), {}
-    )
+    text = create_page(inputs.Report(run, evil, evil, evaluation, cases=(named,), facts={evil: evil}), {})
     check(text)
     assert "alert(" in text and "<script>alert" not in text and "<img src=x" not in text
     assert text.count("<script") == 2
@@ -162,7 +159,7 @@ def test_a_run_without_nodules_epochs_cases_or_probabilities(tmp_path):
     report = inputs.Report(run, "test", "96 x 96 pixels", evaluation)
     drawn = pictures.draw_all(report)
     assert "curves" not in drawn and "reliability" not in drawn and "dice" in drawn
-    text = page.create_page(report, drawn)
+    text = create_page(report, drawn)
     check(text)
     assert "The run has not ended" in text and "There is no nodule" in text and "HD95 px" in text
 
@@ -170,13 +167,13 @@ def test_a_run_without_nodules_epochs_cases_or_probabilities(tmp_path):
 def test_both_resolutions_are_shown_and_named(tmp_path):
     report = made_up_run.make_report(tmp_path)
     both = inputs.Report(report.run, report.split, "96 x 96", report.evaluation, native=report.evaluation)
-    text = page.create_page(both, {})
+    text = create_page(both, {})
     assert "own resolution" in text and "96 x 96" in text
-    assert {"cases_native", "scores_native"} <= page.name_tables(both).keys()
+    assert {"cases_native", "scores_native"} <= name_tables(both).keys()
 
 
 def test_rates_are_grouped_as_in_table_3():
-    rows = page.group_rates(made_up_run.make_epochs())
+    rows = group_rates(made_up_run.make_epochs())
     assert [(row["epochs"], row["learning_rate"]) for row in rows] == [("1-4", 1e-3), ("5-7", 5e-4)]
     assert rows[0]["memory_gb"] == pytest.approx(0.904)
 

@@ -3,7 +3,7 @@
 import made_up_run
 import pytest
 
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 from auxseg.report import inputs
 
 

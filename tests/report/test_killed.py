@@ -8,8 +8,7 @@ import sys
 
 import made_up_run
 
-from auxseg import report as report_package
-from auxseg.report import pictures
+from auxseg.report import pictures, write_report
 
 HERE = pathlib.Path(__file__).parent
 
@@ -18,7 +17,7 @@ def write(folder):
     """Writes a report without figures, which take the time; returns its page."""
     pictures.draw_all, draw_all = (lambda report: {}), pictures.draw_all
     try:
-        return report_package.write_report(folder / "report", made_up_run.make_report(folder / "run"))
+        return write_report(folder / "report", made_up_run.make_report(folder / "run"))
     finally:
         pictures.draw_all = draw_all
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from auxseg import scores
-from auxseg.errors import InputError
+from auxseg.base import files
+from auxseg.base.errors import InputError
 from auxseg.report import tables
 
 
@@ -102,8 +103,8 @@ def test_no_probabilities_no_calibration():
 
 
 def test_csv_reads_back(tmp_path, evaluation):
-    tables.write_csv(tmp_path / "deep" / "cases.csv", list(evaluation.rows))
-    rows = tables.read_csv(tmp_path / "deep" / "cases.csv")
+    files.write_csv(tmp_path / "deep" / "cases.csv", list(evaluation.rows))
+    rows = files.read_csv(tmp_path / "deep" / "cases.csv")
     assert len(rows) == 18 and rows[0]["case_id"] == "case_000"
     for ours, read in zip(evaluation.rows, rows, strict=True):
         for key, value in ours.items():
@@ -112,20 +113,20 @@ def test_csv_reads_back(tmp_path, evaluation):
 
 
 def test_ids_that_look_like_numbers_stay_text(tmp_path):
-    tables.write_csv(tmp_path / "a.csv", [{"case_id": "007", "dice": 0.5}])
-    assert tables.read_csv(tmp_path / "a.csv") == [{"case_id": "007", "dice": 0.5}]
+    files.write_csv(tmp_path / "a.csv", [{"case_id": "007", "dice": 0.5}])
+    assert files.read_csv(tmp_path / "a.csv") == [{"case_id": "007", "dice": 0.5}]
 
 
 def test_damaged_csv_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("case_id,dice\n007\n")
     with pytest.raises(InputError, match="line 2: got another number of cells"):
-        tables.read_csv(tmp_path / "a.csv")
+        files.read_csv(tmp_path / "a.csv")
     with pytest.raises(InputError, match="cannot be read as CSV"):
-        tables.read_csv(tmp_path / "none.csv")
+        files.read_csv(tmp_path / "none.csv")
 
 
 def test_json_is_strict(tmp_path):
-    tables.write_json(tmp_path / "a.json", {"nan": math.nan, "inf": [np.float32(np.inf)], "n": np.int64(3)})
+    files.write_json(tmp_path / "a.json", {"nan": math.nan, "inf": [np.float32(np.inf)], "n": np.int64(3)})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
         "nan": None,
         "inf": [None],
@@ -136,4 +137,4 @@ def test_json_is_strict(tmp_path):
 def test_a_file_that_cannot_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        tables.write_text(tmp_path / "file" / "a.txt", "x")
+        files.write_text(tmp_path / "file" / "a.txt", "x")

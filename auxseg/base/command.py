@@ -1,12 +1,12 @@
 """What every command shares: flags parsed by absl, and one clear line for a user's mistake."""
 
+import ctypes
 import sys
 import traceback
 
 from absl import app, flags, logging
 
-from auxseg import allocator
-from auxseg.errors import InputError
+from auxseg.base.errors import InputError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75
@@ -20,7 +20,7 @@ def run(main, leave=sys.exit):
     or a scan can cause (`InputError`, a missing or unreadable file, a full disk); 130 on Ctrl-C.
     Faults of the program keep their traceback.
     """
-    allocator.keep_freed_memory()
+    keep_freed_memory()
     app.run(lambda argv: _run_and_leave(main, argv, leave), flags_parser=_parse_flags)
 
 
@@ -79,3 +79,17 @@ def _guarded(main, argv):
 def _command_name():
     module = sys.modules["__main__"].__spec__
     return module.name if module else "auxseg"
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory():
+    """Returns whether glibc's malloc was told to keep freed memory; call it before the first computation."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 << 20}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])

@@ -101,3 +101,8 @@ class Dataset:
 
     def __len__(self):
         return len(self.table)
+
+
+LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
+COLOURS = {"left_lung": (220, 50, 47), "right_lung": (64, 160, 43), "nodule": (38, 110, 235)}
+"""Overlay colours; as in the paper's figures: left lung red, right lung green, nodule blue."""
