@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import bundle, decision, evaluate, onnx_graph, runs, scans
+from auxseg import bundle, decision, evaluate, onnx_graph, runs
 from auxseg.base import command
 from auxseg.base.errors import InputError, check_choice
+from auxseg.ct import scans
 from auxseg.datasets import load
 from auxseg.datasets.resize import resize_image
 

@@ -28,13 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import __version__, augment, ct, decision, native, outputs, postprocess, scan_checks, scans
+from auxseg import __version__, augment, decision, native, outputs, postprocess
 from auxseg.base import command, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.bundle import load_network
+from auxseg.ct import checks, dicom_seg, headers, scans, writers
+from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
+from auxseg.ct.geometry import from_canonical, index_to_mm
 from auxseg.datasets.resize import AIR_HU, resize_image
-from auxseg.scan_checks import ERROR, INFO, WARNING, Finding
 
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 DONE = "prediction.json"
@@ -103,12 +105,12 @@ class Segmentation:
     @property
     def geometry(self):
         """Geometry of `stored_masks`: the scan's own, of the slices segmented."""
-        return outputs.crop_geometry(self.scan, self.start, self.stop)
+        return writers.crop_geometry(self.scan, self.start, self.stop)
 
     @property
     def stored_masks(self):
         """The mask with the axes of the file, uint8 [z, y, x]; a view."""
-        return ct.from_canonical(self.masks, self.scan.orientation)
+        return from_canonical(self.masks, self.scan.orientation)
 
 
 def segment(path, networks, *, options=Options(), series=None):
@@ -148,7 +150,7 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
         InputError: the scan's values are no HU, it shows no chest, or no lung was found in it.
     """
     if not options.force:
-        scan_checks.raise_errors(scan.findings, scan.path)
+        checks.raise_errors(scan.findings, scan.path)
     findings = [*scan.findings, *_network_findings(networks), *_check(scan, options)]
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
@@ -181,7 +183,7 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
     ]
     findings += check_masks(masks, whole=options.slices == "all")
     if not options.force:
-        scan_checks.raise_errors(findings, scan.path)
+        checks.raise_errors(findings, scan.path)
     rows = measure(masks, scan, start)
     return Segmentation(scan, start, stop, masks, probabilities, tuple(findings), changed, tuple(rows),
                         tuple(pictures))  # fmt: skip
@@ -213,13 +215,13 @@ def _network_findings(networks):
 
 def _check(scan, options):
     """Returns the findings about a sample of slices; stops at the first error."""
-    indices = scan_checks.pick_slices(scan.num_slices, NUM_CHECKED)
+    indices = checks.pick_slices(scan.num_slices, NUM_CHECKED)
     images = np.concatenate([scan.read(int(k), int(k) + 1) for k in indices])
     spacing = scan.geometry.spacing_zyx_mm[1:] if scan.has_geometry else None
-    findings = scan_checks.check_scan(images, spacing_yx_mm=spacing, native_dtype=scan.dtype)
+    findings = checks.check_scan(images, spacing_yx_mm=spacing, native_dtype=scan.dtype)
     if options.force:
         return [dataclasses.replace(f, severity=WARNING) if f.code in _FORCED else f for f in findings]
-    scan_checks.raise_errors(findings, scan.path)
+    checks.raise_errors(findings, scan.path)
     return findings
 
 
@@ -445,7 +447,7 @@ def _find_side(masks, components, number):
 
 def _measure_piece(name, side, piece, scan, start, voxel_mm3, pixel_mm2):
     z, y, x = piece.centre_zyx
-    place = ct.index_to_mm(scan.geometry, (x, y, z + start)) if scan.has_geometry else (np.nan,) * 3
+    place = index_to_mm(scan.geometry, (x, y, z + start)) if scan.has_geometry else (np.nan,) * 3
     stored = _stored_index(scan, (x, y, z + start))
     area = piece.largest_pixels * pixel_mm2
     return {
@@ -491,11 +493,11 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         if form == "dicom-seg":
             names = " + ".join(one.name for one in networks)
             checksum = networks[0].checksum
-            outputs.write_dicom_seg(
+            dicom_seg.write_dicom_seg(
                 folder / files[-1], result.masks, scan, *span, model_name=names, checksum=checksum
             )
         else:
-            outputs.write_mask(folder / files[-1], result.masks, scan, *span)
+            writers.write_mask(folder / files[-1], result.masks, scan, *span)
     files += _write_probabilities(folder, result, formats)
     if result.measurements:
         outputs.write_table(folder / "measurements.csv", result.measurements)
@@ -525,19 +527,19 @@ def _total(result, name):
 def _write_probabilities(folder, result, formats):
     if result.probabilities is None:
         return []
-    form = next((one for one in formats if one in outputs.VOLUME_FORMATS and one != "npz"), "nrrd")
+    form = next((one for one in formats if one in writers.VOLUME_FORMATS and one != "npz"), "nrrd")
     names = []
     for value, name in enumerate(CLASS_NAMES[1:], start=1):
         names.append(f"probability_{name}.{form}")
-        stored = ct.from_canonical(result.probabilities[value], result.scan.orientation)
-        outputs.write_volume(folder / names[-1], stored, result.geometry, "float32")
+        stored = from_canonical(result.probabilities[value], result.scan.orientation)
+        writers.write_volume(folder / names[-1], stored, result.geometry, "float32")
     return names
 
 
 def write_pictures(folder, result, networks):
     scan, masks = result.scan, result.masks
     spacing = scan.geometry.spacing_zyx_mm[1:]
-    heights = [ct.index_to_mm(scan.geometry, (0, 0, k))[2] for k in range(result.start, result.stop)]
+    heights = [index_to_mm(scan.geometry, (0, 0, k))[2] for k in range(result.start, result.stop)]
     labels = [f"slice {k}" + (f", z {mm:.1f} mm" if scan.has_geometry else "")
               for k, mm in zip(range(result.start, result.stop), heights)]  # fmt: skip
     shown = choose_panels(result)
@@ -647,7 +649,7 @@ def _describe_settings(networks, options, formats, series):
 @contextlib.contextmanager
 def _claimed(output):
     """Holds an output folder for one process and clears what a killed one left behind."""
-    if output.is_file() or output.name.lower().endswith((*ct.SUFFIXES, ".dcm", ".npz", ".zip")):
+    if output.is_file() or output.name.lower().endswith((*headers.SUFFIXES, ".dcm", ".npz", ".zip")):
         raise InputError(f"--output: got {output}, expected a folder; the mask's format is --format")
     output.mkdir(parents=True, exist_ok=True)
     with open(output / ".lock", "a+") as handle:
@@ -696,7 +698,7 @@ def _predict_one(source, folder, networks, options, formats, settings, series=No
         if show_progress:
             _print_series(scan)
         for form in formats:
-            outputs.check_format(form, scan)
+            writers.check_format(form, scan)
         result = segment_scan(scan, networks, options, pathlib.Path(scratch), show_progress=show_progress)
         write_segmentation(folder, result, networks, formats=formats, settings=settings)
     return _row(source, "done", time.monotonic() - start, outputs.read_json(folder / DONE))
@@ -757,7 +759,7 @@ def _define_flags():
     flags.DEFINE_string("input", None, "the scan, or a folder of scans")
     flags.DEFINE_string("output", None, "folder for the results")
     flags.DEFINE_string("slice", "all", "'all', 'middle' (n // 2), or an index from 0, counted from the feet")
-    flags.DEFINE_list("format", ["nii.gz"], f"of the mask: {', '.join(outputs.FORMATS)}; several with commas")
+    flags.DEFINE_list("format", ["nii.gz"], f"of the mask: {', '.join(writers.FORMATS)}; several with commas")
     flags.DEFINE_string("series", None, "DICOM: UID or number of the series; default: the chest CT")
     flags.DEFINE_bool("probabilities", False, "also write the probability of each class")
     flags.DEFINE_integer("batch_size", 8, "slices at once")
@@ -797,7 +799,7 @@ def main(argv):
         chosen.threshold,
     )
     for form in values.format:
-        check_choice("--format", form, outputs.FORMATS)
+        check_choice("--format", form, writers.FORMATS)
     networks = [load_network(one) for one in values.workdir.split(",")]
     rows = predict(
         values.input, values.output, networks, options=options, formats=values.format, series=values.series

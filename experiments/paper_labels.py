@@ -22,10 +22,11 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from auxseg import ct, runs, statistics
+from auxseg import runs, statistics
 from auxseg.base import command
 from auxseg.base.errors import InputError
 from auxseg.base.files import read_csv, read_json, write_bytes, write_csv, write_json
+from auxseg.ct import images
 from auxseg.datasets import labels, load, splits
 from auxseg.report import figures, paper
 from auxseg.report.markup import number
@@ -204,7 +205,7 @@ def measure_masks(folder):
 
 
 def _measure_mask(file):
-    volume = ct.read_volume(file)
+    volume = images.read_volume(file)
     labels.check_values(volume, labels.LUNA16_VALUES, where=file.name)
     scale = PAPER_PIXELS / np.prod(volume.shape[1:])
     lung = np.isin(volume, (labels.LUNA16_LEFT, labels.LUNA16_RIGHT)).any(axis=(1, 2))

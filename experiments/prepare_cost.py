@@ -41,16 +41,16 @@ def main():
 
 def write_scan(folder):
     """Writes one scan and one mask, to be linked to."""
-    from auxseg import ct
+    from auxseg.ct import geometry, images
 
-    geometry = ct.Geometry(SIZE_XYZ, SPACING_XYZ_MM, (-178.85, -178.85, -150.0))
+    geometry = geometry.Geometry(SIZE_XYZ, SPACING_XYZ_MM, (-178.85, -178.85, -150.0))
     voxels = np.frombuffer(np.random.default_rng(0).bytes(2 * np.prod(SIZE_XYZ)), np.int16)
-    ct.write_volume(folder / "scan.mhd", voxels.reshape(geometry.shape_zyx), geometry, compress=False)
+    images.write_volume(folder / "scan.mhd", voxels.reshape(geometry.shape_zyx), geometry, compress=False)
     z, y, x = np.ogrid[-1:1:240j, -1:1:512j, -1:1:512j]
     mask = np.zeros(geometry.shape_zyx, np.uint8)
     for value, side in ((3, 0.4), (4, -0.4)):
         mask[((x - side) / 0.3) ** 2 + (y / 0.5) ** 2 + (z / 0.9) ** 2 < 1] = value
-    ct.write_volume(folder / "mask.mhd", mask, geometry, compress=True)
+    images.write_volume(folder / "mask.mhd", mask, geometry, compress=True)
 
 
 def link_folder(source, target, num_scans):

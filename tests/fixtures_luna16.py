@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from auxseg import ct
+from auxseg.ct import images
+from auxseg.ct.geometry import IDENTITY, Geometry, find_orientation, from_canonical, to_canonical_geometry
 
 UIDS = ("1.2.840.1", "1.2.840.2", "1.2.840.3")
 """In subset 0, subset 0 (prone, 13 slices) and subset 3 (no nodule)."""
@@ -15,10 +16,10 @@ NODULES = {
 """LPS centre and diameter in mm: a positive x lies in the left lung."""
 
 
-def geometry(num_slices, direction=ct.IDENTITY):
+def geometry(num_slices, direction=IDENTITY):
     """Returns a grid whose middle column and row are at 0 mm."""
     sign = direction[0]
-    return ct.Geometry((64, 64, num_slices), SPACING_MM, (-31.5 * sign, -31.5 * sign, 0.0), direction)
+    return Geometry((64, 64, num_slices), SPACING_MM, (-31.5 * sign, -31.5 * sign, 0.0), direction)
 
 
 def draw(grid):
@@ -42,17 +43,17 @@ def draw(grid):
     return image, mask
 
 
-def write_scan(folder, uid, subset, num_slices=12, direction=ct.IDENTITY, mask_direction=None):
+def write_scan(folder, uid, subset, num_slices=12, direction=IDENTITY, mask_direction=None):
     """Writes one scan and its mask as LUNA16 has them, stored along `direction`."""
     grid = geometry(num_slices, direction)
-    orientation = ct.find_orientation(grid)
-    image, mask = draw(ct.to_canonical_geometry(grid, orientation))
+    orientation = find_orientation(grid)
+    image, mask = draw(to_canonical_geometry(grid, orientation))
     for place in (folder / f"subset{subset}", folder / "seg-lungs-LUNA16"):
         place.mkdir(parents=True, exist_ok=True)
-    stored = ct.from_canonical(image, orientation)
-    ct.write_volume(folder / f"subset{subset}" / f"{uid}.mhd", stored, grid, compress=False)
-    stored = ct.from_canonical(mask, orientation).astype(np.int16)
-    ct.write_volume(folder / "seg-lungs-LUNA16" / f"{uid}.mhd", stored, grid, compress=True)
+    stored = from_canonical(image, orientation)
+    images.write_volume(folder / f"subset{subset}" / f"{uid}.mhd", stored, grid, compress=False)
+    stored = from_canonical(mask, orientation).astype(np.int16)
+    images.write_volume(folder / "seg-lungs-LUNA16" / f"{uid}.mhd", stored, grid, compress=True)
 
 
 def write_annotations(folder, nodules=None):

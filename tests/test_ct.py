@@ -8,11 +8,23 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import ct
 from auxseg.base.errors import InputError
+from auxseg.ct import images
+from auxseg.ct.geometry import (
+    IDENTITY,
+    Geometry,
+    Orientation,
+    find_orientation,
+    from_canonical,
+    geometry_difference,
+    index_to_mm,
+    mm_to_index,
+    to_canonical,
+    to_canonical_geometry,
+)
 
-LPS = ct.Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0))
-DIRECTIONS = [ct.IDENTITY, (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, 1, 0, 0, 0, -1, 1, 0, 0)]
+LPS = Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0))
+DIRECTIONS = [IDENTITY, (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, 1, 0, 0, 0, -1, 1, 0, 0)]
 
 
 def signed_permutations():
@@ -38,103 +50,103 @@ def random_volume(geometry, seed=0):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_index_and_mm_agree_with_simpleitk(direction):
-    geometry = ct.Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0), direction)
+    geometry = Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0), direction)
     image = image_of(geometry, random_volume(geometry))
-    points = ct.index_to_mm(geometry, [[0, 0, 0], [3, 2, 4], [1.5, 0.25, 2.0]])
+    points = index_to_mm(geometry, [[0, 0, 0], [3, 2, 4], [1.5, 0.25, 2.0]])
     indices = [(0, 0, 0), (3, 2, 4), (1.5, 0.25, 2)]
     expected = [image.TransformContinuousIndexToPhysicalPoint(index) for index in indices]
     np.testing.assert_allclose(points, expected, atol=1e-9)
-    np.testing.assert_allclose(ct.mm_to_index(geometry, points[2]), [1.5, 0.25, 2.0], atol=1e-9)
+    np.testing.assert_allclose(mm_to_index(geometry, points[2]), [1.5, 0.25, 2.0], atol=1e-9)
 
 
 def test_every_orientation_becomes_lps_and_goes_back():
     directions = list(signed_permutations())
     assert len(directions) == 48
     for direction in directions:
-        geometry = ct.Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0), direction)
-        orientation = ct.find_orientation(geometry)
-        canonical = ct.to_canonical_geometry(geometry, orientation)
-        assert canonical.direction == ct.IDENTITY
+        geometry = Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0), direction)
+        orientation = find_orientation(geometry)
+        canonical = to_canonical_geometry(geometry, orientation)
+        assert canonical.direction == IDENTITY
         volume = random_volume(geometry)
-        turned = ct.to_canonical(volume, orientation)
+        turned = to_canonical(volume, orientation)
         assert turned.shape == canonical.shape_zyx
         reference = sitk.DICOMOrient(image_of(geometry, volume), "LPS")
         np.testing.assert_array_equal(turned, sitk.GetArrayFromImage(reference))
         np.testing.assert_allclose(canonical.origin_xyz_mm, reference.GetOrigin(), atol=1e-9)
         np.testing.assert_allclose(canonical.spacing_xyz_mm, reference.GetSpacing())
-        np.testing.assert_array_equal(ct.from_canonical(turned, orientation), volume)
+        np.testing.assert_array_equal(from_canonical(turned, orientation), volume)
 
 
 def test_tilted_scan_keeps_its_tilt():
     angle = np.deg2rad(12)
     tilted = (1, 0, 0, 0, np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle))
-    geometry = ct.Geometry((4, 3, 5), (0.5, 0.75, 2.0), (0.0, 0.0, 0.0), tilted)
-    orientation = ct.find_orientation(geometry)
-    assert orientation == ct.Orientation((0, 1, 2), (False, False, False))
-    assert ct.to_canonical_geometry(geometry, orientation).direction == pytest.approx(tilted)
+    geometry = Geometry((4, 3, 5), (0.5, 0.75, 2.0), (0.0, 0.0, 0.0), tilted)
+    orientation = find_orientation(geometry)
+    assert orientation == Orientation((0, 1, 2), (False, False, False))
+    assert to_canonical_geometry(geometry, orientation).direction == pytest.approx(tilted)
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nii", ".nii.gz"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("compress", [False, True])
 def test_written_volume_is_read_slice_by_slice(tmp_path, suffix, direction, compress):
-    geometry = ct.Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0), direction)
+    geometry = Geometry((4, 3, 5), (0.5, 0.75, 2.0), (-10.0, 20.0, -300.0), direction)
     volume = random_volume(geometry)
     path = tmp_path / f"scan{suffix}"
-    ct.write_volume(path, volume, geometry, compress=compress)
-    header = ct.read_header(path)
-    assert ct.geometry_difference(header.stored, geometry) == ""
-    expected = ct.to_canonical(volume, ct.find_orientation(geometry))
-    np.testing.assert_array_equal(ct.read_volume(path), expected)
+    images.write_volume(path, volume, geometry, compress=compress)
+    header = images.read_header(path)
+    assert geometry_difference(header.stored, geometry) == ""
+    expected = to_canonical(volume, find_orientation(geometry))
+    np.testing.assert_array_equal(images.read_volume(path), expected)
     for index_z in range(header.geometry.size_xyz[2]):
-        np.testing.assert_array_equal(ct.read_slice(path, index_z), expected[index_z])
-    np.testing.assert_array_equal(ct.read_slices(path, [2, 0]), expected[[2, 0]])
+        np.testing.assert_array_equal(images.read_slice(path, index_z), expected[index_z])
+    np.testing.assert_array_equal(images.read_slices(path, [2, 0]), expected[[2, 0]])
     assert not list(tmp_path.glob(".writing*"))
 
 
 def test_left_of_a_prone_scan_is_at_the_right_of_the_image(tmp_path):
-    prone = ct.Geometry((6, 4, 2), (1.0, 1.0, 1.0), (50.0, 40.0, 0.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    prone = Geometry((6, 4, 2), (1.0, 1.0, 1.0), (50.0, 40.0, 0.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
     volume = np.zeros(prone.shape_zyx, np.int16)
-    marked = np.round(ct.mm_to_index(prone, [49.0, 38.0, 0.0])).astype(int)
+    marked = np.round(mm_to_index(prone, [49.0, 38.0, 0.0])).astype(int)
     volume[marked[2], marked[1], marked[0]] = 700
-    ct.write_volume(tmp_path / "prone.mhd", volume, prone)
-    image = ct.read_slice(tmp_path / "prone.mhd", 0)
-    canonical = ct.read_geometry(tmp_path / "prone.mhd")
-    index = np.round(ct.mm_to_index(canonical, [49.0, 38.0, 0.0])).astype(int)
+    images.write_volume(tmp_path / "prone.mhd", volume, prone)
+    image = images.read_slice(tmp_path / "prone.mhd", 0)
+    canonical = images.read_geometry(tmp_path / "prone.mhd")
+    index = np.round(mm_to_index(canonical, [49.0, 38.0, 0.0])).astype(int)
     assert image[index[1], index[0]] == 700
     assert index[0] == 4  # of 6 columns: +x, the patient's left, lies right in the image
 
 
 def test_float_values_are_rounded_and_others_refused(tmp_path):
-    geometry = ct.Geometry((2, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-    ct.write_volume(tmp_path / "float.nii", np.array([[[-1000.4, 40.6]]], np.float32), geometry)
-    np.testing.assert_array_equal(ct.read_volume(tmp_path / "float.nii"), [[[-1000, 41]]])
+    geometry = Geometry((2, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    images.write_volume(tmp_path / "float.nii", np.array([[[-1000.4, 40.6]]], np.float32), geometry)
+    np.testing.assert_array_equal(images.read_volume(tmp_path / "float.nii"), [[[-1000, 41]]])
     for name, value in (("nan.mha", np.nan), ("huge.mha", 1e6)):
-        ct.write_volume(tmp_path / name, np.array([[[0.0, value]]], np.float32), geometry)
+        images.write_volume(tmp_path / name, np.array([[[0.0, value]]], np.float32), geometry)
         with pytest.raises(InputError, match=f"{name} has values from .* expected HU"):
-            ct.read_volume(tmp_path / name)
+            images.read_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["scan.mhd", "scan.mha"])
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize(("change", "matter"), [(-7, "truncated"), (5, "longer than its header says")])
 def test_wrong_length_is_seen_before_reading(tmp_path, name, compress, change, matter):
-    ct.write_volume(tmp_path / name, random_volume(LPS), LPS, compress=compress)
+    images.write_volume(tmp_path / name, random_volume(LPS), LPS, compress=compress)
     data = next(path for path in tmp_path.iterdir() if path.suffix in (".raw", ".zraw", ".mha"))
     content = data.read_bytes()
     data.write_bytes(content[:change] if change < 0 else content + bytes(change))
     with pytest.raises(InputError, match=f"{data.name} is {matter}: .* bytes, expected .* download it again"):
-        ct.read_header(tmp_path / name)
+        images.read_header(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["scan.nrrd", "scan.nii", "scan.nii.gz"])
 def test_truncated_other_formats_are_one_line_errors(tmp_path, name):
-    geometry = ct.Geometry((64, 64, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-    ct.write_volume(tmp_path / name, random_volume(geometry), geometry)
+    geometry = Geometry((64, 64, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    images.write_volume(tmp_path / name, random_volume(geometry), geometry)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=f"{name} ") as caught:
-        ct.read_volume(tmp_path / name)
+        images.read_volume(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -155,20 +167,20 @@ def test_bad_files_are_one_line_errors(tmp_path):
     }
     for name, message in expected.items():
         with pytest.raises(InputError, match=message) as caught:
-            ct.read_header(tmp_path / name)
+            images.read_header(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
 def test_slice_outside_the_scan_is_refused(tmp_path):
-    ct.write_volume(tmp_path / "scan.mha", random_volume(LPS), LPS)
+    images.write_volume(tmp_path / "scan.mha", random_volume(LPS), LPS)
     for index_z in (-1, 5):
         with pytest.raises(InputError, match=f"got {index_z}, expected 0 to 4"):
-            ct.read_slice(tmp_path / "scan.mha", index_z)
+            images.read_slice(tmp_path / "scan.mha", index_z)
 
 
 def test_geometry_difference_names_what_differs():
     def changed(**values):
-        return ct.geometry_difference(LPS, dataclasses.replace(LPS, **values))
+        return geometry_difference(LPS, dataclasses.replace(LPS, **values))
 
     assert changed() == ""
     assert changed(origin_xyz_mm=(-10.0001, 20.0, -300.0)) == ""
@@ -179,9 +191,9 @@ def test_geometry_difference_names_what_differs():
 
 
 def test_one_slice_is_read_without_the_volume(tmp_path):
-    geometry = ct.Geometry((512, 512, 60), (0.7, 0.7, 2.5), (0.0, 0.0, 0.0))
-    ct.write_volume(tmp_path / "scan.mhd", random_volume(geometry), geometry, compress=False)
-    header = ct.read_header(tmp_path / "scan.mhd")
+    geometry = Geometry((512, 512, 60), (0.7, 0.7, 2.5), (0.0, 0.0, 0.0))
+    images.write_volume(tmp_path / "scan.mhd", random_volume(geometry), geometry, compress=False)
+    header = images.read_header(tmp_path / "scan.mhd")
 
     def seconds(function, repeats):
         started = time.perf_counter()
@@ -189,17 +201,18 @@ def test_one_slice_is_read_without_the_volume(tmp_path):
             function(index)
         return (time.perf_counter() - started) / repeats
 
-    volume_s = seconds(lambda _: ct.read_volume(header.path), 3)
-    slice_s = seconds(lambda k: ct.read_slice(header.path, k, header=header), 20)
+    volume_s = seconds(lambda _: images.read_volume(header.path), 3)
+    slice_s = seconds(lambda k: images.read_slice(header.path, k, header=header), 20)
     assert slice_s < volume_s / 4
 
 
 def test_real_label_map_and_scan_are_read(real_data):
-    volume = ct.read_volume(real_data / "cip" / "ct-64.nrrd")
-    labels = ct.read_volume(real_data / "cip" / "lm-64.nrrd")
+    volume = images.read_volume(real_data / "cip" / "ct-64.nrrd")
+    labels = images.read_volume(real_data / "cip" / "lm-64.nrrd")
     assert volume.shape == labels.shape == (79, 64, 64)
-    difference = ct.geometry_difference(
-        ct.read_geometry(real_data / "cip" / "ct-64.nrrd"), ct.read_geometry(real_data / "cip" / "lm-64.nrrd")
+    difference = geometry_difference(
+        images.read_geometry(real_data / "cip" / "ct-64.nrrd"),
+        images.read_geometry(real_data / "cip" / "lm-64.nrrd"),
     )
     assert difference == ""
     assert volume[labels > 0].mean() < -700  # lung, in HU

@@ -9,8 +9,8 @@ import dicom_files
 import numpy as np
 import pytest
 
-from auxseg import ct, scans
 from auxseg.base.errors import InputError
+from auxseg.ct import geometry, scans
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 SPACING = (6.0, 6.0, 6.0)
@@ -47,7 +47,7 @@ def test_a_series_is_read_in_hu_and_order_whatever_the_file_names(tmp_path, volu
     scan = _open(tmp_path / "in", tmp_path / "scratch")
     np.testing.assert_array_equal(scan.read(0, scan.num_slices), volume)
     np.testing.assert_array_equal(scan.read(3, 5), volume[3:5])
-    assert scan.stored == ct.Geometry((56, 48, 24), (6.0, 6.0, 6.0), (-60.0, -50.0, 10.0))
+    assert scan.stored == geometry.Geometry((56, 48, 24), (6.0, 6.0, 6.0), (-60.0, -50.0, 10.0))
     assert "CHEST" in scan.findings[0].text
 
 
@@ -110,8 +110,8 @@ def test_padding_becomes_air(tmp_path, volume):
 def test_any_orientation_gives_the_same_patient(tmp_path, volume, orientation):
     row, column = np.reshape(orientation, (2, 3))
     matrix = np.stack([row, column, np.cross(row, column)], 1).astype(float)
-    stored = ct.Geometry((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(matrix.ravel()))
-    array = ct.from_canonical(volume, ct.find_orientation(stored))
+    stored = geometry.Geometry((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(matrix.ravel()))
+    array = geometry.from_canonical(volume, geometry.find_orientation(stored))
     dicom_files.write_series(tmp_path / "in", array, spacing_zyx=SPACING, orientation=orientation)
     np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume)
 
@@ -216,7 +216,7 @@ def test_a_tilted_gantry_keeps_its_places(tmp_path, volume):
     scan = _open(tmp_path / "in", tmp_path / "s")
     np.testing.assert_array_equal(scan.read(0, scan.num_slices), volume)
     assert scan.volume.tilt_degrees == pytest.approx(np.degrees(np.arctan(0.25)))
-    np.testing.assert_allclose(ct.index_to_mm(scan.stored, (2, 3, 7)), (-48, -50 + 18 + 10.5, 52))
+    np.testing.assert_allclose(geometry.index_to_mm(scan.stored, (2, 3, 7)), (-48, -50 + 18 + 10.5, 52))
     assert any(finding.code == "tilt" and "14.0 degrees" in finding.text for finding in scan.findings)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import doctor, scans
+from auxseg import doctor
 from auxseg.base.errors import InputError
+from auxseg.ct import scans
 
 
 def _write(path, array, direction=None):

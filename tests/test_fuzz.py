@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import ct, scans
 from auxseg.base.errors import InputError
+from auxseg.ct import geometry, scans
 
 ROUNDS = 60
 FORMATS = ("mhd", "mha", "nrrd", "nii", "nii.gz")
@@ -86,7 +86,7 @@ def test_changed_headers(tmp_path, suffix, compress):
         assert scan.stored.size_xyz == image.GetSize()
         np.testing.assert_allclose(scan.stored.origin_xyz_mm, image.GetOrigin())
         np.testing.assert_allclose(scan.stored.spacing_xyz_mm, image.GetSpacing())
-        expected = ct.to_canonical(sitk.GetArrayFromImage(image), scan.orientation)
+        expected = geometry.to_canonical(sitk.GetArrayFromImage(image), scan.orientation)
         if not np.array_equal(voxels, np.rint(expected)):  # ITK reads on past damaged compression, we do not
             np.testing.assert_array_equal(voxels, chest.draw((6, 20, 24), (20.0, 14.0, 14.0)))
         assert voxels.size == 6 * 20 * 24

@@ -9,13 +9,15 @@ import SimpleITK as sitk
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from auxseg import ct, outputs
+from auxseg import outputs
 from auxseg.base import classes
 from auxseg.base.errors import InputError
+from auxseg.ct import writers
+from auxseg.ct.geometry import Geometry
 
 
 def _geometry(matrix, size_xyz=(5, 4, 3)):
-    return ct.Geometry(size_xyz, (0.71, 0.83, 2.5), (-12.34, 56.78, -910.1), tuple(np.ravel(matrix)))
+    return Geometry(size_xyz, (0.71, 0.83, 2.5), (-12.34, 56.78, -910.1), tuple(np.ravel(matrix)))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -29,7 +31,7 @@ def test_a_volume_in_any_direction_is_read_back(tmp_path, form, dtype):
     for matrix in matrices:
         array = (random.random((3, 4, 5)) * 200).astype(dtype)
         geometry = _geometry(matrix)
-        outputs.write_volume(tmp_path / f"a.{form}", iter(array), geometry, dtype)
+        writers.write_volume(tmp_path / f"a.{form}", iter(array), geometry, dtype)
         image = sitk.ReadImage(str(tmp_path / f"a.{form}"))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
         np.testing.assert_allclose(image.GetDirection(), geometry.direction, atol=2e-6)
@@ -42,7 +44,7 @@ def test_both_forms_of_a_nifti_say_the_same():
     """Readers take either the q-form or the s-form."""
     for matrix in Rotation.random(20, rng=np.random.default_rng(1)).as_matrix():
         for sign in (1.0, -1.0):
-            head = outputs.nifti_header(_geometry(matrix * [1, 1, sign]), "uint8")
+            head = writers.nifti_header(_geometry(matrix * [1, 1, sign]), "uint8")
             qfac, *spacing = struct.unpack_from("<4f", head, 76)
             b, c, d = struct.unpack_from("<3f", head, 256)
             rotation = Rotation.from_quat([b, c, d, np.sqrt(max(0.0, 1 - b * b - c * c - d * d))]).as_matrix()
@@ -58,7 +60,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        outputs.write_volume(tmp_path / "a.nrrd", slices(), _geometry(np.eye(3)), "uint8")
+        writers.write_volume(tmp_path / "a.nrrd", slices(), _geometry(np.eye(3)), "uint8")
     assert (tmp_path / "a.nrrd").read_text(encoding="utf-8") == "old"
     assert len(list(tmp_path.iterdir())) == 1
 

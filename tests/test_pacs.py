@@ -16,7 +16,9 @@ import fake_network
 import numpy as np
 import pytest
 
-from auxseg import ct, outputs, predict
+from auxseg import predict
+from auxseg.ct import images, writers
+from auxseg.ct.geometry import Geometry, find_orientation, from_canonical, to_canonical
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 highdicom = pytest.importorskip("highdicom", reason="the dicom extra is not installed")
@@ -105,17 +107,17 @@ def _check_segmentation(path, volume, expected):
         arrays = segmentation.get_pixels_by_source_frame(
             frames[0].sop_uid, numbers, assert_missing_frames_are_empty=True
         )
-    orientation = ct.find_orientation(volume.stored)
+    orientation = find_orientation(volume.stored)
     for value in (1, 2, 3):
-        got = ct.to_canonical(arrays[..., value - 1], orientation)
+        got = to_canonical(arrays[..., value - 1], orientation)
         np.testing.assert_array_equal(got == 1, expected == value)
 
 
 def _volume_of(path):
-    from auxseg import dicom, scans
+    from auxseg.ct import dicom, dicom_volume, scans
 
     found = scans.find_scans(path)[0]
-    return dicom.create_volume(dicom.choose_series(found.series)[0])
+    return dicom_volume.create_volume(dicom.choose_series(found.series)[0])
 
 
 def test_round_trip_through_a_server(server, tmp_path):
@@ -155,12 +157,12 @@ def test_dicom_seg_lies_on_its_source(tmp_path, case, request):
     orientation = orientations.get(case, dicom_files.AXIAL)
     row, column = np.reshape(orientation, (2, 3))
     matrix = np.stack([row, column, np.cross(row, column)], 1).astype(float)
-    geometry = ct.Geometry((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(matrix.ravel()))
+    geometry = Geometry((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(matrix.ravel()))
     spacing = (6, 6, 6)
     if case == "real":
         folder = request.getfixturevalue("real_data")
-        volume, spacing = ct.read_volume(folder / "cip" / "ct-64.nrrd"), (3.987, 4.172, 4.172)
-    array = ct.from_canonical(volume, ct.find_orientation(geometry))
+        volume, spacing = images.read_volume(folder / "cip" / "ct-64.nrrd"), (3.987, 4.172, 4.172)
+    array = from_canonical(volume, find_orientation(geometry))
     if case == "enhanced":
         order = np.random.default_rng(2).permutation(len(volume))
         dicom_files.write_enhanced(tmp_path / "in" / "one.dcm", volume, spacing_zyx=spacing, shuffle=order)
@@ -192,4 +194,4 @@ def test_a_tilted_stack_goes_to_nrrd_and_not_to_nifti(tmp_path):
         mask = sitk.ReadImage(str(tmp_path / "out" / f"mask.{form}"))
         place = mask.TransformContinuousIndexToPhysicalPoint((2.0, 3.0, 7.0))
         np.testing.assert_allclose(place, (-60 + 12, -50 + 18 + 8.4, 10 + 42), atol=1e-6)
-    assert not outputs.is_orthogonal(_volume_of(tmp_path / "in").stored)
+    assert not writers.is_orthogonal(_volume_of(tmp_path / "in").stored)

@@ -7,9 +7,10 @@ import fixtures_luna16
 import numpy as np
 import pytest
 
-from auxseg import ct, runs, train
+from auxseg import runs, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.ct import geometry, images
 from experiments import paper_labels, runner
 
 
@@ -21,8 +22,8 @@ def write_masks(folder, areas):
         for k, area in enumerate(by_slice):
             mask[k, 0, :area] = 5
             mask[k, 5] = 3 if k < len(by_slice) - 1 else 0
-        grid = ct.Geometry((32, 32, len(by_slice)), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), ct.IDENTITY)
-        ct.write_volume(folder / f"{i}.mhd", mask, grid, compress=True)
+        grid = geometry.Geometry((32, 32, len(by_slice)), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), geometry.IDENTITY)
+        images.write_volume(folder / f"{i}.mhd", mask, grid, compress=True)
     return folder
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import bundle, ct, decision, outputs, postprocess, predict, scans
+from auxseg import bundle, decision, postprocess, predict
 from auxseg.base.errors import InputError
+from auxseg.ct import geometry, scans, writers
 
 SPACING_XYZ, ORIGIN = (6.0, 6.0, 6.0), (-150.0, -120.5, 33.25)
 TURNS = {
@@ -618,8 +619,8 @@ def test_stored_masks_fit_the_file(tmp_path):
     sitk.WriteImage(image, str(tmp_path / "scan.mha"))
     result = predict.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
     assert result.stored_masks.shape == image.GetSize()[::-1] == result.geometry.shape_zyx
-    assert outputs.is_orthogonal(result.geometry)
-    assert ct.geometry_difference(result.geometry, result.scan.stored) == ""
+    assert writers.is_orthogonal(result.geometry)
+    assert geometry.geometry_difference(result.geometry, result.scan.stored) == ""
     assert pathlib.Path(result.scan.path).name == "scan.mha"
 
 

@@ -4,14 +4,15 @@ import chest
 import numpy as np
 import pytest
 
-from auxseg import ct, scan_checks
 from auxseg.base.errors import InputError
+from auxseg.ct import checks
+from auxseg.ct.images import read_geometry, read_volume
 
 SPACING = (6.0, 6.0)
 
 
 def _codes(images, **kwargs):
-    findings = scan_checks.check_scan(np.asarray(images), spacing_yx_mm=SPACING, **kwargs)
+    findings = checks.check_scan(np.asarray(images), spacing_yx_mm=SPACING, **kwargs)
     assert all("\n" not in finding.text for finding in findings)
     return [finding.code for finding in findings]
 
@@ -35,7 +36,7 @@ def test_values_that_are_no_hu():
 
 def test_a_window_that_cuts_bone_is_a_warning():
     volume = np.clip(chest.draw(), -1024, 100)
-    findings = scan_checks.check_scan(volume, spacing_yx_mm=SPACING)
+    findings = checks.check_scan(volume, spacing_yx_mm=SPACING)
     assert [(f.code, f.severity) for f in findings][:1] == [("clipped", "warning")]
 
 
@@ -57,13 +58,13 @@ def test_back_to_front():
 
 
 def test_a_wrong_spacing_is_noticed():
-    findings = scan_checks.check_scan(chest.draw(), spacing_yx_mm=(2.5, 2.5))
+    findings = checks.check_scan(chest.draw(), spacing_yx_mm=(2.5, 2.5))
     assert [(finding.code, finding.severity) for finding in findings] == [("body-size", "warning")]
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e-1, 1e3])
 def test_a_spacing_in_another_unit_is_an_error(factor):
-    findings = scan_checks.check_scan(chest.draw(), spacing_yx_mm=(6.0 * factor, 6.0 * factor))
+    findings = checks.check_scan(chest.draw(), spacing_yx_mm=(6.0 * factor, 6.0 * factor))
     assert [(finding.code, finding.severity) for finding in findings] == [("spacing", "error")]
 
 
@@ -73,7 +74,7 @@ def test_anatomy_by_hand():
     image[10:40, 15:35] = -800  # the patient's right
     image[10:40, 60:85] = -800
     image[45:50, 45:55] = 800
-    view = scan_checks.measure_anatomy(image, (3.0, 3.0))
+    view = checks.measure_anatomy(image, (3.0, 3.0))
     assert view.body_mm2 == 50 * 80 * 9
     assert view.lung_mm2 == (30 * 20 + 30 * 25) * 9
     assert view.left_mm2 == 30 * 25 * 9
@@ -81,15 +82,15 @@ def test_anatomy_by_hand():
 
 
 def test_the_first_error_is_raised_with_its_place():
-    findings = [scan_checks.Finding("warning", "a", "one"), scan_checks.Finding("error", "b", "two")]
+    findings = [checks.Finding("warning", "a", "one"), checks.Finding("error", "b", "two")]
     with pytest.raises(InputError, match=r"two \(in there\)"):
-        scan_checks.raise_errors(findings, "there")
-    scan_checks.raise_errors(findings[:1], "there")
+        checks.raise_errors(findings, "there")
+    checks.raise_errors(findings[:1], "there")
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 300])
 def test_slices_looked_at_hold_the_middle(count):
-    chosen = scan_checks.pick_slices(count, 16)
+    chosen = checks.pick_slices(count, 16)
     assert count // 2 in chosen and len(chosen) <= 17 and chosen.max() < count
 
 
@@ -99,10 +100,10 @@ def test_every_real_slice_passes(real_data):
     for path in sorted((real_data / "luna16_middle").glob("*.npz")):
         with np.load(path) as arrays:
             image, mask = arrays["image"], arrays["mask"]
-        findings = scan_checks.check_scan(image[None], spacing_yx_mm=None)
+        findings = checks.check_scan(image[None], spacing_yx_mm=None)
         assert not [f for f in findings if f.severity == "error"], (path, findings)
         warned += [path.stem for _ in findings]
-        view = scan_checks.measure_anatomy(image, (0.68, 0.68))
+        view = checks.measure_anatomy(image, (0.68, 0.68))
         share = (mask == 1).sum() / np.isin(mask, (1, 2)).sum()
         assert abs(view.left_mm2 / view.lung_mm2 - share) < 0.1, path
     assert len(warned) <= 2
@@ -111,7 +112,7 @@ def test_every_real_slice_passes(real_data):
 def test_real_scans_pass_and_their_masks_do_not(real_data):
     for name, codes in (("ct-64", []), ("crop_ct_2slices", []), ("crop_ct_2slices_lm", ["label-map"])):
         path = real_data / "cip" / f"{name}.nrrd"
-        volume, geometry = ct.read_volume(path), ct.read_geometry(path)
-        chosen = volume[scan_checks.pick_slices(len(volume), 16)]
-        findings = scan_checks.check_scan(chosen, spacing_yx_mm=geometry.spacing_zyx_mm[1:])
+        volume, geometry = read_volume(path), read_geometry(path)
+        chosen = volume[checks.pick_slices(len(volume), 16)]
+        findings = checks.check_scan(chosen, spacing_yx_mm=geometry.spacing_zyx_mm[1:])
         assert [finding.code for finding in findings] == codes

@@ -24,8 +24,8 @@ from xml.parsers import expat
 import numpy as np
 import scipy.spatial.distance
 
-from auxseg import ct
 from auxseg.base.errors import InputError
+from auxseg.ct.geometry import index_to_mm, mm_to_index, to_canonical
 from auxseg.datasets.nodules import Patch
 
 MIN_READERS = 3
@@ -242,7 +242,7 @@ def _canonical_patch(inside, first_xyz, header):
     orientation = header.orientation
     if orientation.axes != (0, 1, 2):
         raise InputError(f"LIDC: {header.path} is not stored as axial slices, rows and columns")
-    block = ct.to_canonical(inside[None], orientation)[0]
+    block = to_canonical(inside[None], orientation)[0]
     extents = (inside.shape[1], inside.shape[0], 1)
     starts = [
         size - first - extent if flip else first
@@ -256,8 +256,8 @@ def _canonical_patch(inside, first_xyz, header):
 def _stored_slice(contour, header):
     """Returns the stored slice at the contour's z position."""
     centre = [*(contour.points_xy.mean(axis=0)), 0.0]
-    x_mm, y_mm, _ = ct.index_to_mm(header.stored, centre)
-    index = ct.mm_to_index(header.stored, [x_mm, y_mm, contour.z_mm])[2]
+    x_mm, y_mm, _ = index_to_mm(header.stored, centre)
+    index = mm_to_index(header.stored, [x_mm, y_mm, contour.z_mm])[2]
     if abs(index - round(index)) > 0.45 or not 0 <= round(index) < header.stored.size_xyz[2]:
         raise InputError(
             f"LIDC: an outline at z = {contour.z_mm:g} mm lies on no slice of {header.path} "

@@ -16,9 +16,11 @@ import zlib
 
 import numpy as np
 
-from auxseg import ct
 from auxseg.base.classes import LEFT, RIGHT
 from auxseg.base.errors import InputError, check_choice
+from auxseg.ct import geometry
+from auxseg.ct import images as ct_images
+from auxseg.ct.images import read_header, read_volume
 from auxseg.datasets import splits
 from auxseg.datasets.labels import LABEL_SETS, LUNA16_LEFT, LUNA16_RIGHT, from_luna16, side_columns
 from auxseg.datasets.lidc import consensus_patches, open_source
@@ -191,8 +193,8 @@ def check_scan(scan):
 
     Checked without reading voxels: both files are whole, and both have one geometry.
     """
-    header, mask = ct.read_header(scan.path), ct.read_header(scan.mask_path)
-    difference = ct.geometry_difference(header.geometry, mask.geometry)
+    header, mask = read_header(scan.path), read_header(scan.mask_path)
+    difference = geometry.geometry_difference(header.geometry, mask.geometry)
     if difference:
         raise InputError(f"scan and mask differ in geometry: {difference}")
     return header
@@ -270,7 +272,7 @@ def read_slices(scan, settings, nodules_of):
         return [], ()
     indices, classes = _read_masks(scan, settings, crossing, header)
     classes, notes = _with_sides(classes, scan.uid)
-    images = ct.read_slices(scan.path, indices, header=header)
+    images = ct_images.read_slices(scan.path, indices, header=header)
     parts = zip(indices, images, classes, strict=True)
     return [_slice(*part, header, settings, crossing) for part in parts], notes
 
@@ -279,9 +281,9 @@ def _read_masks(scan, settings, crossing, header):
     """Returns (indices of the slices to read, their masks as classes without nodules: uint8 [n, H, W])."""
     if settings.slices == "middle":
         indices = [header.geometry.size_xyz[2] // 2]
-        chosen = ct.read_slices(scan.mask_path, indices)
+        chosen = ct_images.read_slices(scan.mask_path, indices)
     else:
-        volume = ct.read_volume(scan.mask_path)
+        volume = read_volume(scan.mask_path)
         indices = _choose(volume, settings.slices, crossing, scan.uid)
         chosen = (volume[index] for index in indices)
     pairs = zip(indices, chosen, strict=True)

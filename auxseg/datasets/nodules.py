@@ -15,9 +15,9 @@ import math
 
 import numpy as np
 
-from auxseg import ct
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
+from auxseg.ct.geometry import mm_to_index
 
 MAX_DIAMETER_MM = 100.0
 _POINTS = (np.arange(8) + 0.5) / 8 - 0.5  # of a pixel, along one side
@@ -79,7 +79,7 @@ def sphere_patches(geometry, sphere):
     Raises:
         InputError: the centre lies outside the scan.
     """
-    centre = ct.mm_to_index(geometry, sphere.centre_xyz_mm)
+    centre = mm_to_index(geometry, sphere.centre_xyz_mm)
     if np.any(centre < -0.5) or np.any(centre > np.asarray(geometry.size_xyz) - 0.5):
         place = ", ".join(f"{value:.1f}" for value in sphere.centre_xyz_mm)
         raise InputError(f"a nodule at ({place}) mm lies outside the scan")

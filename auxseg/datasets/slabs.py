@@ -14,9 +14,9 @@ import pathlib
 
 import numpy as np
 
-from auxseg import ct
 from auxseg.base import progress
 from auxseg.base.errors import InputError
+from auxseg.ct import images
 from auxseg.datasets import luna16_folder, resize
 from auxseg.datasets.luna16 import RECORDS_FILE
 
@@ -96,9 +96,9 @@ def read_slabs(path, indices, num_slices):
         indices: int, of the middle slices.
         num_slices: odd.
     """
-    header = ct.read_header(path)
+    header = images.read_header(path)
     last, reach = header.geometry.size_xyz[2] - 1, num_slices // 2
     for index in np.asarray(indices).tolist():
         around = np.clip(np.arange(index - reach, index + reach + 1), 0, last)
         wanted, places = np.unique(around, return_inverse=True)
-        yield ct.read_slices(path, wanted, header=header)[places]
+        yield images.read_slices(path, wanted, header=header)[places]

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from auxseg import ct
 from auxseg.base.classes import LEFT, NODULE, RIGHT
 from auxseg.base.errors import InputError
+from auxseg.ct import images
+from auxseg.ct.geometry import index_to_mm
 from auxseg.datasets import labels
 
 
@@ -33,12 +34,12 @@ def test_label_vector_marks_the_classes_present():
 def test_real_masks_have_left_right_and_airway_where_they_belong(real_data, uid_ending):
     """The left lung lies at +x of the right one, the airway between them and in the upper half."""
     (path,) = (real_data / "seg-lungs-LUNA16").glob(f"*{uid_ending}.mhd")
-    volume, geometry = ct.read_volume(path), ct.read_geometry(path)
+    volume, geometry = images.read_volume(path), images.read_geometry(path)
     classes = labels.from_luna16(volume, "anatomy", where=path)
     paper = labels.from_luna16(volume, "airway_as_nodule", where=path)
 
     def centre_mm(voxels):
-        return ct.index_to_mm(geometry, np.argwhere(voxels).mean(axis=0)[::-1])
+        return index_to_mm(geometry, np.argwhere(voxels).mean(axis=0)[::-1])
 
     left, right = centre_mm(classes == LEFT), centre_mm(classes == RIGHT)
     airway = centre_mm(paper == NODULE)
@@ -49,4 +50,4 @@ def test_real_masks_have_left_right_and_airway_where_they_belong(real_data, uid_
     litres = (classes > 0).sum() * np.prod(geometry.spacing_xyz_mm) / 1e6
     assert 2 < litres < 9
     for index_z in (0, len(volume) // 2):
-        np.testing.assert_array_equal(ct.read_slice(path, index_z), volume[index_z])
+        np.testing.assert_array_equal(images.read_slice(path, index_z), volume[index_z])

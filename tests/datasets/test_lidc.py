@@ -9,18 +9,19 @@ import sqlite3
 import numpy as np
 import pytest
 
-from auxseg import ct
 from auxseg.base.errors import InputError
+from auxseg.ct import images
+from auxseg.ct.geometry import Geometry, find_orientation, index_to_mm, to_canonical_geometry
 from auxseg.datasets import lidc
 
 UID = "1.3.6.1.4.1.1"
-GRID = ct.Geometry((64, 64, 10), (0.8, 0.8, 2.0), (-20.0, -20.0, -100.0))
+GRID = Geometry((64, 64, 10), (0.8, 0.8, 2.0), (-20.0, -20.0, -100.0))
 
 
 def header_of(geometry):
-    orientation = ct.find_orientation(geometry)
-    return ct.Header(
-        pathlib.Path("scan.mhd"), geometry, ct.to_canonical_geometry(geometry, orientation), orientation
+    orientation = find_orientation(geometry)
+    return images.Header(
+        pathlib.Path("scan.mhd"), geometry, to_canonical_geometry(geometry, orientation), orientation
     )
 
 
@@ -107,12 +108,12 @@ def test_neighbours_are_parted_until_no_nodule_has_more_than_four():
 
 
 def test_prone_scan_has_its_nodule_at_the_patients_place():
-    prone = ct.Geometry((64, 64, 10), (0.8, 0.8, 2.0), (30.4, 30.4, -100.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    prone = Geometry((64, 64, 10), (0.8, 0.8, 2.0), (30.4, 30.4, -100.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
     header = header_of(prone)
     ((patch,),) = lidc.consensus_patches(outlines(*[contour(square(10, 14, 20, 20))] * 3), header)
     rows, columns = np.nonzero(painted([patch]))
-    canonical = ct.index_to_mm(header.geometry, [columns.mean(), rows.mean(), patch.index_z])
-    np.testing.assert_allclose(canonical, ct.index_to_mm(prone, [15.0, 17.0, 3.0]), atol=1e-9)
+    canonical = index_to_mm(header.geometry, [columns.mean(), rows.mean(), patch.index_z])
+    np.testing.assert_allclose(canonical, index_to_mm(prone, [15.0, 17.0, 3.0]), atol=1e-9)
 
 
 def test_outlines_off_the_scan_are_refused():
@@ -255,7 +256,7 @@ def test_real_consensus_is_that_of_the_middle_slices(real_data):
             "SELECT pixel_spacing FROM scans WHERE series_instance_uid = ?", (uid,)
         ).fetchone()
         spacing = (pixel_mm, pixel_mm, float(np.median(np.diff(z_mm))))
-        header = header_of(ct.Geometry((512, 512, len(z_mm)), spacing, (0.0, 0.0, float(z_mm[0]))))
+        header = header_of(Geometry((512, 512, len(z_mm)), spacing, (0.0, 0.0, float(z_mm[0]))))
         nodules = lidc.consensus_patches(outlines_of(uid), header)
         found = [int(p.inside.sum()) for patches in nodules for p in patches if p.index_z == index_z]
         assert sorted(found) == sorted(areas), uid

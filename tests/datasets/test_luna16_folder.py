@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from fixtures_luna16 import UIDS
 
-from auxseg import ct
 from auxseg.base import classes
 from auxseg.base.errors import InputError
+from auxseg.ct import images as ct_images
+from auxseg.ct.geometry import Geometry
 from auxseg.datasets import labels, luna16_folder, splits
 from auxseg.datasets.luna16_folder import Settings
 
@@ -90,9 +91,11 @@ def test_airway_as_nodule_is_the_papers_reading(folder):
 
 def test_only_the_slices_needed_are_read(folder, monkeypatch):
     taken, volumes = [], []
-    read_slice, read_volume = ct.read_slice, ct.read_volume
-    monkeypatch.setattr(ct, "read_slice", lambda *a, **k: taken.append(a[1]) or read_slice(*a, **k))
-    monkeypatch.setattr(ct, "read_volume", lambda *a, **k: volumes.append(a[0]) or read_volume(*a, **k))
+    read_slice, read_volume = ct_images.read_slice, ct_images.read_volume
+    monkeypatch.setattr(ct_images, "read_slice", lambda *a, **k: taken.append(a[1]) or read_slice(*a, **k))
+    monkeypatch.setattr(
+        ct_images, "read_volume", lambda *a, **k: volumes.append(a[0]) or read_volume(*a, **k)
+    )
     read(folder, UIDS[0])
     assert (taken, volumes) == ([6, 6], [])  # of the mask and of the scan
     taken.clear()
@@ -104,10 +107,10 @@ def test_only_the_slices_needed_are_read(folder, monkeypatch):
 def test_lungs_on_the_wrong_sides_are_swapped_and_said(tmp_path):
     root = fixtures_luna16.write_folder(tmp_path)
     path = root / "seg-lungs-LUNA16" / f"{UIDS[0]}.mhd"
-    volume, geometry = ct.read_volume(path), ct.read_geometry(path)
+    volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
     swapped = np.where(volume == 3, 4, np.where(volume == 4, 3, volume)).astype(np.int16)
     ((expected,), _) = read(luna16_folder.list_folder(root), UIDS[0])
-    ct.write_volume(path, swapped, geometry)
+    ct_images.write_volume(path, swapped, geometry)
     ((part,), notes) = read(luna16_folder.list_folder(root), UIDS[0])
     np.testing.assert_array_equal(part.mask, expected.mask)
     assert notes == (f"{UIDS[0]}: the mask had the lungs on the wrong sides of the patient; swapped",)
@@ -126,8 +129,8 @@ def test_each_bad_scan_is_one_line_that_names_it(tmp_path):
     (root / "seg-lungs-LUNA16" / f"{UIDS[1]}.mhd").unlink()
     shifted = fixtures_luna16.geometry(12)
     mask = root / "seg-lungs-LUNA16" / f"{UIDS[2]}.mhd"
-    ct.write_volume(
-        mask, ct.read_volume(mask), ct.Geometry(shifted.size_xyz, (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    ct_images.write_volume(
+        mask, ct_images.read_volume(mask), Geometry(shifted.size_xyz, (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
     )
     problems = problems_of(root)
     assert len(problems) == 3 and all("\n" not in problem for problem in problems)
@@ -149,11 +152,11 @@ def test_nodule_outside_and_truncated_scan_are_named(tmp_path):
 def test_mask_without_lung_or_with_other_values_is_refused(tmp_path):
     root = fixtures_luna16.write_folder(tmp_path)
     path = root / "seg-lungs-LUNA16" / f"{UIDS[2]}.mhd"
-    volume, geometry = ct.read_volume(path), ct.read_geometry(path)
-    ct.write_volume(path, np.where(volume == 5, 5, 0).astype(np.int16), geometry)
+    volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
+    ct_images.write_volume(path, np.where(volume == 5, 5, 0).astype(np.int16), geometry)
     with pytest.raises(InputError, match="the mask has no lung"):
         read(luna16_folder.list_folder(root), UIDS[2], slices="lung")
-    ct.write_volume(path, np.where(volume == 5, 7, volume).astype(np.int16), geometry)
+    ct_images.write_volume(path, np.where(volume == 5, 7, volume).astype(np.int16), geometry)
     with pytest.raises(InputError, match=f"got 7, expected only 0, 3, 4, 5, in slice 6 of .*{UIDS[2]}"):
         read(luna16_folder.list_folder(root), UIDS[2])
 
@@ -216,9 +219,11 @@ def test_real_masks_go_all_the_way(real_data, tmp_path, slices):
     shutil.copy(real_data / "csv" / "annotations.csv", tmp_path)
     (tmp_path / "subset4").mkdir()
     for path in (tmp_path / "seg-lungs-LUNA16").glob("*.mhd"):
-        lung = np.isin(ct.read_volume(path), (3, 4))
+        lung = np.isin(ct_images.read_volume(path), (3, 4))
         image = np.where(lung, np.int16(-850), np.int16(40))
-        ct.write_volume(tmp_path / "subset4" / path.name, image, ct.read_geometry(path), compress=False)
+        ct_images.write_volume(
+            tmp_path / "subset4" / path.name, image, ct_images.read_geometry(path), compress=False
+        )
     listed = luna16_folder.list_folder(tmp_path)
     assert problems_of(tmp_path, slices=slices) == []
     for scan in listed.scans:

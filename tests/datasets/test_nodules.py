@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from auxseg import ct
 from auxseg.base.errors import InputError
+from auxseg.ct.geometry import Geometry, find_orientation, index_to_mm, to_canonical_geometry
 from auxseg.datasets import nodules
 
 
 def grid(spacing_mm=(0.7, 0.7, 2.5), num_slices=20):
-    return ct.Geometry((128, 128, num_slices), spacing_mm, (-44.0, -44.0, -25.0))
+    return Geometry((128, 128, num_slices), spacing_mm, (-44.0, -44.0, -25.0))
 
 
 def test_areas_are_those_of_the_cuts():
@@ -26,7 +26,7 @@ def test_areas_are_those_of_the_cuts():
 
 
 def test_pixel_is_in_when_half_of_it_is():
-    geometry = ct.Geometry((5, 5, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    geometry = Geometry((5, 5, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     (patch,) = nodules.sphere_patches(geometry, nodules.Sphere((2.0, 2.0, 0.0), 3.0))
     mask = nodules.paint(np.zeros((5, 5), np.uint8), [patch])
     # the circle of radius 1.5 covers 58 % of each corner pixel, and all of the others
@@ -37,7 +37,7 @@ def test_pixel_is_in_when_half_of_it_is():
 
 
 def test_centre_between_pixels_moves_the_disc():
-    geometry = ct.Geometry((10, 10, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    geometry = Geometry((10, 10, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     (patch,) = nodules.sphere_patches(geometry, nodules.Sphere((4.5, 4.5, 0.0), 4.0))
     rows, columns = np.nonzero(nodules.paint(np.zeros((10, 10), np.uint8), [patch]))
     assert (rows.mean(), columns.mean()) == (4.5, 4.5)
@@ -61,7 +61,7 @@ def test_between_thick_slices_the_nearer_one_shows_the_volume():
 
 
 def test_touching_a_plane_is_no_crossing():
-    geometry = ct.Geometry((64, 64, 9), (1.0, 1.0, 2.0), (-32.0, -32.0, 0.0))
+    geometry = Geometry((64, 64, 9), (1.0, 1.0, 2.0), (-32.0, -32.0, 0.0))
     patches = nodules.sphere_patches(geometry, nodules.Sphere((0.0, 0.0, 8.0), 4.0))
     assert [patch.index_z for patch in patches] == [4]
 
@@ -77,12 +77,12 @@ def test_nodule_at_the_edge_is_cut_and_outside_is_refused():
 
 def test_mirrored_scan_has_the_nodule_at_the_same_place():
     sphere = nodules.Sphere((10.0, 5.0, 0.0), 8.0)
-    stored = ct.Geometry((128, 128, 20), (0.7, 0.7, 2.5), (45.0, 45.0, -25.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    canonical = ct.to_canonical_geometry(stored, ct.find_orientation(stored))
+    stored = Geometry((128, 128, 20), (0.7, 0.7, 2.5), (45.0, 45.0, -25.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    canonical = to_canonical_geometry(stored, find_orientation(stored))
     patch = nodules.sphere_patches(canonical, sphere)[1]
     rows, columns = np.nonzero(patch.inside)
     centre = [columns.mean() + patch.column, rows.mean() + patch.row, patch.index_z]
-    np.testing.assert_allclose(ct.index_to_mm(canonical, centre)[:2], (10.0, 5.0), atol=0.35)
+    np.testing.assert_allclose(index_to_mm(canonical, centre)[:2], (10.0, 5.0), atol=0.35)
 
 
 def test_painting_leaves_the_mask_and_counts_by_slice():

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from test_load import data_config, write_npz
 
-from auxseg import augment, ct, datasets, input_pipeline, parallel, train
+from auxseg import augment, datasets, input_pipeline, parallel, train
 from auxseg.base.errors import InputError
+from auxseg.ct.images import read_slices
 from auxseg.datasets import join, resize, slabs
 from configs import base
 
@@ -37,7 +38,7 @@ def test_neighbours_of_each_slice(dataset, phantom):
     np.testing.assert_array_equal(found[..., 2], images)
     middle = int(dataset.table.slice_index[2])
     for place in range(5):
-        slice_ = ct.read_slices(paths[str(dataset.table.series_uid[2])], [middle + place - 2])[0]
+        slice_ = read_slices(paths[str(dataset.table.series_uid[2])], [middle + place - 2])[0]
         np.testing.assert_array_equal(found[0, ..., place], resize.resize_image(slice_, (32, 32)))
     ends = list(slabs.read_slabs(paths[str(dataset.table.series_uid[0])], [0, 11], 5))
     for first, second in ((ends[0][0], ends[0][2]), (ends[1][4], ends[1][2])):

@@ -9,20 +9,16 @@ from __future__ import annotations
 import bz2
 import gzip
 import os
-import re
 import zipfile
 import zlib
 
 import numpy as np
 
-from auxseg import ct
 from auxseg.base.errors import InputError
+from auxseg.ct import headers
+from auxseg.ct.headers import MAX_BYTES, NIFTI_SLACK
 
-MAX_BYTES = 32 * 2**30
-"""What the files of one scan may hold together, unpacked."""
 _BLOCK = 1 << 20
-NIFTI_SLACK = (1 << 16) + 352
-"""Bytes that a NIfTI file may have between header and voxels (extensions)."""
 
 
 def inflate(path, scratch):
@@ -36,7 +32,7 @@ def inflate(path, scratch):
         InputError: the compressed data are damaged, truncated, or of another length than the header says.
     """
     name = path.name.lower()
-    ct.check_scan_path(path)
+    headers.check_scan_path(path)
     try:
         if name.endswith(".nii.gz"):
             return _inflate_nifti(path, scratch)
@@ -118,40 +114,24 @@ def _inflate_nifti(path, scratch):
     with gzip.open(path) as packed, open(target, "wb") as file:
         head = packed.read(352)
         file.write(head)
-        expected = ct.expected_nifti_bytes(head) if len(head) == 352 else 0
+        expected = headers.expected_nifti_bytes(head) if len(head) == 352 else 0
         if expected == 0:
             raise InputError(f"scan: {path} is no NIfTI file: its header is none; copy or export it again")
         _copy(packed, file, max(0, expected - 352) + NIFTI_SLACK, path)
     return target
 
 
-def header_lines(file, is_last, may_end=False):
-    """Returns the text lines at the start of a binary file, up to the one for which `is_last` holds.
-
-    With `may_end` the end of the file ends the header too.
-    """
-    lines = []
-    while len(lines) < 500:
-        line = file.readline(4096)
-        if not line:
-            break
-        lines.append(line.decode("latin-1").rstrip("\r\n"))
-        if is_last(lines[-1]):
-            return lines
-    if may_end and lines and len(lines) < 500:
-        return lines
-    raise ValueError("its header has no end")
-
-
 def _inflate_metaimage(path, scratch):
     with open(path, "rb") as file:
-        lines = header_lines(file, lambda line: line.partition("=")[0].strip() == "ElementDataFile")
+        lines = headers.header_lines(file, lambda line: line.partition("=")[0].strip() == "ElementDataFile")
         fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
         if fields.get("CompressedData", "False").lower() != "true":
             return path
         local = fields["ElementDataFile"] == "LOCAL"
-        data = path if local else ct.find_beside(path, fields["ElementDataFile"])
-        expected = ct.expected_metaimage_bytes({**fields, "CompressedData": "False", "HeaderSize": 0}, path)
+        data = path if local else headers.find_beside(path, fields["ElementDataFile"])
+        expected = headers.expected_metaimage_bytes(
+            {**fields, "CompressedData": "False", "HeaderSize": 0}, path
+        )
         with open(data, "rb") as packed:
             packed.seek(file.tell() if local else 0)
             _inflate_zlib(packed, scratch / "scan.raw", expected, path)
@@ -194,7 +174,7 @@ class _ZlibStream:
 def _inflate_nrrd(path, scratch):
     """Returns an uncompressed NRRD, header and voxels in one file, after checking the voxels' length."""
     with open(path, "rb") as file:
-        lines = header_lines(file, lambda line: not line.strip(), path.suffix.lower() == ".nhdr")
+        lines = headers.header_lines(file, lambda line: not line.strip(), path.suffix.lower() == ".nhdr")
         fields = {
             key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
         }
@@ -205,7 +185,7 @@ def _inflate_nrrd(path, scratch):
             raise InputError(
                 f"scan: {path} spreads or hides its voxels (data file, skip); store it as one plain NRRD"
             )
-        data = ct.find_beside(path, name) if name else path
+        data = headers.find_beside(path, name) if name else path
         opener = {"raw": open, "gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}.get(
             encoding
         )
@@ -213,51 +193,16 @@ def _inflate_nrrd(path, scratch):
             raise InputError(f"scan: {path} has the encoding {encoding!r}, expected raw, gzip or bzip2")
         if encoding == "raw":
             found = os.path.getsize(data) - (0 if name else file.tell())
-            check_nrrd_length(fields, found, path)
+            headers.check_nrrd_length(fields, found, path)
             return path
         raw = scratch / "scan.raw"
         with open(data, "rb") as packed:
             packed.seek(0 if name else file.tell())
             with opener(packed) as stream, open(raw, "wb") as target:
-                _copy(stream, target, expected_nrrd_bytes(fields), path)
-    check_nrrd_length(fields, os.path.getsize(raw), path)
+                _copy(stream, target, headers.expected_nrrd_bytes(fields), path)
+    headers.check_nrrd_length(fields, os.path.getsize(raw), path)
     dropped = ("encoding", "data file", "datafile")
     kept = [line for line in lines if line.strip() and line.partition(":")[0].strip().lower() not in dropped]
     plain = scratch / "scan.nhdr"
     plain.write_text("\n".join([*kept, "encoding: raw", "data file: scan.raw", "", ""]), "latin-1")
     return plain
-
-
-def expected_nrrd_bytes(fields):
-    sizes = [int(n) for n in fields.get("sizes", "").split()]
-    return max(0, int(np.prod(sizes, dtype=object))) * _nrrd_bytes(fields.get("type", ""))
-
-
-def check_nrrd_length(fields, found, path):
-    expected = expected_nrrd_bytes(fields)
-    if expected == 0 or found != expected:
-        raise InputError(
-            f"scan: {path} holds {found} bytes of voxels, its header says {expected} "
-            f"({fields.get('sizes')} of type "
-            f"{fields.get('type')!r}); copy or export it again"
-        )
-
-
-def _nrrd_bytes(name):
-    """Returns the bytes of a value of an NRRD type by any of its names ('unsigned short int', 'uint16_t')."""
-    sized = re.fullmatch(r"u?int(8|16|32|64)(_t)?", name)
-    if sized:
-        return int(sized[1]) // 8
-    words = name.replace("uchar", "char").replace("ushort", "short").replace("longlong", "long").split()
-    sizes = {
-        "char": 1,
-        "short": 2,
-        "long": 8,
-        "ulonglong": 8,
-        "ulong": 8,
-        "float": 4,
-        "double": 8,
-        "int": 4,
-        "uint": 4,
-    }
-    return next((sizes[kind] for kind in sizes if kind in words), 0)

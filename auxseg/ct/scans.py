@@ -11,19 +11,16 @@ import dataclasses
 import os
 import pathlib
 import re
-import stat
-import zipfile
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
-from auxseg import ct, dicom, inflate
 from auxseg.base import progress
 from auxseg.base.errors import InputError
-from auxseg.scan_checks import ERROR, INFO, WARNING, Finding
-
-BLOCK_BYTES = 1 << 20
+from auxseg.ct import archive, dicom, dicom_volume, headers, inflate
+from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
+from auxseg.ct.geometry import Geometry, Orientation, find_orientation, to_canonical, to_canonical_geometry
+from auxseg.ct.images import file_reader, read_header, to_hu, value_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Scan:
         path: what it was read from.
         kind: 'DICOM', 'MetaImage', 'NRRD', 'NIfTI' or 'NPZ'.
         stored: geometry as stored; outputs have this one.
-        geometry: the same grid in canonical orientation (`auxseg.ct`).
+        geometry: the same grid in canonical orientation (`auxseg.ct.images`).
         orientation: the way from `stored` to `geometry`.
         dtype: type of the stored values.
         has_geometry: False for NPZ without a spacing, whose millimetres mean nothing.
@@ -66,14 +63,14 @@ class Scan:
     name: str
     path: pathlib.Path
     kind: str
-    stored: ct.Geometry
-    geometry: ct.Geometry
-    orientation: ct.Orientation
+    stored: Geometry
+    geometry: Geometry
+    orientation: Orientation
     dtype: str
     has_geometry: bool
     read: Callable[[int, int], np.ndarray]
     findings: tuple[Finding, ...] = ()
-    volume: dicom.Volume | None = None
+    volume: dicom_volume.Volume | None = None
 
     @property
     def num_slices(self):
@@ -100,7 +97,7 @@ def find_scans(path):
     if not sources:
         what = f"none of its {len(files)} files is one" if path.is_dir() else "it is none"
         raise InputError(
-            f"--input: no scan in {path}: {what}; expected DICOM, a zip, .npz, or {', '.join(ct.SUFFIXES)}"
+            f"--input: no scan in {path}: {what}; expected DICOM, a zip, .npz, or {', '.join(headers.SUFFIXES)}"
         )
     return _with_unique_names(sorted(sources, key=lambda source: (source.name, str(source.path))))
 
@@ -126,63 +123,6 @@ def open_scan(source, scratch, *, series=None):
     return _open_npz(source, scratch) if source.kind == "npz" else _open_file(source, scratch)
 
 
-def unpack_zip(path, folder, *, max_bytes=inflate.MAX_BYTES):
-    """Unpacks a zip into an empty folder.
-
-    Raises:
-        InputError: it is damaged, encrypted, larger than `max_bytes`, or has an entry that leads out of the
-            folder or is a link.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            for entry in entries:
-                _check_entry(entry, path)
-            left = max_bytes
-            for entry in entries:
-                left -= _unpack_entry(archive, entry, folder, left, path)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        UnicodeError,
-    ) as error:
-        raise InputError(f"zip: {path} is damaged or of an unknown kind: {error}; copy it again") from error
-
-
-def _check_entry(entry, path):
-    name = pathlib.PurePosixPath(entry.filename.replace("\\", "/"))
-    if name.is_absolute() or ".." in name.parts or ":" in name.parts[0] or "\0" in entry.filename:
-        raise InputError(
-            f"zip: {path} has an entry that leads out of it, {entry.filename!r}; nothing was unpacked"
-        )
-    if stat.S_ISLNK(entry.external_attr >> 16):
-        raise InputError(f"zip: {path} has a link, {entry.filename!r}; nothing was unpacked")
-    if entry.flag_bits & 1:
-        raise InputError(f"zip: {path} is encrypted; unpack it first")
-
-
-def _unpack_entry(archive, entry, folder, max_bytes, path):
-    """Writes one entry and returns its bytes; the sizes that a zip states are not trusted."""
-    target = folder / pathlib.PurePosixPath(entry.filename.replace("\\", "/"))
-    written = 0
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(entry) as packed, open(target, "wb") as file:
-            while block := packed.read(BLOCK_BYTES):
-                written += len(block)
-                if written > max_bytes:
-                    raise InputError(
-                        f"zip: {path} holds more than {inflate.MAX_BYTES >> 30} GiB; unpack it first"
-                    )
-                file.write(block)
-    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        raise InputError(f"zip: {path} has two entries in each other's way: {entry.filename!r}") from error
-    return written
-
-
 def _list_files(folder):
     """Returns the files of a folder and its subfolders, and links to nothing; no pipes or devices."""
     found = []
@@ -195,7 +135,7 @@ def _list_files(folder):
 def _kind(path):
     """Returns what a file is by its name: 'file', 'npz', 'zip', or '' for perhaps DICOM."""
     name = path.name.lower()
-    if name.endswith(ct.SUFFIXES):
+    if name.endswith(headers.SUFFIXES):
         return "file"
     return {".npz": "npz", ".zip": "zip"}.get(path.suffix.lower(), "")
 
@@ -206,7 +146,7 @@ def _looks_like_dicom(path):
 
 def _file_source(path):
     name = path.name
-    for suffix in sorted((*ct.SUFFIXES, ".npz", ".zip"), key=len, reverse=True):
+    for suffix in sorted((*headers.SUFFIXES, ".npz", ".zip"), key=len, reverse=True):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
             break
@@ -267,7 +207,7 @@ def _study_source(series, root, damaged):
 def _open_zip(source, scratch, series):
     folder = scratch / "unzipped"
     folder.mkdir()
-    unpack_zip(source.path, folder)
+    archive.unpack_zip(source.path, folder)
     with _named(folder, source.path):
         inside = [one for one in find_scans(folder) if one.kind != "zip"]
         if len(inside) != 1:
@@ -286,13 +226,13 @@ def _open_zip(source, scratch, series):
 
 def _open_dicom(source, scratch, wanted):
     chosen, others = dicom.choose_series(source.series, wanted)
-    volume = dicom.create_volume(chosen)
-    orientation = ct.find_orientation(volume.stored)
-    geometry = ct.to_canonical_geometry(volume.stored, orientation)
+    volume = dicom_volume.create_volume(chosen)
+    orientation = find_orientation(volume.stored)
+    geometry = to_canonical_geometry(volume.stored, orientation)
     if orientation.axes[2] == 2:
         read = _dicom_reader(volume, orientation)
     else:
-        read = _array_reader(ct.to_canonical(_spool(volume, scratch), orientation))
+        read = _array_reader(to_canonical(_spool(volume, scratch), orientation))
     findings = (
         *dicom.list_findings(chosen, others),
         *volume.findings,
@@ -309,7 +249,7 @@ def _dicom_reader(volume, orientation):
     def read(start, stop):
         frames = volume.frames[count - stop : count - start] if flipped else volume.frames[start:stop]
         images = np.stack([dicom.read_frame(frame) for frame in frames])
-        return np.ascontiguousarray(ct.to_canonical(images, orientation))
+        return np.ascontiguousarray(to_canonical(images, orientation))
 
     return read
 
@@ -341,7 +281,7 @@ def _open_npz(source, scratch):
     images, spacing, dtype = _load_npz(source.path, scratch)
     known = spacing is not None
     size = tuple(int(n) for n in images.shape[::-1])
-    geometry = ct.Geometry(size, tuple(spacing[::-1]) if known else (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    geometry = Geometry(size, tuple(spacing[::-1]) if known else (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     text = (
         "orientation is not stated: rows are taken from front to back, columns from the patient's "
         "right to left"
@@ -350,7 +290,7 @@ def _open_npz(source, scratch):
     if not known:
         text = "NPZ without 'spacing_zyx_mm': sizes are in voxels, millimetres are left empty"
         findings.append(Finding(WARNING, "no-spacing", text))
-    orientation = ct.find_orientation(geometry)
+    orientation = find_orientation(geometry)
 
     def read(start, stop):
         return np.ascontiguousarray(to_hu(images[start:stop], source.path))
@@ -408,30 +348,12 @@ def _check_range(volume, path):
         to_hu(one, path)
 
 
-def to_hu(array, path):
-    """Returns values as int16 HU, rounded.
-
-    Raises:
-        InputError: values that are not finite or lie beyond int16.
-    """
-    if array.dtype == np.int16:
-        return array
-    if array.dtype.kind not in "iuf":
-        raise InputError(f"scan: {path} has values of type {array.dtype}, expected numbers")
-    low, high = array.min(), array.max()
-    if not (-32768 <= low and high <= 32767):
-        raise InputError(
-            f"scan: {path} has values from {low} to {high}, expected HU (finite, -32768 to 32767)"
-        )
-    return np.rint(array).astype(np.int16)
-
-
 def _open_file(source, scratch):
     plain = inflate.inflate(source.path, scratch)
     with _named(plain, source.path):
-        header = ct.read_header(plain)
+        header = read_header(plain)
         dtype = value_type(plain)
-        check_nifti(plain)
+        headers.check_nifti(plain)
     read = file_reader(header, source.path)
     name = source.path.name.lower()
     kind = "NIfTI" if ".nii" in name else "NRRD" if name.endswith((".nrrd", ".nhdr")) else "MetaImage"
@@ -447,77 +369,3 @@ def _named(plain, path):
         yield
     except InputError as error:
         raise InputError(str(error).replace(str(plain), str(path))) from error
-
-
-def _reader(path):
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    return reader
-
-
-def value_type(path):
-    """Returns the values' type by its NumPy name, after a slope and an intercept were applied."""
-    import SimpleITK as sitk
-
-    reader = _reader(path)
-    reader.ReadImageInformation()
-    return str(sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelIDValue())).dtype)
-
-
-def file_reader(header, path):
-    """Returns the `read` of an uncompressed file."""
-    import SimpleITK as sitk
-
-    axis, flipped = header.orientation.axes[2], header.orientation.flips[2]
-
-    def read(start, stop):
-        size, index = list(header.stored.size_xyz), [0, 0, 0]
-        index[axis] = size[axis] - stop if flipped else start
-        size[axis] = stop - start
-        reader = _reader(header.path)
-        reader.SetExtractIndex([int(n) for n in index])
-        reader.SetExtractSize([int(n) for n in size])
-        try:
-            block = sitk.GetArrayFromImage(reader.Execute())
-        except RuntimeError as error:
-            raise InputError(f"scan: {path} is damaged or truncated; copy or export it again") from error
-        return np.ascontiguousarray(to_hu(ct.to_canonical(block, header.orientation), path))
-
-    return read
-
-
-def check_nifti(path):
-    """Raises where a NIfTI file is longer than its header says, or has values that are not finite.
-
-    The header of a longer file is then another's. What is not finite must be looked for in the file itself,
-    since ITK turns it into 0 HU, which is tissue. MetaImage and NRRD are checked by `ct`, `inflate` and on
-    reading.
-    """
-    if path.suffix.lower() != ".nii":
-        return
-    with open(path, "rb") as file:
-        head = file.read(352)
-    layout = ct.read_nifti_layout(head)
-    if layout is None:
-        raise InputError(f"scan: {path} is no NIfTI file: its header is none; copy or export it again")
-    extra = os.path.getsize(path) - ct.expected_nifti_bytes(head)
-    if layout.offset < 352 or not 0 <= extra <= inflate.NIFTI_SLACK:
-        raise InputError(
-            f"scan: {path} is {extra} bytes longer than its header says, expected a header and voxels; "
-            "its header is damaged or another file's: export it again"
-        )
-    if layout.float_dtype:
-        _check_finite(path, layout)
-
-
-def _check_finite(path, layout):
-    values = np.memmap(path, layout.float_dtype, "r", layout.offset, (layout.num_voxels,))
-    for start in range(0, layout.num_voxels, BLOCK_BYTES):
-        count = int((~np.isfinite(values[start : start + BLOCK_BYTES])).sum())
-        if count:
-            raise InputError(
-                f"scan: {path} has {count} or more values that are not finite, expected HU; outside the "
-                "field of view write -1024"
-            )
