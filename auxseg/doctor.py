@@ -21,7 +21,8 @@ from auxseg.base.errors import InputError
 from auxseg.ct import checks, scans
 from auxseg.ct.checks import ERROR, WARNING, Finding
 from auxseg.ct.examine import Report, examine_source
-from auxseg.datasets import luna16_folder, nodules
+from auxseg.datasets import nodules
+from auxseg.datasets.luna16 import layout
 
 
 def examine(path, *, num_scans=10):
@@ -49,7 +50,7 @@ def is_luna16(path):
 
 def examine_luna16(path, num_scans):
     """Yields a `Report` of a LUNA16 folder, then of a sample of its scans and masks."""
-    folder = luna16_folder.list_folder(path)
+    folder = layout.list_folder(path)
     subsets = np.bincount([scan.subset for scan in folder.scans], minlength=10)
     facts = [
         ("scans", f"{len(folder.scans)} with a mask (LUNA16 has 888)"),
@@ -92,7 +93,7 @@ def _read_headers(found):
     headers, findings = {}, []
     for scan in found:
         try:
-            headers[scan.uid] = luna16_folder.check_scan(scan)
+            headers[scan.uid] = layout.check_scan(scan)
         except InputError as error:
             findings.append(Finding(ERROR, "scan", str(error)))
     return headers, findings

@@ -22,7 +22,7 @@ from auxseg import augment
 from auxseg.base.classes import LEFT, NODULE, RIGHT
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import nodule_shapes
-from auxseg.datasets.phantom_contents import DIAMETER_QUANTILES_MM
+from auxseg.datasets.phantom.contents import DIAMETER_QUANTILES_MM
 
 NUM_DRAWN = 256
 """Shapes in a drawn bank."""

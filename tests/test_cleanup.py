@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from auxseg import bundle, datasets, evaluate, runs
-from auxseg.base.classes import CaseTable, Dataset
+from auxseg.datasets.dataset import CaseTable, Dataset
 from configs import base
 from experiments import cleanup
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from auxseg import input_pipeline, insertion
 from auxseg.base.errors import InputError
-from auxseg.datasets.phantom_contents import DIAMETER_QUANTILES_MM
+from auxseg.datasets.phantom.contents import DIAMETER_QUANTILES_MM
 from configs import base
 
 SIZE = 96

@@ -13,7 +13,9 @@ from absl.flags import FLAGS
 from absl.testing import flagsaver
 
 from auxseg.base.errors import InputError
-from auxseg.datasets import luna16, luna16_folder, npz
+from auxseg.datasets import npz
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.luna16.records import load
 from auxseg.prepare import _alone, main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,7 +37,7 @@ def prepare(*flags, cache=None):
 def test_records_are_found_by_training_and_without_the_scans(folder, tmp_path):
     done = prepare(f"--data_dir={folder}", "--size=48,48", "--slices=lung", cache=tmp_path)
     assert done.returncode == 0, done.stderr
-    settings = luna16_folder.Settings(size_yx=(48, 48), slices="lung")
+    settings = layout.Settings(size_yx=(48, 48), slices="lung")
     (records,) = (tmp_path / "luna16").glob("lung-*")
     assert done.stdout.splitlines() == [
         "subsets not there: 1, 2, 4, 5, 6, 7, 8, 9 of 0 to 9",
@@ -44,8 +46,8 @@ def test_records_are_found_by_training_and_without_the_scans(folder, tmp_path):
         f"--config.data.dir={records}",
     ]
     before = (records / "records.json").stat().st_mtime_ns
-    found = luna16.load(folder, cache_dir=tmp_path, settings=settings)
-    alone = luna16.load(records, cache_dir=tmp_path / "none", settings=settings)
+    found = load(folder, cache_dir=tmp_path, settings=settings)
+    alone = load(records, cache_dir=tmp_path / "none", settings=settings)
     assert (records / "records.json").stat().st_mtime_ns == before
     np.testing.assert_array_equal(found.read(np.arange(31))[0], alone.read(np.arange(31))[0])
 
@@ -57,8 +59,8 @@ def test_npz_holds_what_the_records_hold(folder, tmp_path, size):
     assert done.returncode == 0, done.stderr
     assert f"14 slices of 2 scans in {tmp_path / 'npz'}" in done.stdout
     from_npz = npz.read_npz(tmp_path / "npz", size_yx=(32, 32))
-    settings = luna16_folder.Settings(size_yx=(32, 32), slices="nodule")
-    records = luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings)
+    settings = layout.Settings(size_yx=(32, 32), slices="nodule")
+    records = load(folder, cache_dir=tmp_path / "cache", settings=settings)
     for one, other in zip(from_npz.read(np.arange(14)), records.read(np.arange(14)), strict=True):
         np.testing.assert_array_equal(one, other)
     for column in ("case_id", "series_uid", "patient", "subset", "slice_index", "num_nodules", "labels"):
@@ -82,8 +84,8 @@ def test_killed_npz_goes_on_and_another_process_waits_its_turn(folder, tmp_path,
     assert killed.returncode == -signal.SIGKILL
     (partial,) = tmp_path.iterdir()
     assert partial.name.startswith(".partial-npz-") and len(list(partial.glob("*.json"))) == 2
-    read, seen = luna16_folder.read_slices, []
-    monkeypatch.setattr(luna16_folder, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
+    read, seen = layout.read_slices, []
+    monkeypatch.setattr(layout, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
     with flagsaver.flagsaver():
         FLAGS(["prepare", *flags])
         with _alone(partial), pytest.raises(InputError, match="another process writes it"):

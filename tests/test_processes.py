@@ -23,7 +23,7 @@ import test_train
 from auxseg import checkpoints, input_pipeline, parallel, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.datasets import luna16_folder
+from auxseg.datasets.luna16 import layout
 from configs import base
 
 TESTS = pathlib.Path(__file__).parent
@@ -70,8 +70,8 @@ def read_own_share():
 
 def prepare_once(luna16):
     """The first process reads the scans while the second waits, which then reads the records."""
-    seen, read_slices = [], luna16_folder.read_slices
-    luna16_folder.read_slices = lambda scan, *rest: seen.append(scan.uid) or read_slices(scan, *rest)
+    seen, read_slices = [], layout.read_slices
+    layout.read_slices = lambda scan, *rest: seen.append(scan.uid) or read_slices(scan, *rest)
     config = base.get_config()
     with config.unlocked():
         config.data.dir, config.data.cache_dir = luna16, f"{luna16}-cache"

@@ -21,7 +21,7 @@ import test_checkpoints
 from auxseg import checkpoints, outputs, runs
 from auxseg.base import npz
 from auxseg.base.errors import InputError
-from auxseg.datasets import luna16
+from auxseg.datasets.luna16 import records
 from auxseg.datasets.npz import read_npz
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -134,11 +134,11 @@ def test_honest_arrays_are_read(tmp_path):
 
 def test_native_masks_are_not_inflated_beyond_their_pixels():
     mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    np.testing.assert_array_equal(luna16._unpack_mask(zlib.compress(mask.tobytes()), (3, 4)), mask)
+    np.testing.assert_array_equal(records._unpack_mask(zlib.compress(mask.tobytes()), (3, 4)), mask)
     bomb = zlib.compress(bytes(1 << 28), 9)
     tracemalloc.start()
     with pytest.raises(InputError, match="holds more than the"):
-        luna16._unpack_mask(bomb, (3, 4))
+        records._unpack_mask(bomb, (3, 4))
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 

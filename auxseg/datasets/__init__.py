@@ -53,13 +53,14 @@ def _load_own(data_config):
                 f"data.slab: got {slab}, but NPZ files hold single slices: only 'luna16' and 'phantom' have neighbours"
             )
         return npz.read_npz(_data_dir(data_config), size_yx=size_yx, labels=data_config.labels)
-    from auxseg.datasets import luna16, luna16_folder, slabs
+    from auxseg.datasets import slabs
+    from auxseg.datasets.luna16 import layout, records
 
     folder = _phantom_dir(data_config) if data_config.name == "phantom" else _data_dir(data_config)
-    dataset = luna16.load(
+    dataset = records.load(
         folder,
         cache_dir=cache_dir(data_config),
-        settings=luna16_folder.Settings(
+        settings=layout.Settings(
             size_yx=size_yx,
             slices=data_config.slices,
             labels=data_config.labels,
@@ -84,11 +85,11 @@ def cache_dir(data_config):
 
 
 def _phantom_dir(data_config):
-    from auxseg.datasets import phantom
+    from auxseg.datasets.phantom import drawing
 
-    folder = data_config.dir or cache_dir(data_config) / phantom.default_name(data_config.phantom)
+    folder = data_config.dir or cache_dir(data_config) / drawing.default_name(data_config.phantom)
     shown = progress.reporter("drawing the phantom", "scan")
-    return phantom.ensure(pathlib.Path(folder).expanduser(), data_config.phantom, shown)
+    return drawing.ensure(pathlib.Path(folder).expanduser(), data_config.phantom, shown)
 
 
 def _data_dir(data_config):

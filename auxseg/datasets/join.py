@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from auxseg.base.classes import Dataset
 from auxseg.base.errors import InputError
+from auxseg.datasets.dataset import Dataset
 
 PREFIX = "added-"
 """Of the case ids, series and patients of the second data set."""

@@ -28,9 +28,10 @@ import zlib
 import numpy as np
 
 from auxseg.base import npz
-from auxseg.base.classes import CLASS_NAMES, LEFT, RIGHT, CaseTable, Dataset
+from auxseg.base.classes import CLASS_NAMES, LEFT, RIGHT
 from auxseg.base.errors import InputError
 from auxseg.datasets import resize
+from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.datasets.labels import (
     LUNA16_VALUES,
     check_values,

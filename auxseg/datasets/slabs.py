@@ -17,8 +17,9 @@ import numpy as np
 from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.ct import images
-from auxseg.datasets import luna16_folder, resize
-from auxseg.datasets.luna16 import RECORDS_FILE
+from auxseg.datasets import resize
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.luna16.records import RECORDS_FILE
 
 
 def attach(dataset, path, *, num_slices, cache_dir):
@@ -37,7 +38,7 @@ def attach(dataset, path, *, num_slices, cache_dir):
         raise InputError(
             f"data.slab: {path} holds records of single slices; give the folder of the scans they were prepared from"
         )
-    found = {scan.uid: scan.path for scan in luna16_folder.list_folder(path).scans}
+    found = {scan.uid: scan.path for scan in layout.list_folder(path).scans}
     missing = set(dataset.table.series_uid.tolist()) - found.keys()
     if missing:
         raise InputError(

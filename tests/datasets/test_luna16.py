@@ -14,8 +14,13 @@ import pytest
 from fixtures_luna16 import UIDS
 
 from auxseg.base.errors import InputError
-from auxseg.datasets import luna16, luna16_folder, luna16_pieces, resize
-from auxseg.datasets.luna16_folder import BadScansError, Settings
+from auxseg.datasets import resize
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.luna16 import pieces as luna16_pieces
+from auxseg.datasets.luna16 import records as luna16_records
+from auxseg.datasets.luna16.layout import BadScansError, Settings
+from auxseg.datasets.luna16.pieces import _read_examples, _write_whole
+from auxseg.datasets.luna16.records import RECORDS_FILE, load, prepare
 
 SMALL = Settings(size_yx=(48, 48), slices="nodule")
 
@@ -31,17 +36,17 @@ def cache(tmp_path_factory):
 
 
 def records_in(cache):
-    return sorted(path.parent.name for path in cache.rglob(luna16.RECORDS_FILE))
+    return sorted(path.parent.name for path in cache.rglob(RECORDS_FILE))
 
 
 @pytest.mark.parametrize("slices", ["middle", "nodule", "lung"])
 def test_records_hold_the_slices_of_the_folder(folder, cache, slices):
     settings = Settings(size_yx=(48, 40), slices=slices)
-    dataset = luna16.load(folder, cache_dir=cache, settings=settings)
-    listed = luna16_folder.list_folder(folder)
-    reader = luna16_folder.create_nodule_reader(listed, settings)
+    dataset = load(folder, cache_dir=cache, settings=settings)
+    listed = layout.list_folder(folder)
+    reader = layout.create_nodule_reader(listed, settings)
     expected = [
-        (scan, part) for scan in listed.scans for part in luna16_folder.read_slices(scan, settings, reader)[0]
+        (scan, part) for scan in listed.scans for part in layout.read_slices(scan, settings, reader)[0]
     ]
     images, masks = dataset.read(np.arange(len(dataset)))
     assert len(expected) == len(dataset) == len(images)
@@ -59,7 +64,7 @@ def test_records_hold_the_slices_of_the_folder(folder, cache, slices):
 
 
 def test_any_order_and_repeats_are_read(folder, cache):
-    dataset = luna16.load(folder, cache_dir=cache, settings=SMALL)
+    dataset = load(folder, cache_dir=cache, settings=SMALL)
     images, masks = dataset.read(np.arange(len(dataset)))
     order = np.array([11, 0, 3, 11, 8])
     some = dataset.read(order)
@@ -71,26 +76,26 @@ def test_any_order_and_repeats_are_read(folder, cache):
 
 
 def test_records_are_written_once_for_each_setting(folder, tmp_path):
-    luna16.load(folder, cache_dir=tmp_path, settings=SMALL)
+    load(folder, cache_dir=tmp_path, settings=SMALL)
     (first,) = records_in(tmp_path)
-    before = (tmp_path / "luna16" / first / luna16.RECORDS_FILE).stat().st_mtime_ns
-    luna16.load(folder, cache_dir=tmp_path, settings=SMALL)
+    before = (tmp_path / "luna16" / first / RECORDS_FILE).stat().st_mtime_ns
+    load(folder, cache_dir=tmp_path, settings=SMALL)
     assert records_in(tmp_path) == [first]
-    assert (tmp_path / "luna16" / first / luna16.RECORDS_FILE).stat().st_mtime_ns == before
-    larger = luna16.load(folder, cache_dir=tmp_path, settings=Settings(size_yx=(56, 56), slices="nodule"))
+    assert (tmp_path / "luna16" / first / RECORDS_FILE).stat().st_mtime_ns == before
+    larger = load(folder, cache_dir=tmp_path, settings=Settings(size_yx=(56, 56), slices="nodule"))
     assert larger.read(np.array([0]))[0].shape == (1, 56, 56)
     assert len(records_in(tmp_path)) == 2
 
 
 def test_records_follow_a_change_of_the_folder(tmp_path):
     folder = fixtures_luna16.write_folder(tmp_path / "luna")
-    assert len(luna16.load(folder, cache_dir=tmp_path / "cache", settings=Settings(size_yx=(48, 48)))) == 3
+    assert len(load(folder, cache_dir=tmp_path / "cache", settings=Settings(size_yx=(48, 48)))) == 3
     fixtures_luna16.write_scan(folder, "1.2.840.4", 4)
-    assert len(luna16.load(folder, cache_dir=tmp_path / "cache", settings=Settings(size_yx=(48, 48)))) == 4
+    assert len(load(folder, cache_dir=tmp_path / "cache", settings=Settings(size_yx=(48, 48)))) == 4
 
 
 def test_prepared_records_need_neither_scans_nor_simpleitk(folder, cache):
-    luna16.load(folder, cache_dir=cache, settings=SMALL)
+    load(folder, cache_dir=cache, settings=SMALL)
     code = (
         "import sys; from auxseg.datasets import luna16; import numpy as np\n"
         f"s = luna16.Settings(size_yx=(48, 48), slices='nodule')\n"
@@ -105,18 +110,18 @@ def test_prepared_records_need_neither_scans_nor_simpleitk(folder, cache):
 
 
 def test_records_of_other_settings_or_version_are_refused(folder, tmp_path):
-    records = luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
+    records = prepare(folder, cache_dir=tmp_path, settings=SMALL)
     with pytest.raises(InputError, match="was written with .*'nodule'.*, expected .*'lung'"):
-        luna16.load(records, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48), slices="lung"))
-    manifest = json.loads((records / luna16.RECORDS_FILE).read_text(encoding="utf-8"))
-    (records / luna16.RECORDS_FILE).write_text(json.dumps(manifest | {"version": "0.9.0"}))
+        load(records, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48), slices="lung"))
+    manifest = json.loads((records / RECORDS_FILE).read_text(encoding="utf-8"))
+    (records / RECORDS_FILE).write_text(json.dumps(manifest | {"version": "0.9.0"}))
     with pytest.raises(InputError, match="was written with .*0.9.0"):
-        luna16.load(records, cache_dir=tmp_path, settings=SMALL)
+        load(records, cache_dir=tmp_path, settings=SMALL)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damaged_records_are_one_line_errors(folder, tmp_path, damage):
-    records = luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
+    records = prepare(folder, cache_dir=tmp_path, settings=SMALL)
     file = next(records.rglob("*subset0.array_record*"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
@@ -125,7 +130,7 @@ def test_damaged_records_are_one_line_errors(folder, tmp_path, damage):
     else:
         file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
     with pytest.raises(InputError, match="prepare them again") as caught:
-        dataset = luna16.load(records, cache_dir=tmp_path, settings=SMALL)
+        dataset = load(records, cache_dir=tmp_path, settings=SMALL)
         dataset.read(np.arange(len(dataset)))
     assert "\n" not in str(caught.value)
 
@@ -136,25 +141,25 @@ def test_bad_scans_stop_or_are_skipped_and_listed(tmp_path):
     raw.write_bytes(raw.read_bytes()[:-2])
     settings = Settings(size_yx=(48, 48))
     with pytest.raises(BadScansError, match=f"1 of 3 scans cannot be used: {UIDS[0]}: .* is truncated"):
-        luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings)
+        load(folder, cache_dir=tmp_path / "cache", settings=settings)
     assert records_in(tmp_path) == [] and not list((tmp_path / "cache").rglob(".partial*"))
-    dataset = luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings, skip_bad_scans=True)
+    dataset = load(folder, cache_dir=tmp_path / "cache", settings=settings, skip_bad_scans=True)
     assert len(dataset) == 2
     assert any(note.startswith(f"left out: {UIDS[0]}: ") for note in dataset.notes)
     with pytest.raises(BadScansError, match="1 of 3 scans cannot be used"):
-        luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings)
+        load(folder, cache_dir=tmp_path / "cache", settings=settings)
 
 
 def test_scan_that_fails_while_it_is_read(tmp_path):
     """A mask with values that are none is seen only when it is read; here it is all of its subset."""
     folder = fixtures_luna16.write_folder(tmp_path / "luna")
     path = folder / "seg-lungs-LUNA16" / f"{UIDS[2]}.mhd"
-    volume, geometry = luna16_folder.ct.read_volume(path), luna16_folder.ct.read_geometry(path)
-    luna16_folder.ct.write_volume(path, volume + np.int16(1), geometry)
+    volume, geometry = layout.ct.read_volume(path), layout.ct.read_geometry(path)
+    layout.ct.write_volume(path, volume + np.int16(1), geometry)
     settings = Settings(size_yx=(48, 48))
     with pytest.raises(BadScansError, match=f"{UIDS[2]}: mask values: got 1, "):
-        luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings)
-    dataset = luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings, skip_bad_scans=True)
+        load(folder, cache_dir=tmp_path / "cache", settings=settings)
+    dataset = load(folder, cache_dir=tmp_path / "cache", settings=settings, skip_bad_scans=True)
     assert dataset.table.series_uid.tolist() == list(UIDS[:2])
     assert sum(note.startswith(f"left out: {UIDS[2]}: ") for note in dataset.notes) == 1
 
@@ -163,14 +168,12 @@ def test_scan_that_fails_amid_its_subset_leaves_the_others_whole(tmp_path):
     folder = fixtures_luna16.write_folder(tmp_path / "luna")
     fixtures_luna16.write_scan(folder, "1.2.840.4", 0)
     path = folder / "seg-lungs-LUNA16" / f"{UIDS[1]}.mhd"
-    luna16_folder.ct.write_volume(
-        path, luna16_folder.ct.read_volume(path) * np.int16(0), luna16_folder.ct.read_geometry(path)
-    )
+    layout.ct.write_volume(path, layout.ct.read_volume(path) * np.int16(0), layout.ct.read_geometry(path))
     settings = Settings(size_yx=(48, 48), slices="lung")
     with pytest.raises(BadScansError, match=f"{UIDS[1]}: the mask has no lung"):
-        luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings)
+        load(folder, cache_dir=tmp_path / "cache", settings=settings)
     assert not list((tmp_path / "cache").rglob("*array_record*"))
-    dataset = luna16.load(folder, cache_dir=tmp_path / "cache", settings=settings, skip_bad_scans=True)
+    dataset = load(folder, cache_dir=tmp_path / "cache", settings=settings, skip_bad_scans=True)
     assert np.unique(dataset.table.series_uid).tolist() == [UIDS[0], UIDS[2], "1.2.840.4"]
     assert dataset.read(np.arange(30))[0].shape == (30, 48, 48)
 
@@ -178,31 +181,31 @@ def test_scan_that_fails_amid_its_subset_leaves_the_others_whole(tmp_path):
 def test_failed_overwrite_keeps_the_former_records(tmp_path):
     folder = fixtures_luna16.write_folder(tmp_path / "luna")
     settings = Settings(size_yx=(48, 48))
-    records = luna16.prepare(folder, cache_dir=tmp_path / "cache", settings=settings)
+    records = prepare(folder, cache_dir=tmp_path / "cache", settings=settings)
 
     def fail(*_):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(luna16_folder, "read_slices", fail)
-        luna16.prepare(folder, cache_dir=tmp_path / "cache", settings=settings, overwrite=True)
-    assert len(luna16.load(records, cache_dir=tmp_path, settings=settings)) == 3
+        patch.setattr(layout, "read_slices", fail)
+        prepare(folder, cache_dir=tmp_path / "cache", settings=settings, overwrite=True)
+    assert len(load(records, cache_dir=tmp_path, settings=settings)) == 3
     assert not list((tmp_path / "cache").rglob(".partial*"))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": "1.0.0", "settings": 3}'])
 def test_damaged_manifest_is_one_line(folder, tmp_path, content):
-    records = luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
-    (records / luna16.RECORDS_FILE).write_text(content)
+    records = prepare(folder, cache_dir=tmp_path, settings=SMALL)
+    (records / RECORDS_FILE).write_text(content)
     with pytest.raises(InputError, match="records.json cannot be read"):
-        luna16.load(records, cache_dir=tmp_path, settings=SMALL)
+        load(records, cache_dir=tmp_path, settings=SMALL)
 
 
 def test_no_slice_at_all_is_said(tmp_path):
     fixtures_luna16.write_scan(tmp_path, UIDS[2], 3)
     fixtures_luna16.write_annotations(tmp_path, {})
     with pytest.raises(InputError, match="none of 1 scans has a slice to read: .*1 scans have no nodule"):
-        luna16.load(tmp_path, cache_dir=tmp_path / "cache", settings=SMALL)
+        load(tmp_path, cache_dir=tmp_path / "cache", settings=SMALL)
 
 
 def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_path, monkeypatch):
@@ -224,13 +227,13 @@ def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_pat
     content = bytearray((pieces / f"{UIDS[1]}.npz").read_bytes())
     content[2000] ^= 1  # of the image, as a disk may: noticed, and made anew
     (pieces / f"{UIDS[1]}.npz").write_bytes(content)
-    read, seen = luna16_folder.read_slices, []
-    monkeypatch.setattr(luna16_folder, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
-    dataset = luna16.load(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
+    read, seen = layout.read_slices, []
+    monkeypatch.setattr(layout, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
+    dataset = load(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
     assert len(dataset) == 3 and seen == [UIDS[2], UIDS[1]]
     assert [path.name for path in tmp_path.rglob(".*") if path.name != ".lock"] == []
     monkeypatch.undo()
-    other = luna16.load(folder, cache_dir=tmp_path / "other", settings=Settings(size_yx=(48, 48)))
+    other = load(folder, cache_dir=tmp_path / "other", settings=Settings(size_yx=(48, 48)))
     np.testing.assert_array_equal(dataset.read(np.arange(3))[0], other.read(np.arange(3))[0])
 
 
@@ -261,17 +264,17 @@ def test_two_processes_prepare_one_after_the_other(folder, tmp_path):
 
 
 def test_overwrite_prepares_anew(folder, tmp_path):
-    records = luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
-    before = (records / luna16.RECORDS_FILE).stat().st_mtime_ns
+    records = prepare(folder, cache_dir=tmp_path, settings=SMALL)
+    before = (records / RECORDS_FILE).stat().st_mtime_ns
     time.sleep(0.01)
-    assert luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL, overwrite=True) == records
-    assert (records / luna16.RECORDS_FILE).stat().st_mtime_ns > before
+    assert prepare(folder, cache_dir=tmp_path, settings=SMALL, overwrite=True) == records
+    assert (records / RECORDS_FILE).stat().st_mtime_ns > before
 
 
 def test_split_of_several_files_is_read_in_order(folder, tmp_path, monkeypatch):
-    whole = luna16.load(folder, cache_dir=tmp_path / "a", settings=SMALL)
-    monkeypatch.setattr(luna16, "SHARD_BYTES", 4 * 3 * 48 * 48)
-    parts = luna16.load(folder, cache_dir=tmp_path / "b", settings=SMALL)
+    whole = load(folder, cache_dir=tmp_path / "a", settings=SMALL)
+    monkeypatch.setattr(luna16_records, "SHARD_BYTES", 4 * 3 * 48 * 48)
+    parts = load(folder, cache_dir=tmp_path / "b", settings=SMALL)
     assert len(list((tmp_path / "b").rglob("*subset0.array_record*"))) == 4  # of 14 slices
     for one, other in zip(whole.read(np.arange(14)), parts.read(np.arange(14)), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -280,8 +283,8 @@ def test_split_of_several_files_is_read_in_order(folder, tmp_path, monkeypatch):
 def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     """A scan is read only after the piece of the one before was written, and taken up after its records were."""
     events = []
-    read, write, take = luna16_folder.read_slices, luna16_pieces._write_whole, luna16_pieces._read_examples
-    add = luna16.tfds.core.SequentialWriter.add_examples
+    read, write, take = layout.read_slices, _write_whole, _read_examples
+    add = luna16_records.tfds.core.SequentialWriter.add_examples
 
     def noted(self, split_examples):
         def each(examples):
@@ -294,19 +297,19 @@ def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     def note(name, function, uid_of):
         return lambda *a: events.append((name, uid_of(a))) or function(*a)
 
-    monkeypatch.setattr(luna16_folder, "read_slices", note("read", read, lambda a: a[0].uid))
+    monkeypatch.setattr(layout, "read_slices", note("read", read, lambda a: a[0].uid))
     monkeypatch.setattr(luna16_pieces, "_write_whole", note("written", write, lambda a: a[0].stem))
     monkeypatch.setattr(luna16_pieces, "_read_examples", note("taken", take, lambda a: a[1].uid))
-    monkeypatch.setattr(luna16.tfds.core.SequentialWriter, "add_examples", noted)
-    luna16.prepare(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
+    monkeypatch.setattr(luna16_records.tfds.core.SequentialWriter, "add_examples", noted)
+    prepare(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
     first = [(what, uid) for uid in UIDS for what in ("read", "written")]
     assert events == first + [(what, uid) for uid in UIDS for what in ("taken", "recorded")]
 
 
 def test_cache_folder_may_be_shared_by_readers(folder, tmp_path):
     """Reading complete records touches nothing, not even the lock."""
-    luna16.prepare(folder, cache_dir=tmp_path, settings=SMALL)
+    prepare(folder, cache_dir=tmp_path, settings=SMALL)
     (tmp_path / "luna16" / ".lock").unlink()
     before = {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*")}
-    luna16.load(folder, cache_dir=tmp_path, settings=SMALL).read(np.arange(3))
+    load(folder, cache_dir=tmp_path, settings=SMALL).read(np.arange(3))
     assert {path: os.stat(path).st_mtime_ns for path in tmp_path.rglob("*")} == before

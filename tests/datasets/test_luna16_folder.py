@@ -11,19 +11,20 @@ from auxseg.base import classes
 from auxseg.base.errors import InputError
 from auxseg.ct import images as ct_images
 from auxseg.ct.geometry import Geometry
-from auxseg.datasets import labels, luna16_folder, splits
-from auxseg.datasets.luna16_folder import Settings
+from auxseg.datasets import labels, splits
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.luna16.layout import Settings
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return luna16_folder.list_folder(fixtures_luna16.write_folder(tmp_path_factory.mktemp("luna16")))
+    return layout.list_folder(fixtures_luna16.write_folder(tmp_path_factory.mktemp("luna16")))
 
 
 def read(folder, uid, **settings):
     settings = Settings(**settings)
     (scan,) = [scan for scan in folder.scans if scan.uid == uid]
-    return luna16_folder.read_slices(scan, settings, luna16_folder.create_nodule_reader(folder, settings))
+    return layout.read_slices(scan, settings, layout.create_nodule_reader(folder, settings))
 
 
 def test_folder_says_what_is_there_and_what_is_not(folder):
@@ -109,18 +110,18 @@ def test_lungs_on_the_wrong_sides_are_swapped_and_said(tmp_path):
     path = root / "seg-lungs-LUNA16" / f"{UIDS[0]}.mhd"
     volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
     swapped = np.where(volume == 3, 4, np.where(volume == 4, 3, volume)).astype(np.int16)
-    ((expected,), _) = read(luna16_folder.list_folder(root), UIDS[0])
+    ((expected,), _) = read(layout.list_folder(root), UIDS[0])
     ct_images.write_volume(path, swapped, geometry)
-    ((part,), notes) = read(luna16_folder.list_folder(root), UIDS[0])
+    ((part,), notes) = read(layout.list_folder(root), UIDS[0])
     np.testing.assert_array_equal(part.mask, expected.mask)
     assert notes == (f"{UIDS[0]}: the mask had the lungs on the wrong sides of the patient; swapped",)
 
 
 def problems_of(root, **settings):
-    listed = luna16_folder.list_folder(root)
+    listed = layout.list_folder(root)
     settings = Settings(**settings)
-    reader = luna16_folder.create_nodule_reader(listed, settings)
-    return luna16_folder.check_scans(listed, settings, reader)[1]
+    reader = layout.create_nodule_reader(listed, settings)
+    return layout.check_scans(listed, settings, reader)[1]
 
 
 def test_each_bad_scan_is_one_line_that_names_it(tmp_path):
@@ -155,10 +156,10 @@ def test_mask_without_lung_or_with_other_values_is_refused(tmp_path):
     volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
     ct_images.write_volume(path, np.where(volume == 5, 5, 0).astype(np.int16), geometry)
     with pytest.raises(InputError, match="the mask has no lung"):
-        read(luna16_folder.list_folder(root), UIDS[2], slices="lung")
+        read(layout.list_folder(root), UIDS[2], slices="lung")
     ct_images.write_volume(path, np.where(volume == 5, 7, volume).astype(np.int16), geometry)
     with pytest.raises(InputError, match=f"got 7, expected only 0, 3, 4, 5, in slice 6 of .*{UIDS[2]}"):
-        read(luna16_folder.list_folder(root), UIDS[2])
+        read(layout.list_folder(root), UIDS[2])
 
 
 def test_layouts_of_the_download_are_found(tmp_path):
@@ -169,7 +170,7 @@ def test_layouts_of_the_download_are_found(tmp_path):
     for name in ("subset0", "subset3", "seg-lungs-LUNA16"):
         (inner / name).mkdir()
         (root / name).rename(inner / name / name)
-    listed = luna16_folder.list_folder(inner)
+    listed = layout.list_folder(inner)
     assert [scan.uid for scan in listed.scans] == list(UIDS)
     assert listed.annotations == inner / "CSVFILES" / "annotations.csv"
 
@@ -177,7 +178,7 @@ def test_layouts_of_the_download_are_found(tmp_path):
 def test_missing_annotations_matter_only_where_nodules_do(tmp_path):
     root = fixtures_luna16.write_folder(tmp_path)
     (root / "annotations.csv").unlink()
-    listed = luna16_folder.list_folder(root)
+    listed = layout.list_folder(root)
     with pytest.raises(InputError, match="holds no annotations.csv, from which nodules are painted"):
         read(listed, UIDS[0])
     ((part,), _) = read(listed, UIDS[0], labels="airway_as_nodule")
@@ -186,9 +187,9 @@ def test_missing_annotations_matter_only_where_nodules_do(tmp_path):
 
 def test_folders_that_are_none_and_wrong_settings(tmp_path):
     with pytest.raises(InputError, match="holds no subset0 to subset9"):
-        luna16_folder.list_folder(tmp_path)
+        layout.list_folder(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
-        luna16_folder.list_folder(tmp_path / "nowhere")
+        layout.list_folder(tmp_path / "nowhere")
     with pytest.raises(
         InputError, match="data.slices: got 'all', expected one of 'middle', 'nodule', 'lung'"
     ):
@@ -201,15 +202,15 @@ def test_folders_that_are_none_and_wrong_settings(tmp_path):
 
 def test_fingerprint_follows_files_and_settings(tmp_path):
     root = fixtures_luna16.write_folder(tmp_path)
-    listed = luna16_folder.list_folder(root)
-    first = luna16_folder.fingerprint(listed, Settings())
-    assert luna16_folder.fingerprint(luna16_folder.list_folder(root), Settings()) == first
-    assert luna16_folder.fingerprint(listed, Settings(slices="lung")) != first
+    listed = layout.list_folder(root)
+    first = layout.fingerprint(listed, Settings())
+    assert layout.fingerprint(layout.list_folder(root), Settings()) == first
+    assert layout.fingerprint(listed, Settings(slices="lung")) != first
     fixtures_luna16.write_annotations(root, {})
-    changed = luna16_folder.fingerprint(luna16_folder.list_folder(root), Settings())
+    changed = layout.fingerprint(layout.list_folder(root), Settings())
     assert changed != first
     fixtures_luna16.write_scan(root, "1.2.9", 7)
-    assert luna16_folder.fingerprint(luna16_folder.list_folder(root), Settings()) != changed
+    assert layout.fingerprint(layout.list_folder(root), Settings()) != changed
 
 
 @pytest.mark.parametrize("slices", ["middle", "lung"])
@@ -224,7 +225,7 @@ def test_real_masks_go_all_the_way(real_data, tmp_path, slices):
         ct_images.write_volume(
             tmp_path / "subset4" / path.name, image, ct_images.read_geometry(path), compress=False
         )
-    listed = luna16_folder.list_folder(tmp_path)
+    listed = layout.list_folder(tmp_path)
     assert problems_of(tmp_path, slices=slices) == []
     for scan in listed.scans:
         parts, notes = read(listed, scan.uid, slices=slices)
@@ -240,5 +241,5 @@ def test_real_masks_go_all_the_way(real_data, tmp_path, slices):
 def test_luna16s_two_series_of_one_patient(tmp_path):
     for subset, uid in zip((2, 6), splits.SAME_PATIENT, strict=True):
         fixtures_luna16.write_scan(tmp_path, uid, subset, num_slices=4)
-    patients = {scan.patient for scan in luna16_folder.list_folder(tmp_path).scans}
+    patients = {scan.patient for scan in layout.list_folder(tmp_path).scans}
     assert patients == {splits.SAME_PATIENT_ID}

@@ -16,7 +16,9 @@ import pytest
 from scipy import ndimage, stats
 
 from auxseg.base.errors import InputError
-from auxseg.datasets import phantom, phantom_anatomy, phantom_contents, phantom_render
+from auxseg.datasets.phantom import anatomy, contents, drawing
+from auxseg.datasets.phantom import render as phantom_render
+from auxseg.datasets.phantom.render import create_canvas, nodule_distance, render_slice
 
 sitk = pytest.importorskip("SimpleITK")
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -38,7 +40,7 @@ def _config(**changes):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     target = tmp_path_factory.mktemp("data") / "phantom"
-    phantom.ensure(target, _config())
+    drawing.ensure(target, _config())
     return target
 
 
@@ -65,7 +67,7 @@ def _digest(folder):
 
 def _read(path):
     image = sitk.ReadImage(str(path))
-    mask = sitk.ReadImage(str(path.parents[1] / phantom.MASK_FOLDER / path.name))
+    mask = sitk.ReadImage(str(path.parents[1] / drawing.MASK_FOLDER / path.name))
     return image, mask
 
 
@@ -82,7 +84,7 @@ def test_layout_is_luna16s(folder):
     for path in _headers(folder):
         assert path.with_suffix(".raw").stat().st_size == 24 * 96 * 96 * 2
         assert path.stem.startswith("2.25.") and len(path.stem) <= 64
-        assert (folder / phantom.MASK_FOLDER / f"{path.stem}.zraw").is_file()
+        assert (folder / drawing.MASK_FOLDER / f"{path.stem}.zraw").is_file()
     assert {row[0] for row in _annotations(folder)} <= {path.stem for path in _headers(folder)}
 
 
@@ -145,14 +147,12 @@ def test_annotations_lie_in_the_lung_and_look_like_nodules(folder):
 
 def _finely_drawn_nodules():
     """Yields nodules drawn on a fine grid: the nodule, and its slice through the centre with x, y in mm."""
-    settings = phantom.create_settings(_config(noise_hu=0.0, num_slices=60, matrix=512, blur_mm=0.4))
+    settings = drawing.create_settings(_config(noise_hu=0.0, num_slices=60, matrix=512, blur_mm=0.4))
     for number in range(6):
-        scan = phantom.create_scan(settings, number)
-        canvas = phantom_render.create_canvas(
-            scan.scene.patient, scan.x_mm, scan.y_mm, **{**scan.canvas, "field_mm": None}
-        )
+        scan = drawing.create_scan(settings, number)
+        canvas = create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **{**scan.canvas, "field_mm": None})
         for nodule in scan.scene.nodules:
-            hu, mask = phantom_render.render_slice(scan.scene, canvas, float(nodule.centre_mm[2]), None)
+            hu, mask = render_slice(scan.scene, canvas, float(nodule.centre_mm[2]), None)
             yield nodule, hu, mask, scan.x_mm[None], scan.y_mm[:, None]
 
 
@@ -176,38 +176,38 @@ def test_nodule_volume_is_that_of_its_diameter():
     rng = np.random.default_rng(0)
     grid = (np.arange(-40, 41) * 0.25).astype(np.float32)
     for _ in range(20):
-        nodule = phantom_contents._create_nodule(rng, np.zeros(3), 12.0, "isolated")
-        inside = phantom_render.nodule_distance(nodule, grid[:, None, None], grid[:, None], grid) < 0
+        nodule = contents._create_nodule(rng, np.zeros(3), 12.0, "isolated")
+        inside = nodule_distance(nodule, grid[:, None, None], grid[:, None], grid) < 0
         assert inside.sum() * 0.25**3 == pytest.approx(np.pi / 6 * 12.0**3, rel=0.08)
 
 
 def test_diameters_follow_luna16s_quantiles():
-    drawn = phantom_contents.draw_diameters(np.random.default_rng(1), 4000)
+    drawn = contents.draw_diameters(np.random.default_rng(1), 4000)
     assert drawn.min() >= 3.25 and drawn.max() <= 32.27
     shares = (0.1, 0.25, 0.5, 0.75, 0.9)
-    expected = np.array(phantom_contents.DIAMETER_QUANTILES_MM)[[4, 10, 20, 30, 36]]
+    expected = np.array(contents.DIAMETER_QUANTILES_MM)[[4, 10, 20, 30, 36]]
     np.testing.assert_allclose(np.quantile(drawn, shares), expected, rtol=0.04)
 
 
 @pytest.fixture(scope="module")
 def nodules():
     """Returns the nodules of 26 scans."""
-    settings = phantom.create_settings(_config(num_slices=60))
-    scenes = [phantom.create_scan(settings, number).scene for number in range(26)]
+    settings = drawing.create_settings(_config(num_slices=60))
+    scenes = [drawing.create_scan(settings, number).scene for number in range(26)]
     return [nodule for scene in scenes for nodule in scene.nodules]
 
 
 def test_diameters_of_placed_nodules_keep_the_distribution(nodules):
     placed = [nodule.diameter_mm for nodule in nodules]
     assert len(placed) > 80
-    reference = phantom_contents.draw_diameters(np.random.default_rng(2), 20000)
+    reference = contents.draw_diameters(np.random.default_rng(2), 20000)
     assert stats.ks_2samp(placed, reference).statistic < 0.15
 
 
 def test_diameters_against_the_real_annotations(real_data):
     real = np.loadtxt(real_data / "csv" / "annotations.csv", delimiter=",", skiprows=1, usecols=4)
     quantiles = np.quantile(real, np.linspace(0, 1, 41))
-    np.testing.assert_allclose(phantom_contents.DIAMETER_QUANTILES_MM, quantiles, atol=0.006)
+    np.testing.assert_allclose(contents.DIAMETER_QUANTILES_MM, quantiles, atol=0.006)
 
 
 def test_every_kind_and_site_of_nodule_occurs(nodules):
@@ -222,40 +222,38 @@ def test_lungs_are_as_large_and_dark_as_real_ones(real_data):
         with np.load(path, allow_pickle=False) as file:
             image, mask = file["image"], file["mask"]
         real.append([(mask == 1).mean(), (mask == 2).mean(), np.median(image[(mask == 1) | (mask == 2)])])
-    settings, made = phantom.create_settings(_config(num_slices=61, matrix=128, prone_fraction=0.0)), []
+    settings, made = drawing.create_settings(_config(num_slices=61, matrix=128, prone_fraction=0.0)), []
     for number in range(12):
-        scan = phantom.create_scan(settings, number)
-        canvas = phantom_render.create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
-        hu, mask = phantom_render.render_slice(
-            scan.scene, canvas, float(scan.z_mm[30]), np.random.default_rng(0)
-        )
+        scan = drawing.create_scan(settings, number)
+        canvas = create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
+        hu, mask = render_slice(scan.scene, canvas, float(scan.z_mm[30]), np.random.default_rng(0))
         made.append([(mask == 3).mean(), (mask == 4).mean(), np.median(hu[(mask == 3) | (mask == 4)])])
     low, high = np.percentile(real, [5, 95], axis=0)
     assert np.all(np.median(made, axis=0) > low) and np.all(np.median(made, axis=0) < high)
 
 
 def test_same_seed_same_bytes_and_scans_do_not_depend_on_their_number(folder, tmp_path):
-    phantom.ensure(tmp_path / "two", _config(num_scans=2))
+    drawing.ensure(tmp_path / "two", _config(num_scans=2))
     two = _digest(tmp_path / "two")
-    phantom.ensure(tmp_path / "two", _config())
+    drawing.ensure(tmp_path / "two", _config())
     assert _digest(tmp_path / "two") == _digest(folder)
     assert all(_digest(folder)[name] == digest for name, digest in two.items() if "2.25" in name)
 
 
 def test_other_seeds_give_other_scans_with_other_uids():
-    first, second = (phantom.create_scan(phantom.create_settings(_config(seed=seed)), 0) for seed in (5, 6))
+    first, second = (drawing.create_scan(drawing.create_settings(_config(seed=seed)), 0) for seed in (5, 6))
     assert first.uid != second.uid
     assert first.scene.patient.height_mm != second.scene.patient.height_mm
 
 
 def test_ensure_leaves_a_whole_folder_alone(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    phantom.ensure(folder, _config())
+    drawing.ensure(folder, _config())
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_an_interrupted_generation_is_not_taken_for_whole_and_resumes(folder, tmp_path, monkeypatch):
-    target, drawn, render = tmp_path / "phantom", [], phantom_render.render_slice
+    target, drawn, render = tmp_path / "phantom", [], render_slice
 
     def stop_midway(*args):
         drawn.append(1)
@@ -265,12 +263,12 @@ def test_an_interrupted_generation_is_not_taken_for_whole_and_resumes(folder, tm
 
     monkeypatch.setattr(phantom_render, "render_slice", stop_midway)
     with pytest.raises(KeyboardInterrupt):
-        phantom.ensure(target, _config())
+        drawing.ensure(target, _config())
     assert len(_headers(target)) < 4 and not (target / "annotations.csv").exists()
     assert not list(target.rglob("*.tmp"))
     monkeypatch.setattr(phantom_render, "render_slice", render)
     seen = []
-    phantom.ensure(target, _config(), progress=lambda done, total: seen.append((done, total)))
+    drawing.ensure(target, _config(), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert _digest(target) == _digest(folder)
 
@@ -292,18 +290,18 @@ def test_a_killed_generation_resumes(folder, tmp_path):
     assert left and not (target / "annotations.csv").exists()
     for path in left:
         os.utime(path, (0, 0))
-    phantom.ensure(target, _config())
+    drawing.ensure(target, _config())
     assert _digest(target) == _digest(folder)
 
 
 @pytest.mark.parametrize(
-    "name", ["subset1/*.raw", "subset2/*.mhd", f"{phantom.MASK_FOLDER}/*.zraw", "annotations.csv"]
+    "name", ["subset1/*.raw", "subset2/*.mhd", f"{drawing.MASK_FOLDER}/*.zraw", "annotations.csv"]
 )
 def test_what_was_deleted_is_made_again(name, folder, tmp_path):
     target = tmp_path / "phantom"
     shutil.copytree(folder, target)
     next(target.glob(name)).unlink()
-    phantom.ensure(target, _config())
+    drawing.ensure(target, _config())
     assert _digest(target) == _digest(folder)
 
 
@@ -311,7 +309,7 @@ def test_a_truncated_image_is_made_again(folder, tmp_path):
     target = tmp_path / "phantom"
     shutil.copytree(folder, target)
     os.truncate(next(target.glob("subset3/*.raw")), 1000)
-    phantom.ensure(target, _config())
+    drawing.ensure(target, _config())
     assert _digest(target) == _digest(folder)
 
 
@@ -321,37 +319,37 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(InputError, match="No space left on device.*free some space"):
-        phantom.ensure(tmp_path / "phantom", _config())
+        drawing.ensure(tmp_path / "phantom", _config())
     assert not [path for path in (tmp_path / "phantom").rglob("*") if path.is_file()]
 
 
 def test_default_names_differ_with_every_setting():
     changes = [{"num_scans": 5}, {"num_slices": 25}, {"matrix": 97}, {"noise_hu": 16.0}, {"blur_mm": 0.9},
                {"prone_fraction": 0.4}, {"seed": 6}]  # fmt: skip
-    names = {phantom.default_name(_config(**change)) for change in [{}, *changes]}
+    names = {drawing.default_name(_config(**change)) for change in [{}, *changes]}
     assert len(names) == len(changes) + 1
-    assert phantom.default_name(_config()) == phantom.default_name(_config())
+    assert drawing.default_name(_config()) == drawing.default_name(_config())
 
 
 def test_workers_write_the_same_bytes_as_one_process(tmp_path, monkeypatch):
     config, seen = _config(num_scans=8, num_slices=4, matrix=32), []
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    phantom.ensure(tmp_path / "two", config, progress=lambda *done: seen.append(done))
+    drawing.ensure(tmp_path / "two", config, progress=lambda *done: seen.append(done))
     assert seen == [(done, 8) for done in range(1, 9)]
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    phantom.ensure(tmp_path / "one", config)
+    drawing.ensure(tmp_path / "one", config)
     assert _digest(tmp_path / "two") == _digest(tmp_path / "one")
 
 
 def test_what_keeps_a_worker_from_writing_is_one_clear_line(tmp_path, monkeypatch):
     config = _config(num_scans=8, num_slices=4, matrix=32)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    uid = phantom.series_uid(phantom.create_settings(config), 3)
+    uid = drawing.series_uid(drawing.create_settings(config), 3)
     (tmp_path / "phantom" / "subset3" / f"{uid}.raw" / "in_the_way").mkdir(parents=True)
-    settings = phantom.create_settings(config)
-    phantom._write_state(tmp_path / "phantom", settings, whole=False)
+    settings = drawing.create_settings(config)
+    drawing._write_state(tmp_path / "phantom", settings, whole=False)
     with pytest.raises(InputError, match="cannot write the phantom"):
-        phantom.ensure(tmp_path / "phantom", config)
+        drawing.ensure(tmp_path / "phantom", config)
     assert not (tmp_path / "phantom" / "annotations.csv").exists()
 
 
@@ -369,10 +367,10 @@ def test_a_worker_that_dies_is_one_clear_line_and_costs_its_scans_alone(tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", start)
         with pytest.raises(InputError, match="4 scans were not drawn: a process that drew them was killed"):
-            phantom.ensure(tmp_path / "phantom", config)
+            drawing.ensure(tmp_path / "phantom", config)
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "phantom").rglob("*.raw")}
     assert len(drawn) == 4
-    phantom.ensure(tmp_path / "phantom", config)
+    drawing.ensure(tmp_path / "phantom", config)
     assert len(list((tmp_path / "phantom").rglob("subset*/*.raw"))) == 8
     assert all(path.stat().st_mtime_ns == when for path, when in drawn.items())
 
@@ -391,43 +389,43 @@ def test_ending_early_ends_the_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(subprocess, "Popen", start)
     with pytest.raises(KeyboardInterrupt):
-        phantom.ensure(tmp_path / "phantom", config, progress=stop)
+        drawing.ensure(tmp_path / "phantom", config, progress=stop)
     assert len(started) == 2 and all(worker.poll() is not None for worker in started)
     assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "phantom" / "annotations.csv").exists()
 
 
 def test_refuses_a_phantom_of_other_settings(folder):
     with pytest.raises(InputError, match=r"noise_hu 15.0 there, 30.0 wanted"):
-        phantom.ensure(folder, _config(noise_hu=30.0))
+        drawing.ensure(folder, _config(noise_hu=30.0))
     with pytest.raises(InputError, match=r"num_scans 4 there, 3 wanted"):
-        phantom.ensure(folder, _config(num_scans=3))
+        drawing.ensure(folder, _config(num_scans=3))
 
 
 def test_a_generation_killed_at_its_very_start_is_not_other_data(tmp_path):
     (tmp_path / ".phantom.json.1.tmp").write_bytes(b"{")
-    phantom.ensure(tmp_path, _config(num_scans=1, num_slices=1, matrix=32))
+    drawing.ensure(tmp_path, _config(num_scans=1, num_slices=1, matrix=32))
     assert len(_headers(tmp_path)) == 1
 
 
 def test_refuses_other_data(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other data"):
-        phantom.ensure(tmp_path, _config())
+        drawing.ensure(tmp_path, _config())
     with pytest.raises(InputError, match="is a file"):
-        phantom.ensure(tmp_path / "notes.txt", _config())
+        drawing.ensure(tmp_path / "notes.txt", _config())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_refuses_a_damaged_state_and_another_version(tmp_path):
     (tmp_path / "phantom.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
-        phantom.ensure(tmp_path, _config())
-    settings = phantom.create_settings(_config())
-    phantom._write_state(tmp_path, settings, whole=True)
+        drawing.ensure(tmp_path, _config())
+    settings = drawing.create_settings(_config())
+    drawing._write_state(tmp_path, settings, whole=True)
     path = tmp_path / "phantom.json"
-    path.write_text(path.read_text(encoding="utf-8").replace(f'"version": {phantom.VERSION}', '"version": 0'))
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"version": {drawing.VERSION}', '"version": 0'))
     with pytest.raises(InputError, match="version 0"):
-        phantom.ensure(tmp_path, _config())
+        drawing.ensure(tmp_path, _config())
 
 
 _OUT_OF_RANGE = [{"num_scans": 0}, {"matrix": 8}, {"prone_fraction": 1.5}, {"noise_hu": -1.0},
@@ -437,20 +435,19 @@ _OUT_OF_RANGE = [{"num_scans": 0}, {"matrix": 8}, {"prone_fraction": 1.5}, {"noi
 @pytest.mark.parametrize("change", _OUT_OF_RANGE)
 def test_refuses_settings_out_of_range(change, tmp_path):
     with pytest.raises(InputError, match=f"data.phantom.{next(iter(change))}"):
-        phantom.ensure(tmp_path / "new", _config(**change))
+        drawing.ensure(tmp_path / "new", _config(**change))
     assert not (tmp_path / "new").exists()
 
 
 def test_noise_has_the_given_strength():
-    settings = phantom.create_settings(_config(noise_hu=25.0, num_slices=60, matrix=128, prone_fraction=0.0))
+    settings = drawing.create_settings(_config(noise_hu=25.0, num_slices=60, matrix=128, prone_fraction=0.0))
     ratios = []
     for number in range(3):
-        scan = phantom.create_scan(settings, number)
-        canvas = phantom_render.create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
+        scan = drawing.create_scan(settings, number)
+        canvas = create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
         z = float(scan.z_mm[30])
         first, second = (
-            phantom_render.render_slice(scan.scene, canvas, z, np.random.default_rng(seed))[0]
-            for seed in (1, 2)
+            render_slice(scan.scene, canvas, z, np.random.default_rng(seed))[0] for seed in (1, 2)
         )
         tissue = (first > -500) & (second > -500)
         ratios.append((first - second)[tissue].std() / np.sqrt(2) / scan.canvas["noise_hu"])
@@ -459,10 +456,10 @@ def test_noise_has_the_given_strength():
 
 def test_surfaces_are_distances_in_mm():
     """The gradient of the lung's distance is about 1 where it matters for partial volume: at the edge."""
-    patient = phantom_anatomy.create_patient(np.random.default_rng(3), prone_fraction=0.0)
+    patient = anatomy.create_patient(np.random.default_rng(3), prone_fraction=0.0)
     axis = np.arange(-150.0, 150.5, 0.5)
-    places = phantom_anatomy.create_places(axis[None], axis[:, None])
-    distance = phantom_anatomy.surfaces_at(patient, places, 0.5 * patient.height_mm).lung
+    places = anatomy.create_places(axis[None], axis[:, None])
+    distance = anatomy.surfaces_at(patient, places, 0.5 * patient.height_mm).lung
     edge = np.abs(distance) < 0.5
     steepness = np.hypot(*np.gradient(distance, 0.5))[edge]
     assert 0.85 < np.median(steepness) < 1.15

@@ -29,9 +29,9 @@ def dataset(phantom):
 
 
 def test_neighbours_of_each_slice(dataset, phantom):
-    from auxseg.datasets import luna16_folder
+    from auxseg.datasets.luna16 import layout
 
-    paths = {scan.uid: scan.path for scan in luna16_folder.list_folder(phantom["dir"]).scans}
+    paths = {scan.uid: scan.path for scan in layout.list_folder(phantom["dir"]).scans}
     indices = np.array([2, 0])
     found, images = dataset.read_slabs(indices), dataset.read(indices)[0]
     assert found.shape == (2, 32, 32, 5) and found.dtype == np.int16 and dataset.slab == 5

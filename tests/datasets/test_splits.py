@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from auxseg.base.classes import CaseTable
 from auxseg.base.errors import InputError
 from auxseg.datasets import splits
+from auxseg.datasets.dataset import CaseTable
 
 
 def make_table(patients, nodules, subsets=None, order=None):

@@ -20,7 +20,6 @@ from auxseg.base.classes import LEFT, RIGHT
 from auxseg.base.errors import InputError, check_choice
 from auxseg.ct import geometry
 from auxseg.ct import images as ct_images
-from auxseg.ct.images import read_header, read_volume
 from auxseg.datasets import splits
 from auxseg.datasets.labels import LABEL_SETS, LUNA16_LEFT, LUNA16_RIGHT, from_luna16, side_columns
 from auxseg.datasets.lidc import consensus_patches, open_source
@@ -193,7 +192,7 @@ def check_scan(scan):
 
     Checked without reading voxels: both files are whole, and both have one geometry.
     """
-    header, mask = read_header(scan.path), read_header(scan.mask_path)
+    header, mask = ct_images.read_header(scan.path), ct_images.read_header(scan.mask_path)
     difference = geometry.geometry_difference(header.geometry, mask.geometry)
     if difference:
         raise InputError(f"scan and mask differ in geometry: {difference}")
@@ -283,7 +282,7 @@ def _read_masks(scan, settings, crossing, header):
         indices = [header.geometry.size_xyz[2] // 2]
         chosen = ct_images.read_slices(scan.mask_path, indices)
     else:
-        volume = read_volume(scan.mask_path)
+        volume = ct_images.read_volume(scan.mask_path)
         indices = _choose(volume, settings.slices, crossing, scan.uid)
         chosen = (volume[index] for index in indices)
     pairs = zip(indices, chosen, strict=True)

@@ -29,10 +29,13 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from auxseg.base import npz, progress
-from auxseg.base.classes import CLASS_NAMES, CaseTable, Dataset
+from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
-from auxseg.datasets import luna16_folder, luna16_pieces
-from auxseg.datasets.luna16_folder import Settings
+from auxseg.datasets.dataset import CaseTable, Dataset
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.luna16 import pieces as luna16_pieces
+from auxseg.datasets.luna16.layout import Settings
+from auxseg.datasets.luna16.pieces import Job, read_examples
 
 VERSION = "1.0.0"
 """Of the records: raised whenever the same scans and settings would give other ones."""
@@ -166,9 +169,9 @@ def prepare(
         BadScansError: scans cannot be used; nothing is left behind.
         InputError: the folder or its annotations cannot be used, or no slice is left.
     """
-    folder = luna16_folder.list_folder(path)
+    folder = layout.list_folder(path)
     place = pathlib.Path(cache_dir).expanduser() / name
-    target = place / f"{settings.name}-{luna16_folder.fingerprint(folder, settings)}"
+    target = place / f"{settings.name}-{layout.fingerprint(folder, settings)}"
     if (target / RECORDS_FILE).is_file() and not overwrite:
         return target  # without the lock: the cache may be another's, for reading alone
     place.mkdir(parents=True, exist_ok=True)
@@ -188,7 +191,7 @@ def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
     path = pathlib.Path(path)
     manifest = _read_manifest(path, settings)
     if manifest["problems"] and not skip_bad_scans:
-        raise luna16_folder.BadScansError(manifest["problems"], manifest["num_scans"])
+        raise layout.BadScansError(manifest["problems"], manifest["num_scans"])
     table, splits, positions = _read_cases(path / CASES_FILE)
     sources = _open_sources(path, settings, sorted(set(splits.tolist())))
 
@@ -265,7 +268,7 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
-    except luna16_folder.BadScansError:
+    except layout.BadScansError:
         shutil.rmtree(pieces, ignore_errors=True)
         raise
     finally:
@@ -278,9 +281,9 @@ class _Source:
 
     def __init__(self, folder, settings, skip_bad_scans, pieces):
         self.settings, self.skip_bad_scans = settings, skip_bad_scans
-        self.job = luna16_pieces.Job("records", str(folder.path), settings, str(pieces))
-        self.nodules_of = luna16_folder.create_nodule_reader(folder, settings)
-        self.scans, self.problems, notes = luna16_folder.check_scans(folder, settings, self.nodules_of)
+        self.job = Job("records", str(folder.path), settings, str(pieces))
+        self.nodules_of = layout.create_nodule_reader(folder, settings)
+        self.scans, self.problems, notes = layout.check_scans(folder, settings, self.nodules_of)
         self.num_scans = len(folder.scans) + len(folder.problems)
         self.notes, self.failed = list(notes), {}
         self.check_problems()
@@ -289,7 +292,7 @@ class _Source:
 
     def check_problems(self):
         if self.problems and not self.skip_bad_scans:
-            raise luna16_folder.BadScansError(self.problems, self.num_scans)
+            raise layout.BadScansError(self.problems, self.num_scans)
 
     def refuse(self, matter):
         reasons = "; ".join([*self.problems[:3], *self.notes])
@@ -310,7 +313,7 @@ class _Source:
         """Returns all examples of a scan; none of one that cannot be used."""
         if scan.uid in self.failed:
             return []
-        examples, notes = luna16_pieces.read_examples(self.job, scan, self.nodules_of)
+        examples, notes = read_examples(self.job, scan, self.nodules_of)
         self.notes += notes
         return examples
 

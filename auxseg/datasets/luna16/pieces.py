@@ -24,7 +24,8 @@ import numpy as np
 
 from auxseg.base import classes, npz
 from auxseg.base.errors import InputError
-from auxseg.datasets import labels, luna16_folder, resize
+from auxseg.datasets import labels, resize
+from auxseg.datasets.luna16 import layout
 from auxseg.datasets.npz import MOST_BYTES, write_case
 
 FORMS = ("records", "npz")
@@ -49,7 +50,7 @@ class Job:
 
     form: str
     folder: str
-    settings: luna16_folder.Settings
+    settings: layout.Settings
     place: str
     npz_size_yx: tuple[int, int] | None = None
 
@@ -65,7 +66,7 @@ class Job:
         size, npz_size = tuple(settings.pop("size_yx")), fields.pop("npz_size_yx")
         return cls(
             **fields,
-            settings=luna16_folder.Settings(size_yx=size, **settings),
+            settings=layout.Settings(size_yx=size, **settings),
             npz_size_yx=npz_size and tuple(npz_size),
         )
 
@@ -115,7 +116,7 @@ def write(job, scan, nodules_of):
         OSError: the piece cannot be written.
     """
     try:
-        slices, notes = luna16_folder.read_slices(scan, job.settings, nodules_of)
+        slices, notes = layout.read_slices(scan, job.settings, nodules_of)
     except InputError as error:
         return str(error)
     (_write_examples if job.form == "records" else _write_cases)(job, scan, slices, notes)
@@ -300,7 +301,7 @@ def _start_worker(job):
     root = str(pathlib.Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     worker = subprocess.Popen(
-        [sys.executable, "-m", "auxseg.datasets.luna16_worker"],
+        [sys.executable, "-m", "auxseg.datasets.luna16.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -313,5 +314,5 @@ def _start_worker(job):
 
 def open_job(job):
     """Returns ({uid: Scan}, nodule reader) of a Job's folder, in whichever process it is done."""
-    folder = luna16_folder.list_folder(job.folder)
-    return {scan.uid: scan for scan in folder.scans}, luna16_folder.create_nodule_reader(folder, job.settings)
+    folder = layout.list_folder(job.folder)
+    return {scan.uid: scan for scan in folder.scans}, layout.create_nodule_reader(folder, job.settings)

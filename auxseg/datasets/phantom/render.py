@@ -6,9 +6,23 @@ import dataclasses
 
 import numpy as np
 
-from auxseg.datasets import phantom_anatomy, phantom_paint
-from auxseg.datasets.phantom_contents import Capsules, Nodule
-from auxseg.datasets.phantom_paint import coverage, paint, paint_ellipse
+from auxseg.datasets.phantom import anatomy
+from auxseg.datasets.phantom.contents import Capsules, Nodule
+from auxseg.datasets.phantom.paint import (
+    Canvas,
+    acquire,
+    bounds,
+    brighten,
+    capsule_distances,
+    coverage,
+    cropped,
+    paint,
+    paint_box,
+    paint_ellipse,
+    paint_field,
+    stamp,
+    window,
+)
 
 LEFT_LUNG, RIGHT_LUNG, AIRWAY = 3, 4, 5
 """The values of LUNA16's lung masks."""
@@ -27,7 +41,7 @@ class Scene:
         stomach: x, y, half width, half depth (mm) and the share of gas in it.
     """
 
-    patient: phantom_anatomy.Patient
+    patient: anatomy.Patient
     vessels: Capsules
     bronchi: Capsules
     airway: Capsules
@@ -45,16 +59,16 @@ def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_h
         padding_hu: value outside it.
         blur_mm, noise_hu: see `Canvas`.
     """
-    places = phantom_anatomy.create_places(x_mm[None, :], y_mm[:, None])
+    places = anatomy.create_places(x_mm[None, :], y_mm[:, None])
     pixel_mm = float(x_mm[1] - x_mm[0])
     field = None
     if field_mm is not None:
         middle_x, middle_y = np.float32(x_mm.mean()), np.float32(y_mm.mean())
         field = np.hypot(places.x_mm - middle_x, places.y_mm - middle_y) <= field_mm
-    return phantom_paint.Canvas(
+    return Canvas(
         places,
         pixel_mm,
-        phantom_anatomy.dome_height(patient, places),
+        anatomy.dome_height(patient, places),
         _draw_table(patient, places, pixel_mm),
         field,
         padding_hu,
@@ -65,7 +79,7 @@ def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_h
 
 def _draw_table(patient, places, pixel_mm):
     """Returns air with the table's two shells and the foam between them, float32 [H, W] in HU."""
-    top, outward = phantom_anatomy.table_y_mm(patient), -1.0 if patient.prone else 1.0
+    top, outward = anatomy.table_y_mm(patient), -1.0 if patient.prone else 1.0
     curve = -outward * places.x_mm**2 / np.float32(1100.0)
     below = (places.y_mm - np.float32(top) - curve) * np.float32(outward)
     image = np.full(below.shape, _AIR_HU, np.float32)
@@ -87,26 +101,26 @@ def render_slice(scene, canvas, z_mm, rng):
         rng: generator of its noise.
     """
     patient = scene.patient
-    cavity = phantom_anatomy.cavity_radius(patient, z_mm)
-    skin, muscle = phantom_anatomy.body_radii(patient, z_mm, cavity)
+    cavity = anatomy.cavity_radius(patient, z_mm)
+    skin, muscle = anatomy.body_radii(patient, z_mm, cavity)
     image, mask = canvas.background.copy(), np.zeros(canvas.background.shape, np.uint8)
     body = _body_box(canvas, skin)
     if body is not None:
-        part = phantom_paint.cropped(canvas, body)
-        surfaces = phantom_anatomy.surfaces_at(patient, part.places, z_mm, part.dome, cavity)
+        part = cropped(canvas, body)
+        surfaces = anatomy.surfaces_at(patient, part.places, z_mm, part.dome, cavity)
         inner = image[body].copy()
         _draw_wall(inner, part, surfaces, (cavity, skin, muscle), z_mm, patient)
         _draw_inside(inner, part, scene, surfaces, z_mm)
         _draw_spine(inner, part, patient, z_mm)
         mask[body] = _draw_air_ways(inner, part, scene, surfaces, z_mm)
         image[body] = inner
-    return phantom_paint.acquire(image, canvas, rng), mask
+    return acquire(image, canvas, rng), mask
 
 
 def _body_box(canvas, skin):
     """Returns the index of the box around the body, given its skin [K] in mm; None outside the image."""
-    x, y = skin * np.sin(phantom_anatomy.ANGLES), -skin * np.cos(phantom_anatomy.ANGLES)
-    found = phantom_paint.window(canvas, x.min() - 2, x.max() + 2, y.min() - 2, y.max() + 2)
+    x, y = skin * np.sin(anatomy.ANGLES), -skin * np.cos(anatomy.ANGLES)
+    found = window(canvas, x.min() - 2, x.max() + 2, y.min() - 2, y.max() + 2)
     return None if found is None else found[0]
 
 
@@ -114,9 +128,9 @@ def _draw_air_ways(image, canvas, scene, surfaces, z_mm):
     """Paints the lungs and the airway; returns LUNA16's mask values uint8 [H, W]."""
     lungs = surfaces.lung < 0
     if lungs.any():
-        box = phantom_paint.bounds(lungs)
-        tissue = _draw_lungs(phantom_paint.cropped(canvas, box), scene, z_mm)
-        phantom_paint.paint_field(image[box], coverage(surfaces.lung[box], canvas.pixel_mm), tissue)
+        box = bounds(lungs)
+        tissue = _draw_lungs(cropped(canvas, box), scene, z_mm)
+        paint_field(image[box], coverage(surfaces.lung[box], canvas.pixel_mm), tissue)
     return _mask_values(canvas, lungs, _draw_airway(image, canvas, scene.airway, z_mm))
 
 
@@ -142,14 +156,14 @@ def _draw_wall(image, canvas, surfaces, radii, z_mm, patient):
         patient: whose.
     """
     places, pixel, cavity = canvas.places, canvas.pixel_mm, radii[0]
-    skin, muscle = (phantom_anatomy.look_up(radius, places) - places.radius_mm for radius in radii[1:])
+    skin, muscle = (anatomy.look_up(radius, places) - places.radius_mm for radius in radii[1:])
     paint(image, coverage(-skin, pixel), _SKIN_HU)
     paint(image, coverage(2.0 - skin, pixel), _FAT_HU)
     paint(image, coverage(-muscle, pixel), _MUSCLE_HU)
     ring = np.flatnonzero((surfaces.cavity > -1.0) & (surfaces.cavity < 36.0) & (muscle > 0.0))
     outside, angle = surfaces.cavity.ravel()[ring], places.angle_bin.ravel()[ring]
     values = image.ravel()[ring]
-    marbling = np.sin(19 * phantom_anatomy.ANGLES + 0.05 * z_mm).astype(np.float32)[angle]
+    marbling = np.sin(19 * anatomy.ANGLES + 0.05 * z_mm).astype(np.float32)[angle]
     marbling *= np.sin(outside * np.float32(0.42))
     values -= np.float32(42.0) * np.maximum(marbling - np.float32(0.35), 0)
     u = z_mm / patient.height_mm
@@ -160,12 +174,12 @@ def _draw_wall(image, canvas, surfaces, radii, z_mm, patient):
         values += coverage(off - half[angle], pixel) * (outer[angle] - values)
         values += coverage(off - half[angle] + 1.7, pixel) * (inner[angle] - values)
     image.reshape(-1)[ring] = values
-    _draw_breastbone(image, canvas, cavity[phantom_anatomy.NUM_ANGLES // 2], u)
+    _draw_breastbone(image, canvas, cavity[anatomy.NUM_ANGLES // 2], u)
 
 
 def _planes_of_fat(u):
     """Yields the layers of fat between muscles: offset from the cavity, half thickness [K], HU."""
-    angles = np.abs(phantom_anatomy.ANGLES)
+    angles = np.abs(anatomy.ANGLES)
     side = np.clip(1.6 - np.abs(angles - 1.7) * 1.5, -4.0, 1.3).astype(np.float32)
     yield 14.0, side, -70.0
     back = np.clip(1.2 - np.abs(angles - 2.5) * 2.0, -4.0, 1.0).astype(np.float32)
@@ -179,11 +193,11 @@ def _ribs(patient, z_mm):
     A rib leaves the spine and runs down and forward, so that a slice cuts each into an arc;
     negative half thickness: no rib. In front it turns into cartilage.
     """
-    angles = np.abs(phantom_anatomy.ANGLES)
+    angles = np.abs(anatomy.ANGLES)
     forward = 1.0 - angles / np.pi
     drop = 120.0 * forward**0.9 - 60.0 * np.maximum(forward - 0.78, 0.0) / 0.22
-    along = z_mm + drop - patient.rib_phase_mm + 2.0 * np.sign(phantom_anatomy.ANGLES)
-    off = np.mod(along, phantom_anatomy.RIB_PITCH_MM) - phantom_anatomy.RIB_PITCH_MM / 2
+    along = z_mm + drop - patient.rib_phase_mm + 2.0 * np.sign(anatomy.ANGLES)
+    off = np.mod(along, anatomy.RIB_PITCH_MM) - anatomy.RIB_PITCH_MM / 2
     thickness = np.where(angles < 0.7, 4.4, 3.7)
     half = np.where(np.abs(off) < 6.0, thickness * np.sqrt(np.maximum(1 - (off / 6.0) ** 2, 0)), -9.0)
     half = np.where(angles < 0.16, -9.0, half)
@@ -195,7 +209,7 @@ def _ribs(patient, z_mm):
 
 def _shoulder_blades(u):
     """Returns the shoulder blades at this height, in the form of `_ribs`."""
-    angles = np.abs(phantom_anatomy.ANGLES)
+    angles = np.abs(anatomy.ANGLES)
     reach = np.interp(u, (0.52, 0.6, 0.8, 0.95, 1.1), (-0.05, 0.10, 0.36, 0.45, 0.3))
     middle = np.interp(u, (0.52, 1.0), (2.35, 2.05))
     along = np.abs(angles - middle) / max(reach, 1e-3)
@@ -211,8 +225,8 @@ def _draw_breastbone(image, canvas, front_mm, u):
         return
     width = np.interp(u, (0.36, 0.42, 0.68, 0.76, 0.87, 0.9), (4, 15, 17, 27, 30, 8))
     y = -(front_mm + 8.5)
-    phantom_paint.paint_box(image, canvas, y, width, 6.5, 520.0)
-    phantom_paint.paint_box(image, canvas, y, width - 2.2, 4.2, 170.0)
+    paint_box(image, canvas, y, width, 6.5, 520.0)
+    paint_box(image, canvas, y, width - 2.2, 4.2, 170.0)
 
 
 def _draw_inside(image, canvas, scene, surfaces, z_mm):
@@ -221,7 +235,7 @@ def _draw_inside(image, canvas, scene, surfaces, z_mm):
     u = z_mm / patient.height_mm
     inside = coverage(surfaces.cavity, pixel)
     paint(image, inside, np.interp(u, (0.7, 0.92), (-85.0, 25.0)))
-    ellipses, present = phantom_anatomy.organs_at(patient, z_mm)
+    ellipses, present = anatomy.organs_at(patient, z_mm)
     for ellipse, organ in zip(ellipses, present, strict=True):
         paint_ellipse(image, canvas, ellipse, patient.organ_hu[organ])
     if u < 0.45:
@@ -237,14 +251,14 @@ def _draw_belly(image, canvas, scene, surfaces, inside, z_mm):
     muscle = coverage(np.float32(3.0) - surfaces.dome, pixel)
     behind_heart = places.y_mm > 18.0
     spared = np.where((np.abs(places.x_mm) < 30.0) & behind_heart, np.float32(0), below)
-    phantom_paint.paint_field(image, spared, np.float32(45.0) + muscle * (hu - np.float32(45.0)))
+    paint_field(image, spared, np.float32(45.0) + muscle * (hu - np.float32(45.0)))
     deep = spared * muscle
     paint_ellipse(image, canvas, (80.0, 38.0, 36.0, 44.0), 50.0, deep)
     x, y, width, depth, gas = scene.stomach
     paint_ellipse(image, canvas, (x, y, width, depth), 32.0, deep)
     up = 1.0 if patient.prone else -1.0
     paint_ellipse(image, canvas, (x, y + up * depth * 0.5, gas * width, gas * depth * 0.45), _LUMEN_HU, deep)
-    ellipses, present = phantom_anatomy.organs_at(patient, z_mm)
+    ellipses, present = anatomy.organs_at(patient, z_mm)
     for ellipse, organ in zip(ellipses, present, strict=True):
         if ellipse[1] > 18.0 and abs(ellipse[0]) < 30.0:
             paint_ellipse(image, canvas, ellipse, patient.organ_hu[organ])
@@ -253,12 +267,12 @@ def _draw_belly(image, canvas, scene, surfaces, inside, z_mm):
 def _draw_spine(image, canvas, patient, z_mm):
     """Paints one level of the spine: body or disc, canal, arch, and the processes."""
     pixel, y0 = canvas.pixel_mm, patient.spine_y_mm
-    box = phantom_paint.window(canvas, -48, 48, y0 - 22, y0 + 66)
+    box = window(canvas, -48, 48, y0 - 22, y0 + 66)
     if box is None:
         return
     index, x, y = box
     view, y = image[index], y - np.float32(y0)
-    phase = ((z_mm - patient.spine_phase_mm) / phantom_anatomy.VERTEBRA_PITCH_MM) % 1.0
+    phase = ((z_mm - patient.spine_phase_mm) / anatomy.VERTEBRA_PITCH_MM) % 1.0
     waist = 1.0 - 0.08 * np.sin(np.pi * phase)
     arch = np.interp(phase, (0.0, 0.3, 0.5, 0.8, 1.0), (0.35, 0.5, 1.0, 0.8, 0.35))
     body = (np.hypot(x / np.float32(18.5 * waist), y / np.float32(15.5 * waist)) - 1) * np.float32(15)
@@ -296,9 +310,9 @@ def _draw_lungs(canvas, scene, z_mm):
     )
     _draw_fissures(tissue, canvas, patient, z_mm)
     base = np.float32(patient.lung_hu)
-    phantom_paint.stamp(tissue, canvas, scene.bronchi.widened(0.9), z_mm, base, -150.0)
-    phantom_paint.stamp(tissue, canvas, scene.bronchi, z_mm, np.float32(-150.0), -960.0)
-    phantom_paint.stamp(tissue, canvas, scene.vessels, z_mm, base, patient.vessel_hu)
+    stamp(tissue, canvas, scene.bronchi.widened(0.9), z_mm, base, -150.0)
+    stamp(tissue, canvas, scene.bronchi, z_mm, np.float32(-150.0), -960.0)
+    stamp(tissue, canvas, scene.vessels, z_mm, base, patient.vessel_hu)
     for nodule in scene.nodules:
         _draw_nodule(tissue, canvas, nodule, base, z_mm)
     return tissue
@@ -311,7 +325,7 @@ def _draw_fissures(tissue, canvas, patient, z_mm):
         return
     for side, level in ((-1, 0.47), (1, 0.5)):
         y0 = (u - level) * 2.0 * patient.back_mm
-        box = phantom_paint.window(canvas, *((-150, 0) if side < 0 else (0, 150)), y0 - 24, y0 + 24)
+        box = window(canvas, *((-150, 0) if side < 0 else (0, 150)), y0 - 24, y0 + 24)
         if box is not None:
             index, x, y = box
             off = np.abs(y - np.float32(y0) - np.float32(0.0011) * (np.abs(x) - 70) ** 2) - np.float32(0.4)
@@ -323,17 +337,15 @@ def _draw_nodule(tissue, canvas, nodule, base, z_mm):
     radius = nodule.diameter_mm / 2
     reach = 1.35 * radius + nodule.edge_mm + canvas.pixel_mm
     x0, y0, z0 = nodule.centre_mm.tolist()
-    box = phantom_paint.window(canvas, x0 - reach, x0 + reach, y0 - reach, y0 + reach)
+    box = window(canvas, x0 - reach, x0 + reach, y0 - reach, y0 + reach)
     if abs(z_mm - z0) > reach or box is None:
         return
     index, x, y = box
     distance = nodule_distance(nodule, x - np.float32(x0), y - np.float32(y0), np.float32(z_mm - z0))
     soft = max(canvas.pixel_mm, nodule.edge_mm)
-    phantom_paint.brighten(tissue[index], coverage(distance, soft), base, nodule.hu)
+    brighten(tissue[index], coverage(distance, soft), base, nodule.hu)
     if nodule.core_hu is not None:
-        phantom_paint.brighten(
-            tissue[index], coverage(distance + np.float32(0.45 * radius), soft), base, nodule.core_hu
-        )
+        brighten(tissue[index], coverage(distance + np.float32(0.45 * radius), soft), base, nodule.core_hu)
 
 
 def nodule_distance(nodule, dx, dy, dz):
@@ -348,9 +360,9 @@ def nodule_distance(nodule, dx, dy, dz):
 def _draw_airway(image, canvas, airway, z_mm):
     """Paints wall and lumen of the trachea and main bronchi; returns the lumen bool [H, W]."""
     lumen = np.zeros(image.shape, bool)
-    for index, distance in phantom_paint.capsule_distances(canvas, airway.widened(1.2), z_mm):
+    for index, distance in capsule_distances(canvas, airway.widened(1.2), z_mm):
         paint(image[index], coverage(distance, canvas.pixel_mm), 20.0)
-    for index, distance in phantom_paint.capsule_distances(canvas, airway, z_mm):
+    for index, distance in capsule_distances(canvas, airway, z_mm):
         paint(image[index], coverage(distance, canvas.pixel_mm), _LUMEN_HU)
         lumen[index] |= distance < 0
     return lumen

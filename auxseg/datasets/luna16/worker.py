@@ -1,6 +1,6 @@
 """Prepares scans as it is told to; `luna16_pieces` starts several of these.
 
-    python -m auxseg.datasets.luna16_worker
+    python -m auxseg.datasets.luna16.worker
 
 Standard input has the `luna16_pieces.Job` as a line of JSON, and then a series UID a line; standard output
 gets one line of JSON for each: {"problem": null or why the scan cannot be used}, or {"fault": why nothing can
@@ -11,19 +11,19 @@ import json
 import signal
 import sys
 
-from auxseg.datasets import luna16_pieces
+from auxseg.datasets.luna16 import pieces
 
 
 def main():
     """Prepares the scans that standard input names."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that no half-written file stays
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
-    job = luna16_pieces.Job.from_json(sys.stdin.readline())
-    scans, nodules_of = luna16_pieces.open_job(job)
+    job = pieces.Job.from_json(sys.stdin.readline())
+    scans, nodules_of = pieces.open_job(job)
     for line in sys.stdin:
         scan = scans[line.strip()]
         try:
-            answer = {"problem": luna16_pieces.write(job, scan, nodules_of)}
+            answer = {"problem": pieces.write(job, scan, nodules_of)}
         except OSError as error:
             answer = {"fault": f"{error.strerror or error} ({error.filename or job.place})"}
         try:

@@ -32,7 +32,9 @@ import zlib
 import numpy as np
 
 from auxseg.base.errors import InputError
-from auxseg.datasets import phantom_anatomy, phantom_contents, phantom_render
+from auxseg.datasets.phantom import render
+from auxseg.datasets.phantom.anatomy import create_patient
+from auxseg.datasets.phantom.contents import create_airway, create_nodules, create_vessels, sample_lung
 
 VERSION = 1
 """Raised when the same settings give other bytes; a folder of another version is other data."""
@@ -122,7 +124,7 @@ class Scan:
     """
 
     uid: str
-    scene: phantom_render.Scene
+    scene: render.Scene
     x_mm: np.ndarray
     y_mm: np.ndarray
     z_mm: np.ndarray
@@ -135,7 +137,7 @@ def create_scan(settings, scan):
     anatomy, contents, scanner = (
         np.random.default_rng(stream) for stream in np.random.SeedSequence([settings.seed, scan]).spawn(3)
     )
-    patient = phantom_anatomy.create_patient(anatomy, prone_fraction=settings.prone_fraction)
+    patient = create_patient(anatomy, prone_fraction=settings.prone_fraction)
     z_mm = _slice_heights(scanner, patient, settings.num_slices)
     x_mm, y_mm, field_mm = _pixel_centres(scanner, patient, settings.matrix)
     canvas = {
@@ -151,9 +153,9 @@ def create_scan(settings, scan):
 
 def _create_scene(rng, patient, z_mm):
     """Returns the patient with vessels, airways, stomach, and nodules that the slices show."""
-    points, depths = phantom_contents.sample_lung(rng, patient)
-    vessels, bronchi = phantom_contents.create_vessels(rng, patient, points, depths)
-    nodules = phantom_contents.create_nodules(rng, patient, points, depths, vessels, z_mm)
+    points, depths = sample_lung(rng, patient)
+    vessels, bronchi = create_vessels(rng, patient, points, depths)
+    nodules = create_nodules(rng, patient, points, depths, vessels, z_mm)
     stomach = np.array(
         [
             rng.normal(52, 5),
@@ -163,9 +165,7 @@ def _create_scene(rng, patient, z_mm):
             rng.uniform(0.2, 0.8),
         ]
     )
-    return phantom_render.Scene(
-        patient, vessels, bronchi, phantom_contents.create_airway(rng, patient), tuple(nodules), stomach
-    )
+    return render.Scene(patient, vessels, bronchi, create_airway(rng, patient), tuple(nodules), stomach)
 
 
 def _slice_heights(rng, patient, num_slices):
@@ -195,10 +195,10 @@ def annotations(scan):
 
 def render_slices(settings, scan, number):
     """Yields each slice of a scan from the lowest: int16 HU [H, W], uint8 mask [H, W], patient axes."""
-    canvas = phantom_render.create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
+    canvas = render.create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
     for index, z_mm in enumerate(scan.z_mm):
         noise = np.random.default_rng([settings.seed, number, index])
-        image, mask = phantom_render.render_slice(scan.scene, canvas, float(z_mm), noise)
+        image, mask = render.render_slice(scan.scene, canvas, float(z_mm), noise)
         yield np.rint(image).astype("<i2"), mask
 
 
@@ -375,7 +375,7 @@ def _start_worker(folder, share, num_workers, lines):
     command = [
         sys.executable,
         "-m",
-        "auxseg.datasets.phantom_worker",
+        "auxseg.datasets.phantom.worker",
         str(folder),
         str(share),
         str(num_workers),

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from auxseg.datasets import phantom_anatomy
+from auxseg.datasets.phantom import anatomy
 
 DIAMETER_QUANTILES_MM = (
     3.25, 3.88, 4.09, 4.28, 4.40, 4.52, 4.67, 4.79, 4.90, 4.99, 5.11, 5.23, 5.31, 5.50, 5.63, 5.74, 5.90,
@@ -81,7 +81,7 @@ def sample_lung(rng, patient, num_levels=60, num_tries=160):
     points, depths = [], []
     for z in levels:
         x, y = rng.uniform(-width, width, num_tries), rng.uniform(-front, back, num_tries)
-        distance = phantom_anatomy.surfaces_at(patient, phantom_anatomy.create_places(x, y), z).lung
+        distance = anatomy.surfaces_at(patient, anatomy.create_places(x, y), z).lung
         inside = distance < 0
         points.append(np.stack([x, y, np.full_like(x, z)], axis=1)[inside])
         depths.append(-distance[inside])

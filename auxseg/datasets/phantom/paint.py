@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from auxseg.datasets import phantom_anatomy
+from auxseg.datasets.phantom import anatomy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Canvas:
         blur_mm, noise_hu: standard deviations of the point spread and of the noise.
     """
 
-    places: phantom_anatomy.Places
+    places: anatomy.Places
     pixel_mm: float
     dome: tuple[np.ndarray, np.ndarray]
     background: np.ndarray
@@ -48,7 +48,7 @@ def bounds(inside):
 def cropped(canvas, box):
     """Returns the part of the canvas in a box, as views, for painting where there is something to paint."""
     rows, columns = box
-    places = phantom_anatomy.Places(
+    places = anatomy.Places(
         canvas.places.x_mm[:, columns],
         canvas.places.y_mm[rows],
         canvas.places.radius_mm[box],

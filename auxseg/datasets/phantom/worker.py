@@ -1,6 +1,6 @@
 """Writes a share of a phantom folder's scans; `phantom.write_luna16_folder` starts several of these.
 
-    python -m auxseg.datasets.phantom_worker FOLDER SHARE NUM_SHARES
+    python -m auxseg.datasets.phantom.worker FOLDER SHARE NUM_SHARES
 
 The settings are those in the folder. Standard output gets one JSON line a scan: its number and annotations.
 """
@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 
-from auxseg.datasets import phantom
+from auxseg.datasets.phantom import drawing
 
 
 def main(folder, share, num_shares):
@@ -18,10 +18,10 @@ def main(folder, share, num_shares):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that no half-written file stays
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     folder = pathlib.Path(folder)
-    settings, _ = phantom.read_settings(folder)
+    settings, _ = drawing.read_settings(folder)
     try:
         for number in range(share, settings.num_scans, num_shares):
-            rows = phantom.write_scan(folder, settings, number)
+            rows = drawing.write_scan(folder, settings, number)
             print(json.dumps({"scan": number, "rows": rows}), flush=True)
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone

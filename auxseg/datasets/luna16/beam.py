@@ -11,7 +11,7 @@ import json
 import pathlib
 
 from auxseg.base.errors import InputError
-from auxseg.datasets import luna16_pieces
+from auxseg.datasets.luna16 import pieces
 
 
 def write_all(job, scans, nodules_of, *, options=()):
@@ -41,8 +41,8 @@ def write_all(job, scans, nodules_of, *, options=()):
             self.line = line
 
         def setup(self):
-            self.job = luna16_pieces.Job.from_json(self.line)
-            self.scans, self.nodules_of = luna16_pieces.open_job(self.job)
+            self.job = pieces.Job.from_json(self.line)
+            self.scans, self.nodules_of = pieces.open_job(self.job)
 
         def process(self, uid):
             write_one(self.job, self.scans[uid], self.nodules_of)
@@ -63,7 +63,7 @@ def write_one(job, scan, nodules_of):
     """Writes the piece of a scan, or why it cannot be used, where the process that asked will look."""
     if job.path_of(scan.uid).is_file():
         return
-    problem = luna16_pieces.write(job, scan, nodules_of)
+    problem = pieces.write(job, scan, nodules_of)
     if problem is not None:
         _problem_path(job, scan.uid).write_text(json.dumps(problem), encoding="utf-8")
 

@@ -1,0 +1,68 @@
+"""NEW MODULE auxseg.datasets.dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseTable:
+    """What is known of each case (a slice with its mask), one entry a case; N cases.
+
+    Attributes:
+        case_id: str [N], unique, usable as a file name.
+        series_uid: str [N]; the case_id where the series is not known.
+        patient: str [N]; cases of one patient never part in a split. The series where unknown.
+        subset: int8 [N], LUNA16's official subset 0-9, -1 where unknown.
+        slice_index: int32 [N], 0-based axial index in the scan, -1 where unknown.
+        spacing_zyx_mm: float32 [N, 3] of the native slice, NaN where unknown.
+        native_size_yx: int32 [N, 2], rows and columns before resizing.
+        num_nodules: int32 [N], nodules that cross the slice, -1 where not known.
+        labels: uint8 [N, C], 1 where the class has a pixel in the resized mask.
+        added: bool [N], True for cases of a second data set, which are in no split but train; None: no such case.
+    """
+
+    case_id: np.ndarray
+    series_uid: np.ndarray
+    patient: np.ndarray
+    subset: np.ndarray
+    slice_index: np.ndarray
+    spacing_zyx_mm: np.ndarray
+    native_size_yx: np.ndarray
+    num_nodules: np.ndarray
+    labels: np.ndarray
+    added: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.case_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A source of cases, whatever it is stored as; every source in `auxseg.datasets` gives one.
+
+    Attributes:
+        name: for logs and reports, such as 'luna16/middle-anatomy-annotations-320x320'.
+        table: one row a case.
+        size_yx: rows and columns of what `read` returns.
+        read: indices int [n] -> (images int16 [n, H, W] in HU, masks uint8 [n, H, W]).
+        read_native_mask: index -> mask uint8 [H0, W0] before resizing.
+        notes: lines to log and to keep in the run (missing subsets, skipped scans).
+        read_slabs: indices int [n] -> int16 [n, H, W, slab] in HU, each case's slice in the middle; None without.
+        slab: slices of a slab; 1 without.
+    """
+
+    name: str
+    table: CaseTable
+    size_yx: tuple[int, int]
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    read_native_mask: Callable[[int], np.ndarray]
+    notes: tuple[str, ...] = ()
+    read_slabs: Callable[[np.ndarray], np.ndarray] | None = None
+    slab: int = 1
+
+    def __len__(self):
+        return len(self.table)
