@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from auxseg.base.classes import LEFT, NODULE, RIGHT
-
 AIR_HU = -1000.0
 
 
@@ -59,11 +57,6 @@ def flip(image, mask):
     mask = mask[:, ::-1]
     swapped = jnp.where(mask == 1, 2, jnp.where(mask == 2, 1, mask)).astype(mask.dtype)
     return image[:, ::-1], swapped
-
-
-def turn_back(probabilities):
-    """Returns probabilities [..., H, W, C] of a mirrored slice as those of the slice: the inverse of `flip`."""
-    return probabilities[..., ::-1, :][..., jnp.array([0, RIGHT, LEFT, NODULE])]
 
 
 def _augment_case(image, mask, key, ranges, window_hu):

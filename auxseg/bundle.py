@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from auxseg import checkpoints, input_pipeline, models, runs
+from auxseg import checkpoints, models, runs
 from auxseg.base import files, npz
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
+from auxseg.models import interface
 
 FILE = "bundle.json"
 KINDS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "saved": "weights.npz"}
@@ -150,7 +151,7 @@ def _create_folded_forward(trained):
 
     @jax.jit
     def forward(weights, images):
-        logits = apply_fn(weights, input_pipeline.normalise_hu(images, window)[..., None])
+        logits = apply_fn(weights, interface.normalise_hu(images, window)[..., None])
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
     return lambda images: (forward(weights, jnp.asarray(images)), None)
@@ -172,7 +173,7 @@ def create_forward(config, variables):
     variables = jax.tree.map(jnp.asarray, variables)
 
     def forward(images):
-        scaled = input_pipeline.normalise_hu(images, window)[..., None]
+        scaled = interface.normalise_hu(images, window)[..., None]
         outputs = model.apply(variables, scaled)
         masks = jax.nn.softmax(outputs.mask_logits.astype(jnp.float32), axis=-1)
         if outputs.class_logits is None:

@@ -19,6 +19,7 @@ import numpy as np
 from auxseg import parallel
 from auxseg.base.classes import Batch
 from auxseg.base.errors import InputError, check_choice
+from auxseg.models import interface
 
 PREFETCH_BATCHES = 3
 
@@ -55,23 +56,6 @@ class Feed:
     devices: tuple
 
 
-def normalise_hu(images, window_hu):
-    """Returns float32 in [0, 1]: HU clipped to the window (low, high) and scaled; any shape."""
-    low, high = window_hu
-    return jnp.clip((images.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
-
-
-def to_input(images, window_hu):
-    """Returns what the model takes, float32 [N, H, W, C] in [0, 1]: C is 1, or the slices of slabs.
-
-    Args:
-        images: int16 [N, H, W] in HU, or slabs [N, H, W, slices].
-        window_hu: (low, high).
-    """
-    scaled = normalise_hu(images, window_hu)
-    return scaled if scaled.ndim == 4 else scaled[..., None]
-
-
 def read_cases(dataset, indices):
     """Returns what the network sees of cases and their masks: images or slabs int16, masks uint8 [n, H, W]."""
     images, masks = dataset.read(indices)
@@ -93,7 +77,7 @@ def to_batch(raw, *, window_hu, num_classes, aux_labels=None):
         num_classes: C.
         aux_labels: float32 [cases of the data set, C] from `shuffle_labels`, or None: those of the masks.
     """
-    images = to_input(raw.images, window_hu)
+    images = interface.to_input(raw.images, window_hu)
     if aux_labels is None:
         labels = label_vectors(raw.masks, num_classes)
     else:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import __version__, augment, decision, native, outputs, postprocess
+from auxseg import __version__, decision, native, outputs, postprocess
 from auxseg.base import command, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
@@ -37,6 +37,7 @@ from auxseg.ct import checks, dicom_seg, headers, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical, index_to_mm
 from auxseg.datasets.resize import AIR_HU, resize_image
+from auxseg.models import interface
 
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 DONE = "prediction.json"
@@ -349,7 +350,7 @@ def predict_probabilities(network, images, *, flip):
 
 @jax.jit
 def _average_mirrored(probabilities, mirrored):
-    return 0.5 * (probabilities + augment.turn_back(mirrored))
+    return 0.5 * (probabilities + interface.turn_back(mirrored))
 
 
 def check_masks(masks, *, whole):

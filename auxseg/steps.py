@@ -13,6 +13,7 @@ import optax
 
 from auxseg import augment, input_pipeline, insertion, losses, metrics, parallel
 from auxseg.base.errors import InputError
+from auxseg.models import interface
 
 
 class EpochSums(NamedTuple):
@@ -305,14 +306,14 @@ def predict_step(variables, raw, *, model, window_hu, flip=False):
         window_hu: (low, high).
         flip: average with those of the mirrored slices, left and right exchanged back.
     """
-    images = input_pipeline.to_input(raw.images, window_hu)
+    images = interface.to_input(raw.images, window_hu)
 
     def predict(images):
         return jax.nn.softmax(model.apply(variables, images).mask_logits, axis=-1)
 
     if not flip:
         return predict(images)
-    return 0.5 * (predict(images) + augment.turn_back(predict(images[:, :, ::-1])))
+    return 0.5 * (predict(images) + interface.turn_back(predict(images[:, :, ::-1])))
 
 
 def _count(outputs, batch):

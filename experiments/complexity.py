@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from auxseg.base import command
-from auxseg.models import create_settings, layers, parts
+from auxseg.models import create_settings, layers
+from auxseg.models.compared import parts
 from auxseg.report import macs
 from configs import base
 from experiments import comparators

@@ -24,12 +24,12 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import evaluate, input_pipeline, judge, runs, statistics
+from auxseg import evaluate, judge, runs, statistics
 from auxseg.base import command, files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load, splits
-from auxseg.models import sam, sam_weights
+from auxseg.models import interface, sam, sam_weights
 from auxseg.report import tables
 from auxseg.report.markup import interval, number
 from experiments import comparators, runner
@@ -163,7 +163,7 @@ def segment_cases(cases, functions, *, shares, seed):
     rows, (encode, _) = [], functions
     for index in progress.track(cases.indices, total=len(cases.indices), label="SAM", unit="case"):
         images, masks = cases.dataset.read(np.array([index]))
-        image = np.asarray(input_pipeline.normalise_hu(images[0], cases.window_hu))
+        image = np.asarray(interface.normalise_hu(images[0], cases.window_hu))
         embedding, prediction = encode(image), (cases.predictions or {}).get(int(index))
         identity = {
             "case_id": str(cases.dataset.table.case_id[index]),

@@ -10,6 +10,7 @@ import pytest
 
 from auxseg import evaluate, input_pipeline, parallel
 from auxseg.base.errors import InputError
+from auxseg.models import interface
 from configs import base
 
 
@@ -113,7 +114,7 @@ def test_stream_hands_on_what_a_reader_raises():
 
 def test_window_and_labels():
     hu = np.array([-3024, -1000, -300, 400, 3000], np.int16)
-    np.testing.assert_allclose(input_pipeline.normalise_hu(hu, (-1000.0, 400.0)), [0, 0, 0.5, 1, 1])
+    np.testing.assert_allclose(interface.normalise_hu(hu, (-1000.0, 400.0)), [0, 0, 0.5, 1, 1])
     masks = np.array([[[0, 1], [1, 0]], [[3, 3], [3, 3]]], np.uint8)
     np.testing.assert_array_equal(input_pipeline.label_vectors(masks, 4), [[1, 1, 0, 0], [0, 0, 0, 1]])
     raw = input_pipeline.RawBatch(np.zeros((2, 2, 2), np.int16), masks, np.arange(2), np.ones(2))

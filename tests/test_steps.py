@@ -10,6 +10,7 @@ import pytest
 
 from auxseg import input_pipeline, insertion, losses, models, optim, parallel, steps, train
 from auxseg.base.errors import InputError
+from auxseg.models import interface
 from auxseg.state import count_values
 from configs import base
 
@@ -127,7 +128,7 @@ def test_statistics_are_the_mean_over_batches_at_the_same_weights(data, num_devi
 
     @jax.jit
     def of_batch(images):
-        images = input_pipeline.normalise_hu(images, (-1000.0, 400.0))[..., None]
+        images = interface.normalise_hu(images, (-1000.0, 400.0))[..., None]
         return model.apply(start().variables, images, train=True, momentum=0.0, mutable=["batch_stats"])[1]
 
     each = [of_batch(data.read(indices)[0])["batch_stats"] for indices, _ in rows]

@@ -27,18 +27,6 @@ class Batch(NamedTuple):
     weights: Any
 
 
-class Outputs(NamedTuple):
-    """What a model returns.
-
-    Attributes:
-        mask_logits: float32 [N, H, W, C].
-        class_logits: float32 [N, C] from the auxiliary head, or None without one.
-    """
-
-    mask_logits: Any
-    class_logits: Any
-
-
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 COLOURS = {"left_lung": (220, 50, 47), "right_lung": (64, 160, 43), "nodule": (38, 110, 235)}
 """Overlay colours; as in the paper's figures: left lung red, right lung green, nodule blue."""

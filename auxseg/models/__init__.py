@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 from auxseg.base.errors import InputError, check_choice
-from auxseg.models.attention_res_unet import GATES, AttentionResUNet, LungFirst
-from auxseg.models.attention_unet import AttentionUNet
 from auxseg.models.aux_unet import AuxUNet, Settings
-from auxseg.models.bidirectional_unet import BidirectionalUNet
+from auxseg.models.compared.attention_res_unet import GATES, AttentionResUNet, LungFirst
+from auxseg.models.compared.attention_unet import AttentionUNet
+from auxseg.models.compared.bidirectional_unet import BidirectionalUNet
+from auxseg.models.compared.unet3d import UNet3D
+from auxseg.models.compared.unet_plus_plus import UNetPlusPlus
 from auxseg.models.inference import create_inference
 from auxseg.models.keras_weights import from_keras_weights, to_keras_weights
 from auxseg.models.layers import resolve_lowering
 from auxseg.models.unet import UNet
-from auxseg.models.unet3d import UNet3D
-from auxseg.models.unet_plus_plus import UNetPlusPlus
 
 __all__ = ["NAMES", "create_inference", "create_model", "from_keras_weights", "to_keras_weights"]
 NAMES = (

@@ -29,11 +29,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from auxseg.base.classes import Outputs
 from auxseg.base.errors import InputError
 from auxseg.models import blocks, layers
 from auxseg.models.blocks import Signal
 from auxseg.models.initial import draw_variables
+from auxseg.models.interface import Outputs
 from auxseg.models.norm import normalisation
 
 _ZEROS = nn.initializers.zeros

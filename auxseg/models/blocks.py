@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.models import fused, layers
+from auxseg.models import layers
+from auxseg.models.kernels import operators
 
 _CHUNK_BYTES = 16 << 20
 """Size of the largest array of one chunk of images with 'blocked': half of a common third-level cache."""
@@ -58,8 +59,8 @@ def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True
     Returns:
         values [N, H, W, F], and their `moments`.
     """
-    if lowering == "kernels" and fused.can_run(signals):
-        return fused.separable_conv(signals, depthwise, pointwise, with_moments=with_moments)
+    if lowering == "kernels" and operators.can_run(signals):
+        return operators.separable_conv(signals, depthwise, pointwise, with_moments=with_moments)
 
     def operator(signals, weights):
         images = [activate(signal) for signal in signals]
@@ -109,8 +110,8 @@ def moments(values):
 
 def upsample(signal, kernel, bias, *, lowering):
     """Returns `layers.upsample` of a `Signal`, float [N, 2H, 2W, F]."""
-    if lowering == "kernels" and fused.can_run((signal,)):
-        return fused.upsample(signal, kernel, bias)
+    if lowering == "kernels" and operators.can_run((signal,)):
+        return operators.upsample(signal, kernel, bias)
 
     def operator(signal, weights):
         return layers.upsample(activate(signal), *weights, lowering=lowering)
@@ -120,8 +121,8 @@ def upsample(signal, kernel, bias, *, lowering):
 
 def pointwise_conv(signal, kernel, bias, *, lowering):
     """Returns the 1x1 convolution of a `Signal` with a bias, float32 [N, H, W, F]."""
-    if lowering == "kernels" and fused.can_run((signal,)):
-        return fused.pointwise_conv(signal, kernel, bias)
+    if lowering == "kernels" and operators.can_run((signal,)):
+        return operators.pointwise_conv(signal, kernel, bias)
 
     def operator(signal, weights):
         kernel, bias = weights
@@ -134,8 +135,8 @@ def pointwise_conv(signal, kernel, bias, *, lowering):
 def max_pool(signal, *, lowering):
     """Returns `layers.max_pool` of a `Signal`, [N, H / 2, W / 2, C]."""
     even = not any(size % 2 for size in signal.values.shape[1:3])
-    if lowering == "kernels" and even and fused.can_run((signal,), spread=False):
-        return fused.max_pool(signal)
+    if lowering == "kernels" and even and operators.can_run((signal,), spread=False):
+        return operators.max_pool(signal)
 
     def operator(signal, _):
         return layers.max_pool(activate(signal), lowering=lowering)
@@ -145,8 +146,8 @@ def max_pool(signal, *, lowering):
 
 def global_mean(signal, *, lowering):
     """Returns the mean over all pixels of a `Signal`, float32 [N, C]."""
-    if lowering == "kernels" and fused.can_run((signal,), spread=False):
-        return fused.global_mean(signal)
+    if lowering == "kernels" and operators.can_run((signal,), spread=False):
+        return operators.global_mean(signal)
 
     def operator(signal, _):
         return jnp.mean(activate(signal), (1, 2), dtype=jnp.float32)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from auxseg.base.errors import InputError, check_choice
-from auxseg.models import kernels
+from auxseg.models.kernels import build
 
 LOWERINGS = ("auto", "plain", "shifted", "blocked", "kernels")
 """Valid values of config.model.lowering."""
@@ -44,11 +44,11 @@ def resolve_lowering(name):
     check_choice("model.lowering", name, LOWERINGS)
     backend = jax.default_backend()
     if name == "kernels" or (name, backend) == ("auto", "cpu"):
-        reason = kernels.load() if backend == "cpu" else f"they are for a CPU, this is a {backend}"
+        reason = build.load() if backend == "cpu" else f"they are for a CPU, this is a {backend}"
         if name == "kernels" and reason:
             raise InputError(f"model.lowering: 'kernels' cannot be used here: {reason}; take 'auto'")
         if reason:
-            kernels.explain_missing(reason)
+            build.explain_missing(reason)
         return "blocked" if reason else "kernels"
     return name if name != "auto" else {"gpu": "shifted"}.get(backend, "plain")
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg.base.classes import Outputs
+from auxseg.models.interface import Outputs
 from auxseg.models.keras_weights import flatten
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from auxseg.base.classes import Outputs
+from auxseg.models.interface import Outputs
 
 
 def create_keras_unet(settings, size):

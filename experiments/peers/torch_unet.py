@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from auxseg.base.classes import Outputs
+from auxseg.models.interface import Outputs
 
 
 class TorchUNet(nn.Module):

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from auxseg.base.errors import InputError
-from auxseg.models import blocks, create_inference, create_model, kernels
+from auxseg.models import blocks, create_inference, create_model
+from auxseg.models.kernels import build
 from configs.base import get_config
 
 IMAGES = np.random.default_rng(0).random((4, 8, 16, 1), np.float32)
@@ -106,8 +107,8 @@ def test_outputs_are_float32_logits(dtype):
 
 @pytest.mark.parametrize("lowering", ["shifted", "blocked", "kernels"])
 def test_lowerings_agree(lowering, monkeypatch):
-    if lowering == "kernels" and kernels.load():
-        pytest.skip(f"no compiled kernels: {kernels.load()}")
+    if lowering == "kernels" and build.load():
+        pytest.skip(f"no compiled kernels: {build.load()}")
     monkeypatch.setattr(blocks, "_CHUNK_BYTES", 8 * 16 * 4 * 4 * 2)  # two images of four a chunk
     weights = jnp.array([1.0, 1.0, 0.0, 1.0])
     plain = create_model(_small(lowering="plain"))
@@ -210,8 +211,8 @@ def test_settings_out_of_range_are_refused(changes, message):
 @pytest.mark.parametrize("lowering", ["blocked", "kernels"])
 def test_memory_of_a_training_step(lowering):
     """A batch of 8 at 320 x 320 plans less than 8 GB, weights and activations together."""
-    if lowering == "kernels" and kernels.load():
-        pytest.skip(f"no compiled kernels: {kernels.load()}")
+    if lowering == "kernels" and build.load():
+        pytest.skip(f"no compiled kernels: {build.load()}")
     model = create_model(_config(lowering=lowering))
     images = jax.ShapeDtypeStruct((8, 320, 320, 1), jnp.float32)
     step = jax.jit(partial(_gradients, model), compiler_options={"xla_backend_optimization_level": 0})

@@ -9,16 +9,8 @@ import pytest
 
 from auxseg import steps
 from auxseg.base.errors import InputError
-from auxseg.models import (
-    NAMES,
-    attention_res_unet,
-    bidirectional_unet,
-    create_inference,
-    create_model,
-    initial,
-    parts,
-    unet3d,
-)
+from auxseg.models import NAMES, create_inference, create_model, initial
+from auxseg.models.compared import attention_res_unet, bidirectional_unet, parts, unet3d
 from configs.base import get_config
 
 IMAGES = np.random.default_rng(0).random((4, 16, 16, 1), np.float32)

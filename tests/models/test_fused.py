@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg.models import blocks, fused, kernels
+from auxseg.models import blocks
 from auxseg.models.blocks import Signal
+from auxseg.models.kernels import build, operators
 
-pytestmark = pytest.mark.skipif(bool(kernels.load()), reason=f"no compiled kernels: {kernels.load()}")
+pytestmark = pytest.mark.skipif(bool(build.load()), reason=f"no compiled kernels: {build.load()}")
 RANDOM = np.random.default_rng(0)
 
 
@@ -134,8 +135,8 @@ def test_with_64_bits_enabled():
 def test_what_has_no_kernel():
     """XLA computes it: bfloat16, three arrays side by side, an empty batch."""
     signal = draw_signal(1, 4, 4, 8)
-    assert fused.can_run((signal, signal))
-    assert not fused.can_run((signal,) * 3)
-    assert not fused.can_run((signal._replace(values=signal.values.astype(jnp.bfloat16)),))
-    assert not fused.can_run((signal._replace(values=signal.values[:0]),))
-    assert not fused.can_run((draw_signal(1, 4, 4, 8, stored=1),), spread=False)
+    assert operators.can_run((signal, signal))
+    assert not operators.can_run((signal,) * 3)
+    assert not operators.can_run((signal._replace(values=signal.values.astype(jnp.bfloat16)),))
+    assert not operators.can_run((signal._replace(values=signal.values[:0]),))
+    assert not operators.can_run((draw_signal(1, 4, 4, 8, stored=1),), spread=False)

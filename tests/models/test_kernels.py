@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from auxseg.models import kernels
+from auxseg.models.kernels import build
 
-COMPILER = kernels.find_compiler()
+COMPILER = build.find_compiler()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 PROGRAM = "from auxseg.models import kernels; print(kernels.load())"
 
@@ -75,9 +75,9 @@ def test_one_library_for_each_source_and_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("AUXSEG_CACHE", str(tmp_path / "cache"))
     other = write_compiler(tmp_path / "other", "echo another version")
     monkeypatch.setenv("CXX", f"{other} -m64")
-    assert kernels.find_compiler() == (other, "-m64")
-    paths = {kernels.find_library(COMPILER), kernels.find_library((other,))}
+    assert build.find_compiler() == (other, "-m64")
+    paths = {build.find_library(COMPILER), build.find_library((other,))}
     changed = tmp_path / "kernels.cc"
-    changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(kernels, "SOURCE", changed)
-    assert len(paths | {kernels.find_library(COMPILER)}) == 3
+    changed.write_bytes(build.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(build, "SOURCE", changed)
+    assert len(paths | {build.find_library(COMPILER)}) == 3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from auxseg.base.errors import InputError
-from auxseg.models import kernels, layers
+from auxseg.models import layers
+from auxseg.models.kernels import build
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.standard_normal((2, 6, 8, 5), np.float32)
@@ -87,7 +88,7 @@ def test_upsample_by_hand():
 
 
 def test_lowering_goes_by_backend(monkeypatch):
-    monkeypatch.setattr(kernels, "load", lambda: None)
+    monkeypatch.setattr(build, "load", lambda: None)
     for backend, expected in {"cpu": "kernels", "gpu": "shifted", "tpu": "plain"}.items():
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert layers.resolve_lowering("auto") == expected
@@ -97,7 +98,7 @@ def test_lowering_goes_by_backend(monkeypatch):
 
 
 def test_without_kernels_the_blocked_form_is_taken_and_said_once(monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "load", lambda: "no compiler, in a test")
+    monkeypatch.setattr(build, "load", lambda: "no compiler, in a test")
     assert [layers.resolve_lowering("auto") for _ in range(2)] == ["blocked", "blocked"]
     assert capsys.readouterr().err.count("no compiler, in a test") == 1
     with pytest.raises(

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.base.classes import Outputs
 from auxseg.models import aux_unet, blocks, layers
 from auxseg.models.aux_unet import MaskHead, Settings, Upsample, check_images
 from auxseg.models.blocks import Signal
+from auxseg.models.interface import Outputs
 from auxseg.models.norm import normalisation
 
 _ZEROS = nn.initializers.zeros

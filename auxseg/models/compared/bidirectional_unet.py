@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from auxseg.models import blocks
 from auxseg.models.blocks import Signal
-from auxseg.models.parts import Context, Conv, Network
+from auxseg.models.compared.parts import Context, Conv, Network
 
 
 class BidirectionalUNet(Network):

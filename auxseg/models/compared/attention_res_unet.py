@@ -22,11 +22,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.base.classes import CLASS_NAMES, Outputs
+from auxseg.base.classes import CLASS_NAMES
 from auxseg.models import blocks
 from auxseg.models.aux_unet import Unit
 from auxseg.models.blocks import Signal
-from auxseg.models.parts import Context, Conv, Gate, Network
+from auxseg.models.compared.parts import Context, Conv, Gate, Network
+from auxseg.models.interface import Outputs
 
 GATES = ("additive", "grid")
 """Valid values of config.model.gate."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg.models import kernels
+from auxseg.models.kernels import build
 
 MAX_SIGNALS = 2
 """Arrays that a kernel reads side by side."""
@@ -112,7 +112,7 @@ def _fill(arrays):
 
 def _call(name, shapes, *arguments, **attributes):
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    run = jax.ffi.ffi_call(kernels.target(name), results, vmap_method="sequential")
+    run = jax.ffi.ffi_call(build.target(name), results, vmap_method="sequential")
     return run(*arguments, **attributes)
 
 

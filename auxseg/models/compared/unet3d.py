@@ -20,7 +20,7 @@ from auxseg.base.errors import InputError
 from auxseg.models import layers
 from auxseg.models.aux_unet import check_images
 from auxseg.models.blocks import Signal
-from auxseg.models.parts import Context, Conv, Network
+from auxseg.models.compared.parts import Context, Conv, Network
 
 _ZEROS = nn.initializers.zeros
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from auxseg.base.classes import Outputs
 from auxseg.models.aux_unet import MaskHead, Upsample
-from auxseg.models.parts import Context, Network
+from auxseg.models.compared.parts import Context, Network
+from auxseg.models.interface import Outputs
 
 
 class UNetPlusPlus(Network):

@@ -12,7 +12,7 @@ import flax.linen as nn
 
 from auxseg.models import blocks
 from auxseg.models.blocks import Signal
-from auxseg.models.parts import Context, Gate, Network
+from auxseg.models.compared.parts import Context, Gate, Network
 
 
 class AttentionUNet(Network):

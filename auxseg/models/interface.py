@@ -1,0 +1,43 @@
+"""NEW MODULE auxseg.models.interface."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from auxseg.base.classes import LEFT, NODULE, RIGHT
+
+
+def turn_back(probabilities):
+    """Returns probabilities [..., H, W, C] of a mirrored slice as those of the slice: the inverse of `flip`."""
+    return probabilities[..., ::-1, :][..., jnp.array([0, RIGHT, LEFT, NODULE])]
+
+
+def normalise_hu(images, window_hu):
+    """Returns float32 in [0, 1]: HU clipped to the window (low, high) and scaled; any shape."""
+    low, high = window_hu
+    return jnp.clip((images.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
+
+
+def to_input(images, window_hu):
+    """Returns what the model takes, float32 [N, H, W, C] in [0, 1]: C is 1, or the slices of slabs.
+
+    Args:
+        images: int16 [N, H, W] in HU, or slabs [N, H, W, slices].
+        window_hu: (low, high).
+    """
+    scaled = normalise_hu(images, window_hu)
+    return scaled if scaled.ndim == 4 else scaled[..., None]
+
+
+class Outputs(NamedTuple):
+    """What a model returns.
+
+    Attributes:
+        mask_logits: float32 [N, H, W, C].
+        class_logits: float32 [N, C] from the auxiliary head, or None without one.
+    """
+
+    mask_logits: Any
+    class_logits: Any
