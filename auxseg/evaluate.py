@@ -13,22 +13,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from auxseg import (
-    checkpoints,
-    decision,
-    input_pipeline,
-    losses,
-    metrics,
-    models,
-    parallel,
-    runs,
-    state,
-    steps,
-)
+from auxseg import checkpoints, decision, input_pipeline, losses, metrics, models, runs, state, steps
 from auxseg.base import command, files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load
+from auxseg.devices import parallel, processes
 
 
 def create_eval_fn(config, devices, aux_labels=None):
@@ -76,7 +66,7 @@ def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None)
         batches = progress.track(batches, total=len(rows), label=label, unit="batch")
     results = [parallel.fetch_rows(eval_fn(variables, batch)) for batch in batches]
     kept = np.concatenate([weights for _, weights in rows]) > 0
-    return jax.tree.map(lambda x: x[kept], parallel.gather_batches(results, feed.devices))
+    return jax.tree.map(lambda x: x[kept], processes.gather_batches(results, feed.devices))
 
 
 def summarise(results):

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg import parallel
 from auxseg.base.classes import Batch
 from auxseg.base.errors import InputError, check_choice
+from auxseg.devices import parallel
 from auxseg.models import interface
 
 PREFETCH_BATCHES = 3

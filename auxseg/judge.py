@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from auxseg import decision as auxseg_decision
-from auxseg import explain, input_pipeline, models, parallel, scores, steps
+from auxseg import explain, input_pipeline, models, scores, steps
 from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.decision import NOMINAL_FIELD_MM, Decision, choose, decide
+from auxseg.devices import parallel
 from auxseg.report import inputs, macs, viewer, write_report
 
 

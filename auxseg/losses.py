@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg import parallel
 from auxseg.base.errors import InputError, check_choice
+from auxseg.devices import parallel
 
 
 def dice_loss(*, logits, masks, smooth=1.0):

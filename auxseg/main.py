@@ -10,9 +10,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from auxseg import evaluate, parallel, train
+from auxseg import evaluate, train
 from auxseg.base import command
 from auxseg.base.errors import InputError
+from auxseg.devices import parallel, processes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "settings: a Python file such as configs/phantom.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
@@ -30,15 +31,15 @@ def main(argv):
     workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / path.stem)
     if CONFIG.value.train.deterministic:
         parallel.make_deterministic()
-    parallel.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         summary = train.train(CONFIG.value, workdir)
     except train.Interrupted as stop:
-        if parallel.is_first():
+        if processes.is_first():
             print(stop, file=sys.stderr)
         return command.EXIT_INTERRUPTED
     except jax.errors.JaxRuntimeError:
-        parallel.await_loss()
+        processes.await_loss()
         raise
     if summary is not None:
         print(evaluate.describe(summary))
@@ -46,4 +47,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command.run(main, leave=parallel.leave)
+    command.run(main, leave=processes.leave)

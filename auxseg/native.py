@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg import parallel
 from auxseg.base.errors import InputError
+from auxseg.devices import parallel
 
 _MIXED = 255
 

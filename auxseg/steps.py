@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg import augment, input_pipeline, insertion, losses, metrics, parallel
+from auxseg import augment, input_pipeline, insertion, losses, metrics
 from auxseg.base.errors import InputError
+from auxseg.devices import parallel
 from auxseg.models import interface
 
 

@@ -31,7 +31,6 @@ from auxseg import (
     losses,
     models,
     optim,
-    parallel,
     runs,
     state,
 )
@@ -39,6 +38,8 @@ from auxseg.base import files, progress
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.datasets import cache_dir, load, splits
+from auxseg.devices import parallel
+from auxseg.devices.processes import Agreement, check_same, is_first, num_processes, share, share_tree
 from auxseg.steps import empty_sums, statistics_step, train_step
 
 STOP_FILE = "STOP"
@@ -108,7 +109,7 @@ def train(config, workdir):
         current, sums, position = _start(setup)
         with interruption.awaited():
             ended = _run_epochs(setup, current, sums, position, interruption)
-        if not parallel.is_first():
+        if not is_first():
             return None
         return evaluate.finish(
             workdir, config=config, dataset=setup.dataset, members=setup.members, feed=setup.feed, ended=ended
@@ -117,7 +118,7 @@ def train(config, workdir):
 
 def _held(workdir):
     """Returns a context with the workdir as a Path, locked by process 0 for all."""
-    return files.locked(workdir) if parallel.is_first() else contextlib.nullcontext(pathlib.Path(workdir))
+    return files.locked(workdir) if is_first() else contextlib.nullcontext(pathlib.Path(workdir))
 
 
 def create_setup(config, workdir):
@@ -132,7 +133,7 @@ def create_setup(config, workdir):
     if config.train.deterministic:
         parallel.check_deterministic(devices)
     dataset = load_once(config)
-    if parallel.is_first():
+    if is_first():
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
         runs.claim_config(workdir, config)
@@ -159,19 +160,19 @@ def load_once(config):
         InputError: data that cannot be used, that process 0 took too long for, or that is not the same in
         all.
     """
-    dataset = load(config.data) if parallel.is_first() else None
-    parallel.share(True, label="preparing the data", minutes=config.train.wait_minutes)
+    dataset = load(config.data) if is_first() else None
+    share(True, label="preparing the data", minutes=config.train.wait_minutes)
     if dataset is None:
         dataset = load(config.data)
     digest = hashlib.sha256("\n".join(dataset.table.case_id.tolist()).encode()).hexdigest()
-    parallel.check_same("data.dir", f"{dataset.name}, {len(dataset)} cases of digest {digest[:16]}")
+    check_same("data.dir", f"{dataset.name}, {len(dataset)} cases of digest {digest[:16]}")
     return dataset
 
 
 def _share_splits(workdir, dataset, data_config):
     """Returns {split: indices} of `claim_splits` in all processes."""
-    members = claim_splits(workdir, dataset, data_config) if parallel.is_first() else {}
-    shared = parallel.share({split: rows.tolist() for split, rows in members.items()})
+    members = claim_splits(workdir, dataset, data_config) if is_first() else {}
+    shared = share({split: rows.tolist() for split, rows in members.items()})
     return {split: np.array(rows, np.int64) for split, rows in shared.items()}
 
 
@@ -333,12 +334,12 @@ def _start(setup):
     config = setup.config
     sums = jax.device_get(empty_sums(config.model.num_classes))
     position = Position(0, optim.Schedule(config.optim.learning_rate))
-    if parallel.is_first():
+    if is_first():
         initial, sums, position = _read_start(setup, sums, position)
     else:
         initial = jax.device_get(create_state(config))
-    initial, sums = parallel.share_tree((initial, sums))
-    position = Position.from_json(parallel.share(position.to_json()))
+    initial, sums = share_tree((initial, sums))
+    position = Position.from_json(share(position.to_json()))
     return parallel.replicate(initial, setup.devices), parallel.replicate(sums, setup.devices), position
 
 
@@ -366,12 +367,12 @@ def _read_start(setup, sums, position):
 
 def _run_epochs(setup, current, sums, position, interruption):
     """Returns why the run ended, after training to its end."""
-    start, first = time.monotonic(), parallel.is_first()
-    agreement = parallel.Agreement(setup.devices)
+    start, first = time.monotonic(), is_first()
+    agreement = Agreement(setup.devices)
     if first:
         print_header(setup, position)
     with open_events(setup.workdir, position.epoch) if first else contextlib.nullcontext() as events:
-        while (ended := parallel.share(first and _why_ended(setup, position, start))) is None:
+        while (ended := share(first and _why_ended(setup, position, start))) is None:
             began = time.perf_counter()
             current = set_learning_rate(current, _rate(setup, position), setup.devices)
             current, sums, timing = _train_epoch(setup, current, sums, position, interruption, agreement)
@@ -416,7 +417,7 @@ def _train_epoch(setup, current, sums, position, interruption, agreement):
     label = f"epoch {position.epoch + 1}/{setup.config.train.num_epochs}"
     recent, waited, first = [], 0.0, None
     start = time.perf_counter()
-    if parallel.is_first():
+    if is_first():
         batches = progress.track(batches, total=len(rows), label=label, unit="step")
     for batch, seconds in batches:
         current, sums = setup.train_fn(current, sums, batch)
@@ -568,7 +569,7 @@ def _keep_best(setup, host_state, position):
 def _save_interrupted(setup, current, sums, position, interruption):
     host, sums = parallel.fetch_first(current), parallel.fetch_first(sums)
     _check_finite(setup, position.epoch + 1, sums)
-    if parallel.is_first():
+    if is_first():
         checkpoints.save_latest(setup.workdir, state=host, sums=sums, progress=position.to_json())
     done = int(host.step) - position.epoch * setup.steps_per_epoch
     raise Interrupted(
@@ -655,7 +656,7 @@ def write_events(events, row):
 
 def print_header(setup, position):
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in setup.members.items())
-    device, processes = setup.devices[0], parallel.num_processes()
+    device, processes = setup.devices[0], num_processes()
     of = f" of {processes} processes" if processes > 1 else ""
     print(
         f"{setup.dataset.name}: {sizes} cases; {len(setup.devices)} x {device.device_kind} ({device.platform}){of}, "

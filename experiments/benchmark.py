@@ -35,9 +35,9 @@ import time
 
 from absl import flags
 
-from auxseg import parallel
 from auxseg.base.command import run
 from auxseg.base.errors import InputError, check_choice
+from auxseg.devices import parallel
 from experiments.peers.task import Task
 
 IMPLEMENTATIONS = {

@@ -445,8 +445,9 @@ def measure_step(config, *, num_steps=2):
     import jax
     import numpy as np
 
-    from auxseg import input_pipeline, parallel, steps, train
+    from auxseg import input_pipeline, steps, train
     from auxseg.datasets import cache_dir
+    from auxseg.devices import parallel
 
     train.check_settings(config)
     parallel.keep_compiled_programs(cache_dir(config.data) / "compiled")

@@ -22,7 +22,8 @@ import time
 import jax
 import numpy as np
 
-from auxseg import input_pipeline, parallel, steps, train
+from auxseg import input_pipeline, steps, train
+from auxseg.devices import parallel
 from configs import base
 
 TOLERANCE = 1e-5

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import evaluate, input_pipeline, parallel
+from auxseg import evaluate, input_pipeline
 from auxseg.base.errors import InputError
+from auxseg.devices import parallel
 from auxseg.models import interface
 from configs import base
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import parallel
 from auxseg.base.errors import InputError
+from auxseg.devices import parallel, processes
 
 
 def test_choice_of_devices():
@@ -63,16 +63,16 @@ def test_sum_without_devices_is_the_value():
 
 
 def test_one_process_shares_with_nobody():
-    assert parallel.is_first() and parallel.num_processes() == 1
-    assert parallel.share({"a": [1, None]}) == {"a": [1, None]}
-    assert parallel.share_tree((1, 2)) == (1, 2)
-    parallel.check_same("x", 1)
-    parallel.await_loss()
+    assert processes.is_first() and processes.num_processes() == 1
+    assert processes.share({"a": [1, None]}) == {"a": [1, None]}
+    assert processes.share_tree((1, 2)) == (1, 2)
+    processes.check_same("x", 1)
+    processes.await_loss()
     with pytest.raises(SystemExit) as end:
-        parallel.leave(75)
+        processes.leave(75)
     assert end.value.code == 75
     devices = parallel.choose_devices(2)
-    agreement = parallel.Agreement(devices)
+    agreement = processes.Agreement(devices)
     assert [agreement.reached(told) for told in (False, True)] == [False, True]
     assert parallel.local(devices) == devices
     rows = np.arange(6)
@@ -81,14 +81,14 @@ def test_one_process_shares_with_nobody():
 
 def test_rows_of_batches_are_put_together_in_order():
     batches = [{"x": np.arange(4) + 10 * i, "y": np.full((4, 2), i)} for i in range(3)]
-    found = parallel.gather_batches(batches, parallel.choose_devices(2))
+    found = processes.gather_batches(batches, parallel.choose_devices(2))
     np.testing.assert_array_equal(found["x"], [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23])
     assert found["y"].shape == (12, 2)
 
 
 def test_arrays_travel_as_they_are():
     arrays = [np.float32([-0.0, np.nan]), np.int32(7), np.zeros((0, 3), np.uint8)]
-    for a, b in zip(arrays, parallel._unpack(parallel._pack(arrays)), strict=True):
+    for a, b in zip(arrays, processes._unpack(processes._pack(arrays)), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
@@ -104,8 +104,8 @@ def test_arrays_travel_as_they_are():
 )
 def test_flags_of_processes_that_do_not_go_together(given, message):
     with pytest.raises(InputError, match=message):
-        parallel.join(*given)
-    assert parallel.num_processes() == 1
+        processes.join(*given)
+    assert processes.num_processes() == 1
 
 
 def test_deterministic_is_told_to_xla_before_it_starts(monkeypatch):
@@ -140,13 +140,13 @@ SLURM = {
 
 
 def test_clusters_are_recognised():
-    assert not parallel._in_cluster({})
-    assert parallel._in_cluster(SLURM)
-    assert not parallel._in_cluster({**SLURM, "SLURM_STEP_NUM_TASKS": "1"})  # a shell within an allocation
-    assert parallel._in_cluster(
+    assert not processes._in_cluster({})
+    assert processes._in_cluster(SLURM)
+    assert not processes._in_cluster({**SLURM, "SLURM_STEP_NUM_TASKS": "1"})  # a shell within an allocation
+    assert processes._in_cluster(
         {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
     )
-    assert not parallel._in_cluster(
+    assert not processes._in_cluster(
         {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "1"}
     )
 
@@ -162,4 +162,4 @@ def test_clusters_are_recognised():
     ],
 )
 def test_a_process_alone_on_its_machine_takes_all_of_its_gpus(variables, ids):
-    assert parallel._local_device_ids(variables) == ids
+    assert processes._local_device_ids(variables) == ids

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from auxseg import partners
 from auxseg.base.errors import InputError
+from auxseg.devices import links
 
 WAIT = 60.0
 
@@ -19,11 +19,11 @@ class Run:
 
     def __init__(self, number):
         self.lost = [queue.Queue() for _ in range(number)]
-        door = partners.Door(["127.0.0.1"])
+        door = links.Door(["127.0.0.1"])
         others = [None] * (number - 1)
 
         def knock(i):
-            others[i - 1] = partners.knock(door.address, i, number, self._noting(i))
+            others[i - 1] = links.knock(door.address, i, number, self._noting(i))
 
         threads = [threading.Thread(target=knock, args=(i,)) for i in range(1, number)]
         for thread in threads:
@@ -87,7 +87,7 @@ def test_a_partner_that_stops_gives_its_word_and_status():
     run = Run(3)
     run.groups[2].stop("process 2 stopped: no such scan", 2)
     for lost in run.lost[:2]:
-        assert lost.get(timeout=WAIT) == ("process 2 stopped: no such scan", 2, partners.GRACE_SECONDS)
+        assert lost.get(timeout=WAIT) == ("process 2 stopped: no such scan", 2, links.GRACE_SECONDS)
     assert run.lost[2].empty()
 
 
@@ -96,7 +96,7 @@ def test_process_0_goes_last():
     run = Run(2)
     stopping = threading.Thread(target=run.groups[0].stop, args=("process 0 stopped", 2))
     stopping.start()
-    assert run.lost[1].get(timeout=WAIT) == ("process 0 stopped", 2, partners.GRACE_SECONDS)
+    assert run.lost[1].get(timeout=WAIT) == ("process 0 stopped", 2, links.GRACE_SECONDS)
     assert stopping.is_alive()
     hang_up(run.groups[1])
     stopping.join(WAIT)
@@ -104,9 +104,9 @@ def test_process_0_goes_last():
 
 
 def test_silence_is_an_end_too(monkeypatch):
-    monkeypatch.setattr(partners, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(links, "PING_SECONDS", 0.1)
     run = Run(2)
-    monkeypatch.setattr(partners, "SILENCE_SECONDS", -1.0)
+    monkeypatch.setattr(links, "SILENCE_SECONDS", -1.0)
     assert "given no sign" in run.lost[0].get(timeout=WAIT)[0]
 
 
@@ -128,16 +128,16 @@ def test_who_left_is_not_waited_for():
     "content",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        partners._HEADER.pack(partners._HELLO, 1 << 40),
-        partners._HEADER.pack(partners._HELLO, 2) + b"[]",
-        partners._HEADER.pack(partners._HELLO, 34) + json.dumps({"secret": "x", "process_id": 1}).encode(),
+        links._HEADER.pack(links._HELLO, 1 << 40),
+        links._HEADER.pack(links._HELLO, 2) + b"[]",
+        links._HEADER.pack(links._HELLO, 34) + json.dumps({"secret": "x", "process_id": 1}).encode(),
     ],
 )
 def test_strangers_are_turned_away(content):
-    door = partners.Door(["127.0.0.1"])
+    door = links.Door(["127.0.0.1"])
     with socket.create_connection(("127.0.0.1", door.address["port"])) as stranger:
         stranger.sendall(content)
-        knocking = threading.Thread(target=partners.knock, args=(door.address, 1, 2, lambda *_: None))
+        knocking = threading.Thread(target=links.knock, args=(door.address, 1, 2, lambda *_: None))
         stranger.shutdown(socket.SHUT_WR)
         knocking.start()
         group = door.let_in(2, lambda *_: None)
@@ -150,14 +150,14 @@ def test_strangers_are_turned_away(content):
 
 
 def test_nobody_comes(monkeypatch):
-    monkeypatch.setattr(partners, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(links, "CONNECT_SECONDS", 0.2)
     with pytest.raises(InputError, match=r"processes \[1, 2\] did not connect to process 0"):
-        partners.Door(["127.0.0.1"]).let_in(3)
+        links.Door(["127.0.0.1"]).let_in(3)
 
 
 def test_nobody_is_there():
-    door = partners.Door(["127.0.0.1"])
+    door = links.Door(["127.0.0.1"])
     door._server.close()
     address = {**door.address, "hosts": ["127.0.0.1"]}
     with pytest.raises(InputError, match="process 1 cannot reach process 0 at 127.0.0.1:"):
-        partners.knock(address, 1, 2)
+        links.knock(address, 1, 2)

@@ -20,10 +20,11 @@ import pytest
 import test_steps
 import test_train
 
-from auxseg import checkpoints, input_pipeline, parallel, train
+from auxseg import checkpoints, input_pipeline, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import layout
+from auxseg.devices import parallel, processes
 from configs import base
 
 TESTS = pathlib.Path(__file__).parent
@@ -33,25 +34,27 @@ DEVICES, NUM_EPOCHS = 4, 8
 
 def act(output, luna16):
     """What each of two processes runs: steps with an uneven last batch; the first writes what came out."""
-    parallel.join()
-    assert parallel.num_processes() == 2
-    agreement = parallel.Agreement(parallel.choose_devices(DEVICES))
-    asked = [agreement.reached(not parallel.is_first()) for _ in range(4)]
+    processes.join()
+    assert processes.num_processes() == 2
+    agreement = processes.Agreement(parallel.choose_devices(DEVICES))
+    asked = [agreement.reached(not processes.is_first()) for _ in range(4)]
     assert asked == [False, False, True, True]  # one was told: both know, two steps later
     _, state, sums = test_steps.run_on(DEVICES, fakes.two_discs(22), test_steps.small_config())
     digest = [float(np.sum(np.abs(leaf))) for leaf in jax.tree.leaves(state)]
-    parallel.check_same("the state", digest)  # every process holds the same
-    if parallel.is_first():
+    processes.check_same("the state", digest)  # every process holds the same
+    if processes.is_first():
         np.savez(output, *jax.tree.leaves((state, sums)))
     read_own_share()
     prepare_once(luna16)
     try:
-        parallel.check_same("a number", parallel.is_first())
+        processes.check_same("a number", processes.is_first())
     except InputError as error:
         assert "a number: process 1 has False, process 0 has True" in str(error)
     else:
         raise AssertionError("a difference was not seen")
-    parallel.leave(2 if parallel.is_first() else 0)  # a fault of the first ends the other, which waits for it
+    processes.leave(
+        2 if processes.is_first() else 0
+    )  # a fault of the first ends the other, which waits for it
 
 
 def read_own_share():
@@ -64,7 +67,7 @@ def read_own_share():
     for count, shares in ((8, ([0, 1, 2, 3], [4, 5, 6, 7])), (2, ([0, 1], []))):
         rows = input_pipeline.padded_rows(np.arange(count), 8, 8)
         (_,) = input_pipeline.read_batches(feed, rows)
-        assert sum(asked, []) == shares[0 if parallel.is_first() else 1]
+        assert sum(asked, []) == shares[0 if processes.is_first() else 1]
         asked.clear()
 
 
@@ -77,7 +80,7 @@ def prepare_once(luna16):
         config.data.dir, config.data.cache_dir = luna16, f"{luna16}-cache"
         config.data.size = (32, 32)
     assert len(train.load_once(config)) == 3
-    assert seen == (list(fixtures_luna16.UIDS) if parallel.is_first() else [])
+    assert seen == (list(fixtures_luna16.UIDS) if processes.is_first() else [])
 
 
 def free_port():

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
-from auxseg import parallel, runs
+from auxseg import runs
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.devices import parallel
 from configs import base
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg import input_pipeline, insertion, losses, models, optim, parallel, steps, train
+from auxseg import input_pipeline, insertion, losses, models, optim, steps, train
 from auxseg.base.errors import InputError
+from auxseg.devices import parallel
 from auxseg.models import interface
 from auxseg.state import count_values
 from configs import base

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import augment, checkpoints, evaluate, export, insertion, parallel, runs, train
+from auxseg import augment, checkpoints, evaluate, export, insertion, runs, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import load
+from auxseg.devices import parallel
+from auxseg.devices.processes import Agreement
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -210,7 +212,7 @@ def stopped_after(num_steps, config, workdir, monkeypatch):
     """Trains until a signal is seen after some steps."""
     calls = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(parallel.Agreement, "reached", lambda *_: next(calls) == num_steps)
+        patch.setattr(Agreement, "reached", lambda *_: next(calls) == num_steps)
         with pytest.raises(train.Interrupted, match="in epoch 2 after 2 of 5 steps"):
             train.train(config, workdir)
 

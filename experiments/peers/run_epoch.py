@@ -8,7 +8,8 @@ import types
 import jax
 import numpy as np
 
-from auxseg import input_pipeline, losses, optim, parallel, steps
+from auxseg import input_pipeline, losses, optim, steps
+from auxseg.devices import parallel
 from auxseg.models import create_model
 from auxseg.state import TrainState
 from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from test_load import data_config, write_npz
 
-from auxseg import augment, datasets, input_pipeline, parallel, train
+from auxseg import augment, datasets, input_pipeline, train
 from auxseg.base.errors import InputError
 from auxseg.ct.images import read_slices
 from auxseg.datasets import join, resize, slabs
+from auxseg.devices import parallel
 from configs import base
 
 PHANTOM = {"num_scans": 3, "num_slices": 12, "matrix": 64}
