@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from auxseg import checkpoints, decision, input_pipeline, losses, metrics, models, runs, state, steps
+from auxseg import checkpoints, input_pipeline, losses, models, runs, state, steps
 from auxseg.base import command, files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load
 from auxseg.devices import parallel, processes
+from auxseg.scoring import operating_point, pixel_counts
 
 
 def create_eval_fn(config, devices, aux_labels=None):
@@ -76,15 +77,15 @@ def summarise(results):
     over the 'dice_cases' whose reference has it; cases that have it in the prediction alone are
     'false_positive_cases'.
     """
-    dice, cases = metrics.mean_dice(results.counts)
-    false_positives = metrics.false_positive_cases(results.counts)
+    dice, cases = pixel_counts.mean_dice(results.counts)
+    false_positives = pixel_counts.false_positive_cases(results.counts)
     return {
         "cases": len(results.loss),
         "loss": _number(np.mean(results.loss, dtype=np.float64)),
         "segmentation_loss": _number(np.mean(results.segmentation, dtype=np.float64)),
         "auxiliary_loss": _number(np.mean(results.auxiliary, dtype=np.float64)),
-        "accuracy": metrics.pooled_accuracy(results.counts),
-        "pooled_dsc": metrics.pooled_dsc(results.counts),
+        "accuracy": pixel_counts.pooled_accuracy(results.counts),
+        "pooled_dsc": pixel_counts.pooled_dsc(results.counts),
         "dice": by_class(map(_number, dice)),
         "dice_cases": by_class(map(int, cases)),
         "false_positive_cases": by_class(map(int, false_positives)),
@@ -145,7 +146,7 @@ def tune(workdir, *, flip=False):
         "max_false_per_slice", 1.0
     )  # runs from before the setting are tuned too
     chosen, found = judge.choose_decision(subject, max_false=allowed)
-    decision.write_decision(workdir, chosen, found, flip=flip)
+    operating_point.write_decision(workdir, chosen, found, flip=flip)
     return found
 
 
@@ -155,7 +156,7 @@ def describe_decision(found):
     return (
         f"nodules from a probability of {best['threshold']:g} and {best['min_mm']:g} mm on: {best['found']} of "
         f"{found['nodules']} found, {best['false_per_slice']:.2f} false a slice on {found['slices']} validation "
-        f"slices (stored in {decision.FILE})"
+        f"slices (stored in {operating_point.FILE})"
     )
 
 
@@ -177,7 +178,7 @@ def report(workdir, *, split=None, explained=(), tuned=False, flip=False):
     subject, split, found = open_run(workdir, split, flip=flip)
     judge.find_cases(subject.dataset, explained or ())
     if tuned:
-        subject = dataclasses.replace(subject, decision=decision.read_decision(workdir, flip=flip))
+        subject = dataclasses.replace(subject, decision=operating_point.read_decision(workdir, flip=flip))
     results = _evaluate(subject, split)
     judgement = judge.judge_split(subject, split)
     page = judge.write(workdir, subject, judgement, explained=explained)
@@ -196,7 +197,7 @@ def _summarise_decided(results, judgement, otherwise):
     confusion = np.array([
         [[row[f"pixels_{true}_as_{given}"] for given in CLASS_NAMES] for true in CLASS_NAMES] for row in rows
     ])  # fmt: skip
-    counts = metrics.Counts(
+    counts = pixel_counts.Counts(
         overlap=np.diagonal(confusion, axis1=1, axis2=2),
         predicted=confusion.sum(axis=1),
         reference=confusion.sum(axis=2),
@@ -280,7 +281,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     tuned = config.eval.tune_nodules
     if tuned:
         chosen, on_val = judge.choose_decision(subject, max_false=config.eval.max_false_per_slice)
-        decision.write_decision(workdir, chosen, on_val)
+        operating_point.write_decision(workdir, chosen, on_val)
         print(describe_decision(on_val), flush=True)
         subject = dataclasses.replace(subject, decision=chosen)
     names = [split for split in ("val", "test") if split in members]

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import bundle, decision, evaluate, onnx_graph, runs
+from auxseg import bundle, evaluate, onnx_graph, runs
 from auxseg.base import command
 from auxseg.base.errors import InputError, check_choice
 from auxseg.ct import scans
 from auxseg.datasets import load
 from auxseg.datasets.resize import resize_image
+from auxseg.scoring import operating_point
 
 TOLERANCE = 1e-4
 """Largest difference of a probability between the bundle and the original."""
@@ -67,7 +68,7 @@ def export(workdir, kind, output, *, images, checked_on):
     with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as folder:
         part = pathlib.Path(folder) / output.name
         part.mkdir()
-        chosen = pathlib.Path(workdir) / decision.FILE
+        chosen = pathlib.Path(workdir) / operating_point.FILE
         if chosen.is_file():
             shutil.copy(chosen, part)  # for `predict --tuned`
         write_bundle(part, trained, kind)

@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from auxseg import decision as auxseg_decision
-from auxseg import explain, input_pipeline, models, scores, steps
+from auxseg import explain, input_pipeline, models, steps
 from auxseg.base import progress
 from auxseg.base.errors import InputError
-from auxseg.decision import NOMINAL_FIELD_MM, Decision, choose, decide
 from auxseg.devices import parallel
 from auxseg.report import inputs, macs, viewer, write_report
+from auxseg.scoring import case_scores, operating_point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Subject:
     feed: input_pipeline.Feed
     variables: Any
     predict_fn: Any
-    decision: Decision = Decision()
+    decision: operating_point.Decision = operating_point.Decision()
     flip: bool = False
 
 
@@ -61,8 +60,8 @@ class Judgement:
     """
 
     split: str
-    evaluation: scores.Evaluation
-    native: scores.Evaluation | None
+    evaluation: case_scores.Evaluation
+    native: case_scores.Evaluation | None
     seconds: float
 
 
@@ -95,10 +94,10 @@ def judge_split(subject, split, *, native=True):
     table, indices = subject.dataset.table, subject.members[split]
     native = native and bool((table.native_size_yx[indices] != subject.dataset.size_yx).any())
     score = functools.partial(_score_both, subject, split, native)
-    both = list(scores.stream(score, predict(subject, indices, label=f"scoring {split}"), num_threads=2))
+    both = list(case_scores.stream(score, predict(subject, indices, label=f"scoring {split}"), num_threads=2))
     if not both:
         raise InputError(f"split {split!r}: got no case, expected at least one; choose another with --split")
-    evaluations = [scores.collect(each) for each in zip(*both, strict=True) if each[0] is not None]
+    evaluations = [case_scores.collect(each) for each in zip(*both, strict=True) if each[0] is not None]
     return Judgement(split, evaluations[0], evaluations[1] if native else None, time.monotonic() - start)
 
 
@@ -134,7 +133,7 @@ def choose_decision(subject, *, max_false):
     Raises:
         InputError: no case of the split has a nodule.
     """
-    chosen, found = choose(
+    chosen, found = operating_point.choose(
         count_nodules(subject, "val"),
         max_false=max_false,
         nominal_pixel_mm=nominal_pixel_mm(subject.dataset),
@@ -154,19 +153,19 @@ def count_nodules(subject, split):
         (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
         for index, probabilities in predict(subject, subject.members[split], label=f"counting on {split}")
     )
-    return auxseg_decision.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset))
+    return operating_point.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset))
 
 
 def nominal_pixel_mm(dataset):
     """Returns the mm between pixels of the network's image that stand for those of a slice whose spacing is not
     known."""
-    return NOMINAL_FIELD_MM / dataset.size_yx[1]
+    return operating_point.NOMINAL_FIELD_MM / dataset.size_yx[1]
 
 
 def resized_spacing(dataset, index):
     """Returns float64 [2], mm between pixels of a case as the network sees it; NaN where unknown."""
     table = dataset.table
-    return scores.resized_spacing(
+    return case_scores.resized_spacing(
         table.spacing_zyx_mm[index, 1:],
         native_size_yx=table.native_size_yx[index],
         size_yx=dataset.size_yx,
@@ -187,8 +186,8 @@ def _score_both(subject, split, native, predicted):
     }
     _, masks = dataset.read(np.array([index]))
     resized = resized_spacing(dataset, index)
-    first = scores.score_case(
-        prediction=decide(probabilities, subject.decision, spacing_yx_mm=resized),
+    first = case_scores.score_case(
+        prediction=operating_point.decide(probabilities, subject.decision, spacing_yx_mm=resized),
         reference=masks[0],
         spacing_yx_mm=resized,
         probabilities=probabilities,
@@ -197,13 +196,13 @@ def _score_both(subject, split, native, predicted):
     if not native:
         return first, None
     reference = dataset.read_native_mask(index)
-    prediction = decide(
+    prediction = operating_point.decide(
         resize_probabilities(probabilities, reference.shape),
         subject.decision,
         spacing_yx_mm=spacing,
         pixels_per_pixel=reference.shape[1] / dataset.size_yx[1],
     )
-    return first, scores.score_case(
+    return first, case_scores.score_case(
         prediction=prediction, reference=reference, spacing_yx_mm=spacing, identity=identity
     )
 
@@ -233,7 +232,7 @@ def read_cases(subject, judgement):
     ):
         images, masks = subject.dataset.read(np.array([index]))
         spacing = resized_spacing(subject.dataset, index)
-        prediction = decide(probabilities, subject.decision, spacing_yx_mm=spacing)
+        prediction = operating_point.decide(probabilities, subject.decision, spacing_yx_mm=spacing)
         cases.append(
             viewer.CaseImage(case_id, reasons, images[0], masks[0], prediction, window, rows[case_id])
         )
@@ -327,7 +326,7 @@ def describe_masks(subject):
     chosen = subject.decision
     rule = (
         "the most likely class"
-        if chosen == Decision()
+        if chosen == operating_point.Decision()
         else f"nodules from a share of {chosen.threshold:g} and {chosen.min_mm:g} mm on, chosen on validation"
     )
     return rule + (", of the mean with the mirrored slice" if subject.flip else "")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import __version__, decision, native, outputs, postprocess
+from auxseg import __version__, native, outputs
 from auxseg.base import command, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
@@ -38,6 +38,9 @@ from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical, index_to_mm
 from auxseg.datasets.resize import AIR_HU, resize_image
 from auxseg.models import interface
+from auxseg.scoring import components as scoring_components
+from auxseg.scoring import operating_point
+from auxseg.scoring.components import Component, equivalent_diameter, find_components, surrounding_lung
 
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 DONE = "prediction.json"
@@ -65,13 +68,13 @@ class Options:
     slices: str | int = "all"
     batch_size: int = 8
     flip: bool = False
-    clean: postprocess.Options = postprocess.Options()
+    clean: scoring_components.Options = scoring_components.Options()
     probabilities: bool = False
     force: bool = False
     nodule_threshold: float = 0.5
 
     def __post_init__(self):
-        decision.Decision(self.nodule_threshold)
+        operating_point.Decision(self.nodule_threshold)
         if not 1 <= self.batch_size <= 1024:
             raise InputError(f"--batch_size: got {self.batch_size}, expected 1 to 1024")
         if self.slices not in ("all", "middle") and not str(self.slices).isdigit():
@@ -178,7 +181,7 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
     # A least size in pixels is of the network's image, whose pixels are larger than the scan's.
     scale = field.padded_yx[1] / networks[0].size_yx[1]
     clean = dataclasses.replace(options.clean, min_nodule_px=options.clean.min_nodule_px * scale)
-    changed = postprocess.clean(masks, clean, pixel_mm2=pixel_mm2)
+    changed = scoring_components.clean(masks, clean, pixel_mm2=pixel_mm2)
     findings += [
         Finding(INFO, "clean-up", f"{name}: {count} voxels changed") for name, count in changed.items()
     ]
@@ -290,7 +293,7 @@ def _predict_batches(batches, networks, options, field):
     decide = native.create_decide(field, probabilities=options.probabilities)
     before = None
     weights = np.ones(len(CLASS_NAMES), np.float32)
-    weights[NODULE] = decision.Decision(options.nodule_threshold).nodule_weight
+    weights[NODULE] = operating_point.Decision(options.nodule_threshold).nodule_weight
     for first, inputs, count in batches:
         maps = [predict_probabilities(one, inputs[one.size_yx], flip=options.flip) for one in networks]
         finish = decide([_weigh(each, weights) for each in maps] if weights[NODULE] != 1.0 else maps)
@@ -323,7 +326,9 @@ def read_decision(workdirs, *, flip=False):
     Raises:
         InputError: none was chosen for one of them, or with the other `flip`, or they differ.
     """
-    chosen = {workdir: decision.read_decision(pathlib.Path(workdir), flip=flip) for workdir in workdirs}
+    chosen = {
+        workdir: operating_point.read_decision(pathlib.Path(workdir), flip=flip) for workdir in workdirs
+    }
     if len(set(chosen.values())) > 1:
         listed = ", ".join(f"{one.threshold:g} in {workdir}" for workdir, one in chosen.items())
         raise InputError(
@@ -409,7 +414,7 @@ def measure(masks, scan, start):
         piece = _whole_class(masks, value)
         if piece is not None:
             rows.append(_measure_piece(CLASS_NAMES[value], "", piece, scan, start, voxel_mm3, pixel_mm2))
-    components = postprocess.find_components(masks, NODULE)
+    components = find_components(masks, NODULE)
     for number, piece in enumerate(components.pieces, start=1):
         side = _find_side(masks, components, number)
         rows.append(_measure_piece(f"nodule_{number}", side, piece, scan, start, voxel_mm3, pixel_mm2))
@@ -433,7 +438,7 @@ def _whole_class(masks, value):
         return None
     slices = np.flatnonzero(pixels)
     centre = tuple(float(one) for one in sums / pixels.sum())
-    return postprocess.Component(
+    return Component(
         int(pixels.sum()), centre, int(pixels.argmax()), int(pixels.max()), (int(slices[0]), int(slices[-1]))
     )
 
@@ -442,7 +447,7 @@ def _find_side(masks, components, number):
     """Returns the lung around a nodule, by the classes next to it in its largest slice; '' where "
     "neither is."""
     index = components.pieces[number - 1].largest_slice
-    value = postprocess.surrounding_lung(masks[index], components.read(masks, index) == number)
+    value = surrounding_lung(masks[index], components.read(masks, index) == number)
     return CLASS_NAMES[value] if value else ""
 
 
@@ -458,7 +463,7 @@ def _measure_piece(name, side, piece, scan, start, voxel_mm3, pixel_mm2):
         "volume_ml": piece.voxels * voxel_mm3 / 1000.0,
         "volume_mm3": piece.voxels * voxel_mm3,
         "area_mm2": area,
-        "equivalent_diameter_mm": float(postprocess.equivalent_diameter(area)),
+        "equivalent_diameter_mm": float(equivalent_diameter(area)),
         "area_pixels": piece.largest_pixels,
         "slice": piece.largest_slice + start,
         "first_slice": piece.slices[0] + start,
@@ -782,14 +787,16 @@ def main(argv):
     for name in ("workdir", "input", "output"):
         if not getattr(values, name):
             raise InputError(f"--{name}: not given (try --help)")
-    chosen = decision.Decision(values.nodule_threshold, values.min_nodule_mm)
+    chosen = operating_point.Decision(values.nodule_threshold, values.min_nodule_mm)
     if values.tuned:
-        if chosen != decision.Decision():
+        if chosen != operating_point.Decision():
             raise InputError(
                 "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"
             )
         chosen = read_decision(values.workdir.split(","), flip=values.flip)
-    clean = postprocess.Options(values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px)
+    clean = scoring_components.Options(
+        values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px
+    )
     options = Options(
         values.slice,
         values.batch_size,

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg import augment, input_pipeline, insertion, losses, metrics
+from auxseg import augment, input_pipeline, insertion, losses
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
+from auxseg.scoring import pixel_counts
 
 
 class EpochSums(NamedTuple):
@@ -51,7 +52,7 @@ class CaseResults(NamedTuple):
     loss: Any
     segmentation: Any
     auxiliary: Any
-    counts: metrics.Counts
+    counts: pixel_counts.Counts
     label_probabilities: Any
 
 
@@ -319,7 +320,7 @@ def predict_step(variables, raw, *, model, window_hu, flip=False):
 
 def _count(outputs, batch):
     predictions = outputs.mask_logits.argmax(axis=-1)
-    return metrics.count_pixels(
+    return pixel_counts.count_pixels(
         predictions=predictions, masks=batch.masks, num_classes=outputs.mask_logits.shape[-1]
     )
 

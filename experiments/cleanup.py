@@ -20,20 +20,21 @@ import sys
 
 import numpy as np
 
-from auxseg import bundle, evaluate, judge, postprocess, predict, runs, scores, statistics
+from auxseg import bundle, evaluate, judge, predict, runs
 from auxseg.base import errors
 from auxseg.datasets import load
+from auxseg.scoring import case_scores, components, statistics
 
 PLAIN = "plain"
 CLEANED = {
-    "largest_components": postprocess.Options(largest_components=True),
-    "fill_holes": postprocess.Options(fill_holes=True),
-    "min_nodule_mm=3": postprocess.Options(min_nodule_mm=3.0),
-    "min_nodule_mm=5": postprocess.Options(min_nodule_mm=5.0),
-    "all three, 3 mm": postprocess.Options(largest_components=True, fill_holes=True, min_nodule_mm=3.0),
+    "largest_components": components.Options(largest_components=True),
+    "fill_holes": components.Options(fill_holes=True),
+    "min_nodule_mm=3": components.Options(min_nodule_mm=3.0),
+    "min_nodule_mm=5": components.Options(min_nodule_mm=5.0),
+    "all three, 3 mm": components.Options(largest_components=True, fill_holes=True, min_nodule_mm=3.0),
 }
-SCORED = tuple(f"{name}_dice" for name in scores.FOREGROUND) + tuple(
-    f"{name}_hd95_mm" for name in scores.LUNGS
+SCORED = tuple(f"{name}_dice" for name in case_scores.FOREGROUND) + tuple(
+    f"{name}_hd95_mm" for name in case_scores.LUNGS
 )
 
 
@@ -151,7 +152,7 @@ def _decide_all(maps, spacing_yx_mm):
             if not math.isfinite(pixel_mm2):
                 options = dataclasses.replace(options, min_nodule_mm=0.0)
             cleaned = masks.copy()
-            postprocess.clean(cleaned, options, pixel_mm2=pixel_mm2)
+            components.clean(cleaned, options, pixel_mm2=pixel_mm2)
             yield name, number, cleaned
         yield "flip", number, _decide(maps[True][number])
     if len(maps[False]) > 1:
@@ -175,7 +176,7 @@ def _decide(probabilities):
 
 
 def _score(prediction, reference, spacing_yx_mm):
-    return scores.score_case(prediction=prediction, reference=reference, spacing_yx_mm=spacing_yx_mm).row
+    return case_scores.score_case(prediction=prediction, reference=reference, spacing_yx_mm=spacing_yx_mm).row
 
 
 def _compare(by_option, patients):

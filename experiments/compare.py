@@ -21,12 +21,13 @@ import sys
 import numpy as np
 from scipy import stats
 
-from auxseg import scores, statistics
 from auxseg.base import command, files
 from auxseg.base.errors import InputError
 from auxseg.report import html, tables
 from auxseg.report.markup import Markup, element, interval, join, number, table
 from auxseg.runs import config_to_dict
+from auxseg.scoring import statistics
+from auxseg.scoring.case_scores import FOREGROUND
 from configs import base
 
 SEEDS = ("seed", "data.split_seed", "train.order_seed", "augment.seed", "data.fold")
@@ -133,7 +134,7 @@ def compare(workdirs, *, split=None, names=("dice",), arms=None, pairs=None):
     return {
         "split": split,
         "runs": [_run_row(arm, run, names) for arm in arms for run in arm.runs],
-        "arms": [_arm_row(arm, key, name) for arm in arms for key in names for name in scores.FOREGROUND],
+        "arms": [_arm_row(arm, key, name) for arm in arms for key in names for name in FOREGROUND],
         "differences": differences,
         "sentences": _sentences(arms, differences),
     }
@@ -243,7 +244,7 @@ def case_scores(run, key, name):
 def _run_row(arm, run, names):
     row = {"arm": arm.name, "run": run.name}
     for key in names:
-        for name in scores.FOREGROUND:
+        for name in FOREGROUND:
             values = list(case_scores(run, key, name).values())
             row |= {
                 f"{name}_{key}": float(np.mean(values)) if values else np.nan,
@@ -286,7 +287,7 @@ def _compare_arms(pairs, names):
         _difference_row(first, second, key, name)
         for first, second in pairs
         for key in names
-        for name in scores.FOREGROUND
+        for name in FOREGROUND
     ]
     return correct(rows, judge)
 
@@ -467,7 +468,7 @@ def draw(result):
     """Returns the PNG of each run's mean by arm and class, and of the differences with their intervals."""
     from auxseg.report import figures
 
-    names, arms = scores.FOREGROUND, list(dict.fromkeys(row["arm"] for row in result["runs"]))
+    names, arms = FOREGROUND, list(dict.fromkeys(row["arm"] for row in result["runs"]))
     key = next(key for key, title in SCORES.items() if title == result["arms"][0]["score"])
     rows = [row for row in result["differences"] if row["score"] == SCORES[key] and row["cases"]]
     figure, axes = figures.create_axes((11, max(3.0, 0.32 * len(rows) + 1.6)), columns=2)

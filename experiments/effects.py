@@ -16,10 +16,11 @@ import sys
 
 import numpy as np
 
-from auxseg import runs, scores, statistics
+from auxseg import runs
 from auxseg.base import files
 from auxseg.report import tables
 from auxseg.report.markup import element, interval, number, table
+from auxseg.scoring import case_scores, statistics
 from experiments import compare, runner
 
 PAPER_SIZE, PAPER_WIDTH = (320, 320), 64
@@ -56,7 +57,7 @@ def measure(arms, effects, names=("dice",)):
         for effect in effects
         if effect.weights.keys() <= named.keys()
         for key in names
-        for name in scores.FOREGROUND
+        for name in case_scores.FOREGROUND
     ]
     return compare.correct(rows, judge)
 

@@ -28,10 +28,11 @@ import numpy as np
 from absl import flags
 from scipy import ndimage, stats
 
-from auxseg import checkpoints, decision, evaluate, judge, runs, scores, statistics
+from auxseg import checkpoints, evaluate, judge, runs
 from auxseg.base import command, files
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
+from auxseg.scoring import matching, operating_point, statistics
 from configs import base, recommended
 from experiments import runner
 
@@ -148,7 +149,7 @@ def count_run(workdir, *, flip=False):
         }
         runs.write_json(path, stored)
     return {
-        split: decision.Counts(each["slices"], np.array(each["sums"]))
+        split: operating_point.Counts(each["slices"], np.array(each["sums"]))
         for split, each in files.read_json(path).items()
     }
 
@@ -204,12 +205,12 @@ def score_run(workdir, pooled, *, flip=False):
         pooled: decision.Counts of `pool_counts`, for the last of `POINTS`.
         flip: as `count_run`.
     """
-    nominal_pixel_mm = decision.NOMINAL_FIELD_MM / runs.read_config(workdir).data.size[1]
+    nominal_pixel_mm = operating_point.NOMINAL_FIELD_MM / runs.read_config(workdir).data.size[1]
     own, of_all = (
-        decision.choose(counts, max_false=MAX_FALSE, nominal_pixel_mm=nominal_pixel_mm)[0]
+        operating_point.choose(counts, max_false=MAX_FALSE, nominal_pixel_mm=nominal_pixel_mm)[0]
         for counts in (count_run(workdir, flip=flip)["val"], pooled)
     )
-    points = dict(zip(POINTS, (decision.Decision(), own, of_all), strict=True))
+    points = dict(zip(POINTS, (operating_point.Decision(), own, of_all), strict=True))
     path = kept(workdir, CASES_FILE, flip)
     asked = {name: dataclasses.asdict(point) for name, point in points.items()}
     if path.exists() and (stored := files.read_json(path))["points"] == asked:
@@ -241,7 +242,7 @@ def score_phantom(workdir, source):
     subject = dataclasses.replace(
         subject, variables=checkpoints.match_variables(variables, subject.variables, where=str(workdir))
     )
-    points = {POINTS[0]: decision.Decision()}
+    points = {POINTS[0]: operating_point.Decision()}
     rows = []
     for index, probabilities in judge.predict(subject, subject.members["test"]):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
@@ -255,7 +256,7 @@ def _decide_native(dataset, index, probabilities, points):
     table, size_yx = dataset.table, tuple(dataset.table.native_size_yx[index])
     native = judge.resize_probabilities(probabilities, size_yx)
     return {
-        name: decision.decide(
+        name: operating_point.decide(
             native,
             point,
             spacing_yx_mm=np.asarray(table.spacing_zyx_mm[index, 1:], float),
@@ -362,7 +363,7 @@ def _score_case(dataset, index, predictions, points):
     spacing = np.asarray(table.spacing_zyx_mm[index, 1:], float)
     for name, point in points.items():
         prediction = predictions[name]
-        objects = scores.match_objects(
+        objects = matching.match_objects(
             prediction=prediction == NODULE, reference=reference == NODULE, spacing_yx_mm=spacing
         )
         yield {
@@ -413,9 +414,9 @@ def summarise(rows, baseline):
         "slices": len(rows),
         "nodules": len(nodules),
         "found": int(sum(nodule["found"] for _, nodule in nodules)),
-        "sensitivity": _interval(nodules, scores.STRATA, num_seeds),
-        **{f"sensitivity, {name}": _interval(nodules, (name,), num_seeds) for name in scores.STRATA[:3]},
-        "sensitivity, 6 mm and more": _interval(nodules, scores.STRATA[1:3], num_seeds),
+        "sensitivity": _interval(nodules, matching.STRATA, num_seeds),
+        **{f"sensitivity, {name}": _interval(nodules, (name,), num_seeds) for name in matching.STRATA[:3]},
+        "sensitivity, 6 mm and more": _interval(nodules, matching.STRATA[1:3], num_seeds),
         "false per slice": _mean([row["false"] for row in rows], patients),
         "nodule Dice": _mean([_or_nan(row["nodule_dice"]) for row in rows], patients),
         "nodule Dice where found": _mean(found_dice, patients),
@@ -619,10 +620,10 @@ def count_curve(paths, *, flip=False):
     """
     first, *others = (count_run(path, flip=flip)["test"] for path in paths)
     counts = sum(others, start=first)
-    found, missed, false = counts.sums[:: len(decision.SIZES_MM), :3].T
+    found, missed, false = counts.sums[:: len(operating_point.SIZES_MM), :3].T
     return [
         {"threshold": threshold, "found": int(f), "nodules": int(f + m), "false per slice": n / counts.slices}
-        for threshold, f, m, n in zip(decision.THRESHOLDS, found, missed, false.tolist(), strict=True)
+        for threshold, f, m, n in zip(operating_point.THRESHOLDS, found, missed, false.tolist(), strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from auxseg import runs, statistics
+from auxseg import runs
 from auxseg.base import command
 from auxseg.base.errors import InputError
 from auxseg.base.files import read_csv, read_json, write_bytes, write_csv, write_json
@@ -30,6 +30,7 @@ from auxseg.ct import images
 from auxseg.datasets import labels, load, splits
 from auxseg.report import figures, paper
 from auxseg.report.markup import number
+from auxseg.scoring import statistics
 from experiments import compare, effects, runner
 
 ARMS = {"anatomy": {"data.labels": "anatomy"}, "airway": {"data.labels": "airway_as_nodule"}}

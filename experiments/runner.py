@@ -500,8 +500,8 @@ def finish(folder, workdirs, *, titles=None, pairs=None, names=("dice",), sectio
 
 def write_cases(path, workdirs, *, split):
     """Writes the scores of every case of a split of every run as one CSV: arm, seed, fold, case, Dice, pixels."""
-    from auxseg import scores
     from auxseg.base import files
+    from auxseg.scoring import case_scores
 
     rows = []
     for run, workdir in workdirs.items():
@@ -510,7 +510,7 @@ def write_cases(path, workdirs, *, split):
             if row["split"] != split:
                 continue
             kept = {name: row[name] for name in CASE_COLUMNS}
-            for name in scores.FOREGROUND:
+            for name in case_scores.FOREGROUND:
                 for column in SCORE_COLUMNS:
                     kept[f"{name}_{column}"] = row[f"{name}_{column}"]
             rows.append(which | kept)

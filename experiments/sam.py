@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import evaluate, judge, runs, statistics
+from auxseg import evaluate, judge, runs
 from auxseg.base import command, files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
@@ -32,6 +32,7 @@ from auxseg.datasets import load, splits
 from auxseg.models import interface, sam, sam_weights
 from auxseg.report import tables
 from auxseg.report.markup import interval, number
+from auxseg.scoring import statistics
 from experiments import comparators, runner
 
 FOREGROUND = CLASS_NAMES[1:]

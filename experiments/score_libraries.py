@@ -17,8 +17,8 @@ import sys
 import numpy as np
 from scipy import ndimage
 
-from auxseg import scores
 from auxseg.base import files
+from auxseg.scoring import case_scores
 
 SPACING_YX_MM = (0.7, 0.9)
 
@@ -104,7 +104,7 @@ def _guarded(score, prediction, reference):
 
 def _ours():
     def score(key):
-        return lambda prediction, reference: scores.score_class(
+        return lambda prediction, reference: case_scores.score_class(
             prediction=prediction, reference=reference, spacing_yx_mm=np.array(SPACING_YX_MM)
         )[key]
 
@@ -188,7 +188,11 @@ LIBRARIES = {
 }
 _PACKAGES = dict(zip(LIBRARIES, ("auxseg", "monai", "surface-distance", "SimpleITK"), strict=True))
 _MODULES = dict(
-    zip(LIBRARIES, ("auxseg.scores", "monai.metrics", "surface_distance", "SimpleITK"), strict=True)
+    zip(
+        LIBRARIES,
+        ("auxseg.scoring.case_scores", "monai.metrics", "surface_distance", "SimpleITK"),
+        strict=True,
+    )
 )
 
 

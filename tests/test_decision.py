@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from auxseg import decision, scores
 from auxseg.base.errors import InputError
+from auxseg.scoring import matching, operating_point
 
 UNKNOWN = (float("nan"), float("nan"))
 
@@ -30,7 +30,7 @@ def mask_of(*spots, size=24):
 
 def test_default_is_the_most_likely_class():
     probabilities = np.random.default_rng(0).dirichlet(np.ones(4), (9, 7)).astype(np.float32)
-    mask = decision.decide(probabilities, decision.Decision(), spacing_yx_mm=(0.7, 0.7))
+    mask = operating_point.decide(probabilities, operating_point.Decision(), spacing_yx_mm=(0.7, 0.7))
     np.testing.assert_array_equal(mask, probabilities.argmax(-1))
     assert mask.dtype == np.uint8
 
@@ -38,13 +38,15 @@ def test_default_is_the_most_likely_class():
 def test_threshold_is_a_share_against_the_next_best_class():
     probabilities = np.array([[[0.1, 0.5, 0.0, 0.4], [0.3, 0.3, 0.1, 0.3]]], np.float32)
     for threshold, expected in ((0.44, [3, 3]), (0.45, [1, 3]), (0.49, [1, 3]), (0.51, [1, 0])):
-        mask = decision.decide(probabilities, decision.Decision(threshold), spacing_yx_mm=UNKNOWN)
+        mask = operating_point.decide(
+            probabilities, operating_point.Decision(threshold), spacing_yx_mm=UNKNOWN
+        )
         np.testing.assert_array_equal(mask[0], expected)
 
 
 def test_least_size_is_in_mm_where_the_spacing_is_known_and_in_pixels_elsewhere():
     probabilities = slice_with((2, 2, 2, 0.9), (10, 10, 4, 0.9))  # equivalent diameters 2.26 and 4.51 pixels
-    choice = decision.Decision(min_mm=3.0, min_px=2.0)
+    choice = operating_point.Decision(min_mm=3.0, min_px=2.0)
     for spacing, scale, num_pixels in (
         ((0.5, 0.5), 1.0, 0),
         ((1.0, 1.0), 1.0, 16),
@@ -53,7 +55,7 @@ def test_least_size_is_in_mm_where_the_spacing_is_known_and_in_pixels_elsewhere(
         (UNKNOWN, 2.0, 16),
         (UNKNOWN, 3.0, 0),
     ):
-        mask = decision.decide(probabilities, choice, spacing_yx_mm=spacing, pixels_per_pixel=scale)
+        mask = operating_point.decide(probabilities, choice, spacing_yx_mm=spacing, pixels_per_pixel=scale)
         assert (mask == 3).sum() == num_pixels
         assert set(np.unique(mask)) <= {1, 3}
 
@@ -66,24 +68,24 @@ def test_the_most_nodules_within_the_false_ones_that_are_allowed():
     ]
 
     def chosen(max_false):
-        return decision.tune(iter(cases), max_false=max_false, nominal_pixel_mm=1.0)
+        return operating_point.tune(iter(cases), max_false=max_false, nominal_pixel_mm=1.0)
 
     choice, found = chosen(0.7)  # two false ones in three slices are allowed
     assert choice.threshold <= 0.3 and found["chosen"]["found"] == 2 and found["nodules"] == 2
     assert found["chosen"]["false_per_slice"] == pytest.approx(2 / 3)
     choice, found = chosen(0.0)
-    assert choice == decision.Decision(0.6) and found["chosen"]["found"] == 1
+    assert choice == operating_point.Decision(0.6) and found["chosen"]["found"] == 1
     assert found["chosen"]["dice"] == 0.5 and found["slices"] == 3
     # Where the false ones are the smaller ones, a least size does what no threshold can.
     cases[2] = (slice_with((15, 15, 3, 0.95)), mask_of(), UNKNOWN)
     choice, found = chosen(0.0)
     assert (choice.min_mm, choice.min_px) == (4.0, 4.0) and found["chosen"]["found"] == 2
-    assert len(found["all"]) == len(decision.THRESHOLDS) * len(decision.SIZES_MM)
+    assert len(found["all"]) == len(operating_point.THRESHOLDS) * len(operating_point.SIZES_MM)
 
 
 def test_the_fewest_false_ones_where_none_has_few_enough():
     cases = [(slice_with((2, 2, 9, 0.995), (15, 15, 4, 0.6)), mask_of((15, 15, 4)), UNKNOWN)]
-    choice, found = decision.tune(cases, max_false=0.5, nominal_pixel_mm=1.0)
+    choice, found = operating_point.tune(cases, max_false=0.5, nominal_pixel_mm=1.0)
     assert found["chosen"]["false_per_slice"] == 1.0 and found["chosen"]["found"] == 1
     assert choice.threshold <= 0.6
 
@@ -91,32 +93,36 @@ def test_the_fewest_false_ones_where_none_has_few_enough():
 def test_the_most_likely_class_where_no_choice_finds_a_nodule():
     """A low threshold would make all of the lung one false nodule: few enough, and no better than none."""
     case = (slice_with((0, 0, 24, 0.3), (3, 3, 2, 0.05)), mask_of((3, 3, 2)), (1.0, 1.0))
-    assert decision.decide(case[0], decision.Decision(0.2), spacing_yx_mm=(1.0, 1.0))[10, 10] == 3
-    chosen, about = decision.tune([case], max_false=1.0, nominal_pixel_mm=1.0)
-    assert chosen == decision.Decision() and about["chosen"]["found"] == 0
+    assert (
+        operating_point.decide(case[0], operating_point.Decision(0.2), spacing_yx_mm=(1.0, 1.0))[10, 10] == 3
+    )
+    chosen, about = operating_point.tune([case], max_false=1.0, nominal_pixel_mm=1.0)
+    assert chosen == operating_point.Decision() and about["chosen"]["found"] == 0
 
 
 def test_nothing_is_chosen_without_a_nodule():
     with pytest.raises(InputError, match="none of the 1 validation slices has a nodule"):
-        decision.tune([(slice_with(), mask_of(), UNKNOWN)], max_false=1.0, nominal_pixel_mm=1.0)
+        operating_point.tune([(slice_with(), mask_of(), UNKNOWN)], max_false=1.0, nominal_pixel_mm=1.0)
 
 
 def test_stored_and_read_again(tmp_path):
-    choice = decision.Decision(0.7, 4.0, 3.0)
-    decision.write_decision(tmp_path, choice, {"split": "val"})
-    assert decision.read_decision(tmp_path) == choice
+    choice = operating_point.Decision(0.7, 4.0, 3.0)
+    operating_point.write_decision(tmp_path, choice, {"split": "val"})
+    assert operating_point.read_decision(tmp_path) == choice
     with pytest.raises(InputError, match="chosen without --flip; leave it out here too, .* --tune --flip"):
-        decision.read_decision(tmp_path, flip=True)
-    decision.write_decision(tmp_path, choice, {"split": "val"}, flip=True)
-    assert decision.read_decision(tmp_path, flip=True) == choice
+        operating_point.read_decision(tmp_path, flip=True)
+    operating_point.write_decision(tmp_path, choice, {"split": "val"}, flip=True)
+    assert operating_point.read_decision(tmp_path, flip=True) == choice
     with pytest.raises(InputError, match="was chosen with --flip; give it here too, or choose again"):
-        decision.read_decision(tmp_path)
-    (tmp_path / decision.FILE).write_text(json.dumps({"decision": {"threshold": "high"}}), encoding="utf-8")
+        operating_point.read_decision(tmp_path)
+    (tmp_path / operating_point.FILE).write_text(
+        json.dumps({"decision": {"threshold": "high"}}), encoding="utf-8"
+    )
     with pytest.raises(InputError, match="nodules.json: cannot be read .* choose the threshold again"):
-        decision.read_decision(tmp_path)
+        operating_point.read_decision(tmp_path)
     for change in ({"threshold": 1.0}, {"min_mm": -1.0}, {"min_px": 100.0}):
         with pytest.raises(InputError, match="nodule .*: got .*, expected"):
-            decision.Decision(**change)
+            operating_point.Decision(**change)
 
 
 def noisy_case(seed, *, size=48, spacing=(0.9, 0.8)):
@@ -131,9 +137,11 @@ def noisy_case(seed, *, size=48, spacing=(0.9, 0.8)):
 
 def count_plainly(choice, probabilities, reference, spacing):
     """The rule in its own words: decide, and match the objects."""
-    found = decision.decide(probabilities, choice, spacing_yx_mm=spacing) == 3
+    found = operating_point.decide(probabilities, choice, spacing_yx_mm=spacing) == 3
     true = reference == 3
-    objects = scores.match_objects(prediction=found, reference=true, spacing_yx_mm=np.asarray(spacing, float))
+    objects = matching.match_objects(
+        prediction=found, reference=true, spacing_yx_mm=np.asarray(spacing, float)
+    )
     kinds = [each["kind"] for each in objects]
     dice = 2.0 * np.sum(found & true) / (found.sum() + true.sum()) if true.any() else 0.0
     return (*(kinds.count(kind) for kind in ("found", "missed", "false")), dice, float(true.any()))
@@ -143,23 +151,23 @@ def count_plainly(choice, probabilities, reference, spacing):
 def test_counts_of_all_choices_are_those_of_each_by_the_plain_rule(spacing):
     cases = [noisy_case(seed, spacing=spacing) for seed in range(2)]
     cases.append((cases[0][0], np.ones((48, 48), np.uint8), spacing))  # no nodule there
-    choices = decision.create_choices(0.7)
+    choices = operating_point.create_choices(0.7)
     for case in cases:
         expected = [count_plainly(choice, *case) for choice in choices]
-        np.testing.assert_array_equal(decision._count_case(choices, *case), expected)
+        np.testing.assert_array_equal(operating_point._count_case(choices, *case), expected)
     assert max(row[2] for row in expected) > 50  # many false ones, and
     assert len({row[2] for row in expected}) > 20  # other numbers of them by threshold and by size
-    counts = decision.count(cases, nominal_pixel_mm=0.7)
+    counts = operating_point.count(cases, nominal_pixel_mm=0.7)
     assert counts.slices == 3 and counts.sums[0, 4] == 2.0
     assert counts.sums[:, 0].max() > 0
 
 
 def test_counts_add_up():
     cases = [noisy_case(seed) for seed in range(3)]
-    whole = decision.count(cases, nominal_pixel_mm=1.0)
-    parts = [decision.count(part, nominal_pixel_mm=1.0) for part in (cases[:1], cases[1:])]
+    whole = operating_point.count(cases, nominal_pixel_mm=1.0)
+    parts = [operating_point.count(part, nominal_pixel_mm=1.0) for part in (cases[:1], cases[1:])]
     total = parts[0] + parts[1]
     assert total.slices == whole.slices
     np.testing.assert_allclose(total.sums, whole.sums, rtol=1e-12)
-    chosen, found = decision.choose(whole, max_false=3.0, nominal_pixel_mm=1.0)
-    assert (chosen, found) == decision.tune(cases, max_false=3.0, nominal_pixel_mm=1.0)
+    chosen, found = operating_point.choose(whole, max_false=3.0, nominal_pixel_mm=1.0)
+    assert (chosen, found) == operating_point.tune(cases, max_false=3.0, nominal_pixel_mm=1.0)

@@ -8,9 +8,10 @@ import fakes
 import numpy as np
 import pytest
 
-from auxseg import decision, evaluate, judge, train
+from auxseg import evaluate, judge, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.scoring import operating_point
 from configs import base
 
 
@@ -73,9 +74,9 @@ def test_a_threshold_is_chosen_on_val_stored_and_applied(workdir, capsys):
     stored = json.loads((workdir / "nodules.json").read_text(encoding="utf-8"))
     assert stored["split"] == "val" and stored["chosen"] == found["chosen"]
     assert "of 1 found" in evaluate.describe_decision(found)
-    assert {row["threshold"] for row in stored["all"]} == set(decision.THRESHOLDS)
+    assert {row["threshold"] for row in stored["all"]} == set(operating_point.THRESHOLDS)
     # Whatever was chosen, a threshold of next to nothing makes all that is no nodule disappear.
-    decision.write_decision(workdir, decision.Decision(0.001), {})
+    operating_point.write_decision(workdir, operating_point.Decision(0.001), {})
     summary, _ = evaluate.report(workdir, split="test", explained=None, tuned=True)
     assert summary["dice"]["left_lung"] == 0.0 and summary["false_positive_cases"]["nodule"] > 0
     plain, _ = evaluate.report(workdir, split="test", explained=None)

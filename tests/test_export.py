@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import bundle, checkpoints, decision, export, models, onnx_graph, predict, runs
+from auxseg import bundle, checkpoints, export, models, onnx_graph, predict, runs
 from auxseg.base.errors import InputError
+from auxseg.scoring import operating_point
 from configs import base
 
 SIZE = (64, 64)
@@ -60,14 +61,14 @@ def exported(tmp_path_factory):
 
 def test_a_bundle_keeps_the_threshold_that_was_chosen(tmp_path):
     (tmp_path / "run").mkdir()
-    decision.write_decision(tmp_path / "run", decision.Decision(0.8, 4.0, 3.0), {})
+    operating_point.write_decision(tmp_path / "run", operating_point.Decision(0.8, 4.0, 3.0), {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle, "read_trained", lambda path: _trained())
         about = export.export(
             tmp_path / "run", "saved", tmp_path / "saved", images=_images(1), checked_on="noise"
         )
-    assert predict.read_decision([tmp_path / "saved"]) == decision.Decision(0.8, 4.0, 3.0)
-    assert decision.FILE in about["files"]
+    assert predict.read_decision([tmp_path / "saved"]) == operating_point.Decision(0.8, 4.0, 3.0)
+    assert operating_point.FILE in about["files"]
 
 
 @pytest.mark.parametrize("kind", bundle.KINDS)

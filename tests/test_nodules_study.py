@@ -6,9 +6,10 @@ import fakes
 import numpy as np
 import pytest
 
-from auxseg import decision, runs
+from auxseg import runs
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.scoring import operating_point
 from configs import recommended
 from experiments import nodules, runner, second_look
 
@@ -129,7 +130,7 @@ def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
 def write_run(folder, *, val, test, found):
     """Writes what `pool_counts` reads of a run whose val has one nodule a slice; choice 0 finds `found`."""
     runs.write_json(folder / "splits.json", {"train": [], "val": val, "test": test})
-    sums = np.zeros((len(decision.create_choices(1.0)), len(decision.COUNTED)))
+    sums = np.zeros((len(operating_point.create_choices(1.0)), len(operating_point.COUNTED)))
     sums[0, 0], sums[:, 1], sums[:, 4] = found, len(val) - found, len(val)
     stored = {"slices": len(val), "sums": sums.tolist()}
     runs.write_json(folder / nodules.COUNTS_FILE, {"val": stored, "test": stored})
@@ -176,7 +177,7 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
     # With one fold there is nothing to pool: both choices are the same.
     assert about[nodules.POINTS[1]] == about[nodules.POINTS[2]]
     curve = about["curve"]
-    assert [each["threshold"] for each in curve] == list(decision.THRESHOLDS)
+    assert [each["threshold"] for each in curve] == list(operating_point.THRESHOLDS)
     assert all(0 <= each["found"] <= each["nodules"] == 2 for each in curve)
     assert about[nodules.POINTS[0]]["left_lung Dice - baseline"]["estimate"] == 0.0
     assert np.isfinite(about["seconds a run"]) and about["runs"] == 1
@@ -256,15 +257,15 @@ def test_what_crops_along_the_lungs_cost():
 
 
 def test_the_operating_point_of_a_look_is_chosen_by_its_own_validation_slices(tmp_path):
-    choices = decision.create_choices(1.0)
-    plain, high = (choices.index(decision.Decision(threshold)) for threshold in (0.5, 0.9))
+    choices = operating_point.create_choices(1.0)
+    plain, high = (choices.index(operating_point.Decision(threshold)) for threshold in (0.5, 0.9))
 
     def counts(*rows):
-        sums = np.zeros((len(choices), len(decision.COUNTED)))
+        sums = np.zeros((len(choices), len(operating_point.COUNTED)))
         sums[:] = (0, 2, 40, 0, 1)
         for index, row in rows:
             sums[index] = row
-        return decision.Counts(10, sums)
+        return operating_point.Counts(10, sums)
 
     write_run(tmp_path, val=["a"], test=["b"], found=0)
     val = counts((plain, (2, 0, 30, 0.9, 1)), (high, (1, 1, 5, 0.6, 1)))

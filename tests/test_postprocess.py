@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from auxseg import postprocess
 from auxseg.base.errors import InputError
+from auxseg.scoring.components import (
+    Options,
+    clean,
+    drop_small_nodules,
+    equivalent_diameter,
+    fill_holes,
+    find_components,
+)
 
 
 def _random_masks(seed, shape=(9, 40, 36), share=0.25):
@@ -19,7 +26,7 @@ def test_components_match_scipy_in_three_dimensions(seed):
     structure = np.zeros((3, 3, 3), bool)
     structure[1], structure[:, 1, 1] = True, True
     labels, count = ndimage.label(masks == 3, structure)
-    components = postprocess.find_components(masks, 3)
+    components = find_components(masks, 3)
     assert len(components.pieces) == count > 3
     ours = np.stack([components.read(masks, k) for k in range(len(masks))])
     pairs = np.unique(np.stack([labels.ravel(), ours.ravel()]), axis=1)
@@ -36,7 +43,7 @@ def test_components_match_scipy_in_three_dimensions(seed):
 
 
 def test_no_component_in_an_empty_mask():
-    components = postprocess.find_components(np.zeros((2, 4, 4), np.uint8), 3)
+    components = find_components(np.zeros((2, 4, 4), np.uint8), 3)
     assert components.pieces == ()
     assert not components.read(np.zeros((2, 4, 4), np.uint8), 1).any()
 
@@ -45,7 +52,7 @@ def test_the_largest_piece_of_each_lung_stays():
     masks = np.zeros((3, 8, 8), np.uint8)
     masks[:, :3, :3], masks[1, 6:, :2] = 1, 1
     masks[0, :2, 6:], masks[0, 5, 5] = 2, 2
-    changed = postprocess.clean(masks, postprocess.Options(largest_components=True), pixel_mm2=1.0)
+    changed = clean(masks, Options(largest_components=True), pixel_mm2=1.0)
     assert changed == {"largest_components": 5}
     assert (masks == 1).sum() == 27 and (masks == 2).sum() == 4
     assert masks[1, 6, 0] == 0 and masks[0, 5, 5] == 0
@@ -58,7 +65,7 @@ def test_holes_are_filled_and_nodules_kept():
     masks[0, 5, 5] = 3
     masks[0, 4, 1] = 3  # a nodule on the edge
     masks[0, 0, 0] = 0
-    assert postprocess.fill_holes(masks, 1) == 1
+    assert fill_holes(masks, 1) == 1
     assert masks[0, 3, 3] == 1 and masks[0, 5, 5] == 3 and masks[0, 4, 1] == 3 and masks[0, 0, 0] == 0
 
 
@@ -66,7 +73,7 @@ def test_a_nodule_in_the_wall_closes_the_hole_behind_it():
     mask = np.zeros((1, 5, 5), np.uint8)
     mask[0, 1:4, 1:4] = 2
     mask[0, 2, 2], mask[0, 1, 2] = 0, 3
-    assert postprocess.fill_holes(mask, 2) == 1
+    assert fill_holes(mask, 2) == 1
     assert mask[0, 2, 2] == 2
 
 
@@ -76,7 +83,7 @@ def test_small_nodules_become_what_surrounds_them():
     masks[0, 4:6, 4:6] = 3  # 4 pixels of 4 mm2: 4.5 mm
     masks[:, 8:13, 8:13] = 3  # 25 pixels: 11.3 mm
     masks[1, 17, 17] = 3  # in nothing
-    assert postprocess.drop_small_nodules(masks, 5.0, 4.0) == 5
+    assert drop_small_nodules(masks, 5.0, 4.0) == 5
     assert (masks == 3).sum() == 50
     assert (masks[0, 4:6, 4:6] == 2).all() and masks[1, 17, 17] == 0
 
@@ -84,25 +91,23 @@ def test_small_nodules_become_what_surrounds_them():
 def test_off_by_default_and_refused_without_a_pixel_size():
     masks = _random_masks(0)
     before = masks.copy()
-    assert postprocess.clean(masks, postprocess.Options(), pixel_mm2=float("nan")) == {}
+    assert clean(masks, Options(), pixel_mm2=float("nan")) == {}
     np.testing.assert_array_equal(masks, before)
     with pytest.raises(InputError, match="no pixel size"):
-        postprocess.clean(masks, postprocess.Options(min_nodule_mm=3.0), pixel_mm2=float("nan"))
+        clean(masks, Options(min_nodule_mm=3.0), pixel_mm2=float("nan"))
     with pytest.raises(InputError, match="min_nodule_mm"):
-        postprocess.Options(min_nodule_mm=-1.0)
-    changed = postprocess.clean(
-        masks, postprocess.Options(min_nodule_mm=3.0, min_nodule_px=90.0), pixel_mm2=float("nan")
-    )
+        Options(min_nodule_mm=-1.0)
+    changed = clean(masks, Options(min_nodule_mm=3.0, min_nodule_px=90.0), pixel_mm2=float("nan"))
     assert set(changed) == {"min_nodule_px"} and not (masks == 3).any()
 
 
 def test_equivalent_diameter_of_a_circle():
-    assert postprocess.equivalent_diameter(np.pi * 9.0) == pytest.approx(6.0)
+    assert equivalent_diameter(np.pi * 9.0) == pytest.approx(6.0)
 
 
 def drop_plainly(masks, min_mm, pixel_mm2):
     """Piece by piece, as the rule says."""
-    components = postprocess.find_components(masks, 3)
+    components = find_components(masks, 3)
     numbers = np.stack([components.read(masks, index) for index in range(len(masks))])
     for number, piece in enumerate(components.pieces, start=1):
         if 2 * np.sqrt(piece.largest_pixels * pixel_mm2 / np.pi) >= min_mm:
@@ -121,7 +126,7 @@ def test_many_small_nodules_go_to_what_surrounds_each(seed, num_slices):
     masks[_random_masks(seed, masks.shape, 0.1) == 3] = 3  # some larger ones among hundreds
     expected, before = masks.copy(), masks.copy()
     drop_plainly(expected, 4.0, 1.5)
-    changed = postprocess.drop_small_nodules(masks, 4.0, 1.5)
+    changed = drop_small_nodules(masks, 4.0, 1.5)
     np.testing.assert_array_equal(masks, expected)
     assert changed == (masks != before).sum() > 30 * num_slices
     assert (masks == 3).any()
@@ -129,5 +134,5 @@ def test_many_small_nodules_go_to_what_surrounds_each(seed, num_slices):
 
 def test_a_nodule_that_fills_the_slice_has_no_ring():
     masks = np.full((1, 2, 2), 3, np.uint8)
-    assert postprocess.drop_small_nodules(masks, 99.0, 1.0) == 4
+    assert drop_small_nodules(masks, 99.0, 1.0) == 4
     assert not masks.any()

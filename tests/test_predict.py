@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import bundle, decision, postprocess, predict
+from auxseg import bundle, predict
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, scans, writers
+from auxseg.scoring import components, operating_point
 
 SPACING_XYZ, ORIGIN = (6.0, 6.0, 6.0), (-150.0, -120.5, 33.25)
 TURNS = {
@@ -242,7 +243,7 @@ def test_networks_are_averaged_also_of_different_sizes(tmp_path):
 
 def test_clean_up_is_measured(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
-    clean = postprocess.Options(largest_components=True, fill_holes=True, min_nodule_mm=200.0 / 2.1)
+    clean = components.Options(largest_components=True, fill_holes=True, min_nodule_mm=200.0 / 2.1)
     result = predict.segment(
         tmp_path / "scan.mha", [fake_network.create((56, 56))], options=predict.Options(clean=clean)
     )
@@ -266,7 +267,7 @@ def test_threshold_of_nodules_decides_and_leaves_the_probabilities(tmp_path):
         assert (result.masks == expected).all()
     # A least size in pixels is of the network's image, 32 pixels wide, and counts where there are no mm.
     for pixels, expected in ((30.0, 3), (40.0, 0)):
-        clean = postprocess.Options(min_nodule_mm=1.0, min_nodule_px=pixels)
+        clean = components.Options(min_nodule_mm=1.0, min_nodule_px=pixels)
         result = predict.segment(
             tmp_path / "a.npz", [network], options=predict.Options(force=True, clean=clean)
         )
@@ -276,8 +277,8 @@ def test_threshold_of_nodules_decides_and_leaves_the_probabilities(tmp_path):
 def test_tuned_reads_what_the_runs_agree_on(tmp_path):
     for name, threshold in (("a", 0.7), ("b", 0.7), ("c", 0.9)):
         (tmp_path / name).mkdir()
-        decision.write_decision(tmp_path / name, decision.Decision(threshold, 4.0, 3.0), {})
-    assert predict.read_decision([tmp_path / "a", tmp_path / "b"]) == decision.Decision(0.7, 4.0, 3.0)
+        operating_point.write_decision(tmp_path / name, operating_point.Decision(threshold, 4.0, 3.0), {})
+    assert predict.read_decision([tmp_path / "a", tmp_path / "b"]) == operating_point.Decision(0.7, 4.0, 3.0)
     with pytest.raises(InputError, match="--tuned: the runs have other nodule thresholds .*0.7 in .*0.9 in"):
         predict.read_decision([tmp_path / "a", tmp_path / "c"])
     with pytest.raises(InputError, match="no such file; choose a threshold on the validation split first"):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from auxseg import scores
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
+from auxseg.scoring import calibration, case_scores, matching, surfaces
 
 SPACING = (0.7, 0.9)
 UNKNOWN = (math.nan, math.nan)
@@ -35,7 +35,9 @@ def chest(shape=(64, 64)):
 
 
 def score(prediction, reference, spacing=SPACING, **keywords):
-    return scores.score_case(prediction=prediction, reference=reference, spacing_yx_mm=spacing, **keywords)
+    return case_scores.score_case(
+        prediction=prediction, reference=reference, spacing_yx_mm=spacing, **keywords
+    )
 
 
 def random_pairs():
@@ -76,12 +78,12 @@ def test_overlap_by_hand():
 def test_surface_by_hand_anisotropic():
     reference = np.zeros((9, 9), bool)
     reference[4, 4] = True
-    values = scores.surface_scores(
+    values = surfaces.surface_scores(
         prediction=np.roll(reference, 2, 0), reference=reference, spacing_yx_mm=np.array([0.5, 3.0])
     )
     assert values["hd95_mm"] == values["assd_mm"] == 1.0
     assert values["surface_dice_1mm"] == values["surface_dice_2mm"] == 1.0
-    sideways = scores.surface_scores(
+    sideways = surfaces.surface_scores(
         prediction=np.roll(reference, 2, 1), reference=reference, spacing_yx_mm=np.array([0.5, 3.0])
     )
     assert sideways["hd95_mm"] == 6.0 and sideways["surface_dice_2mm"] == 0.0
@@ -89,7 +91,7 @@ def test_surface_by_hand_anisotropic():
 
 def test_perfect_prediction():
     row = score(chest(), chest()).row
-    for name in scores.FOREGROUND:
+    for name in case_scores.FOREGROUND:
         assert row[f"{name}_status"] == "scored"
         assert row[f"{name}_dice"] == row[f"{name}_surface_dice_1mm"] == row[f"{name}_sensitivity"] == 1.0
         assert row[f"{name}_hd95_mm"] == row[f"{name}_assd_mm"] == row[f"{name}_area_error_px"] == 0.0
@@ -127,7 +129,7 @@ def test_false_positive_case_is_in_no_mean_but_counted():
 def test_absent_class_has_no_score():
     blank = np.zeros((16, 16), np.uint8)
     result = score(blank, blank)
-    for name in scores.FOREGROUND:
+    for name in case_scores.FOREGROUND:
         assert result.row[f"{name}_status"] == "absent"
         assert math.isnan(result.row[f"{name}_dice"]) and result.row[f"{name}_specificity"] == 1.0
     assert result.objects == ()
@@ -156,7 +158,7 @@ def test_one_unknown_axis_is_unknown():
 @pytest.mark.parametrize("name", PAIRS)
 def test_surface_distances_equal_scipys_distance_transform(name):
     prediction, reference = PAIRS[name]
-    forward, backward = scores.surface_distances(
+    forward, backward = surfaces.surface_distances(
         prediction=prediction, reference=reference, spacing_yx=SPACING
     )
     edges = [each & ~ndimage.binary_erosion(each) for each in (prediction, reference)]
@@ -169,7 +171,9 @@ def test_surface_distances_equal_scipys_distance_transform(name):
 def test_against_simpleitk(name):
     itk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'auxseg[test]'")
     prediction, reference = PAIRS[name]
-    ours = scores.score_class(prediction=prediction, reference=reference, spacing_yx_mm=np.array(SPACING))
+    ours = case_scores.score_class(
+        prediction=prediction, reference=reference, spacing_yx_mm=np.array(SPACING)
+    )
     images = [itk.GetImageFromArray(each.astype(np.uint8)) for each in (prediction, reference)]
     for image in images:
         image.SetSpacing(SPACING[::-1])
@@ -178,7 +182,7 @@ def test_against_simpleitk(name):
     assert ours["dice"] == pytest.approx(overlap.GetDiceCoefficient())
     assert ours["iou"] == pytest.approx(overlap.GetJaccardCoefficient())
     fields = [itk.GetArrayFromImage(_distance_to_contour(itk, image)) for image in images]
-    edges = [scores.contour(each) for each in (prediction, reference)]
+    edges = [surfaces.contour(each) for each in (prediction, reference)]
     directed = [fields[1][edges[0]], fields[0][edges[1]]]
     assert ours["hd95_mm"] == pytest.approx(max(np.percentile(each, 95) for each in directed), abs=1e-4)
     assert ours["assd_mm"] == pytest.approx(np.concatenate(directed).mean(), abs=1e-4)
@@ -202,7 +206,9 @@ def test_against_surface_distance(name):
     )
     prediction, reference = PAIRS[name]
     theirs = library.compute_surface_distances(reference, prediction, SPACING)
-    ours = scores.score_class(prediction=prediction, reference=reference, spacing_yx_mm=np.array(SPACING))
+    ours = case_scores.score_class(
+        prediction=prediction, reference=reference, spacing_yx_mm=np.array(SPACING)
+    )
     assert ours["dice"] == pytest.approx(library.compute_dice_coefficient(reference, prediction))
     if name in ("noise", "corner", "pixel_blob", "full"):
         return  # the percentile over lengths differs from that over pixels: see the table of disagreements
@@ -226,11 +232,13 @@ def test_degenerate_masks_where_libraries_disagree(monkeypatch):
     assert math.isnan(library.compute_dice_coefficient(empty, empty))
     missed = library.compute_surface_distances(blob, empty, SPACING)
     assert library.compute_robust_hausdorff(missed, 95) == math.inf
-    ours = scores.score_class(prediction=empty, reference=blob, spacing_yx_mm=np.array(SPACING))
+    ours = case_scores.score_class(prediction=empty, reference=blob, spacing_yx_mm=np.array(SPACING))
     assert math.isfinite(ours["hd95_mm"]) and ours["surface_dice_1mm"] == 0
     assert library.compute_surface_dice_at_tolerance(missed, 1) == 0
     assert library.compute_dice_coefficient(empty, blob) == 0
-    false_positive = scores.score_class(prediction=blob, reference=empty, spacing_yx_mm=np.array(SPACING))
+    false_positive = case_scores.score_class(
+        prediction=blob, reference=empty, spacing_yx_mm=np.array(SPACING)
+    )
     assert math.isnan(false_positive["dice"]) and false_positive["status"] == "false_positive"
 
 
@@ -240,12 +248,14 @@ def test_against_monai(name):
     torch = pytest.importorskip("torch")
     prediction, reference = PAIRS[name]
     tensors = [torch.tensor(each[None, None].astype(np.float32)) for each in (prediction, reference)]
-    ours = scores.score_class(prediction=prediction, reference=reference, spacing_yx_mm=np.array(SPACING))
+    ours = case_scores.score_class(
+        prediction=prediction, reference=reference, spacing_yx_mm=np.array(SPACING)
+    )
     hd95 = monai.compute_hausdorff_distance(*tensors, percentile=95, spacing=SPACING)
     assd = monai.compute_average_surface_distance(*tensors, symmetric=True, spacing=SPACING)
     assert ours["hd95_mm"] == pytest.approx(float(hd95), abs=1e-4)
     assert ours["assd_mm"] == pytest.approx(float(assd), abs=1e-4)
-    for tolerance in scores.TOLERANCES:
+    for tolerance in surfaces.TOLERANCES:
         surface_dice = monai.compute_surface_dice(*tensors, [float(tolerance)], spacing=SPACING)
         assert ours[f"surface_dice_{tolerance}mm"] == pytest.approx(float(surface_dice), abs=1e-6)
 
@@ -255,7 +265,7 @@ def test_objects_are_matched_one_to_one_by_iou():
     reference[2:8, 2:8] = reference[20:24, 20:24] = True
     prediction = np.zeros_like(reference)
     prediction[3:8, 2:8] = prediction[30:34, 5:9] = prediction[20, 24] = True
-    found = scores.match_objects(
+    found = matching.match_objects(
         prediction=prediction, reference=reference, spacing_yx_mm=np.array([1.0, 1.0])
     )
     assert [each["kind"] for each in found] == ["found", "missed", "false", "false"]
@@ -271,14 +281,16 @@ def test_one_prediction_over_two_nodules_finds_one():
     prediction[2:8, 2:14] = True
     kinds = [
         each["kind"]
-        for each in scores.match_objects(prediction=prediction, reference=reference, spacing_yx_mm=np.ones(2))
+        for each in matching.match_objects(
+            prediction=prediction, reference=reference, spacing_yx_mm=np.ones(2)
+        )
     ]
     assert sorted(kinds) == ["found", "missed"]
 
 
 def test_diagonal_pixels_are_one_object():
     eye = np.eye(6, dtype=bool)
-    found = scores.match_objects(prediction=eye, reference=eye, spacing_yx_mm=np.ones(2))
+    found = matching.match_objects(prediction=eye, reference=eye, spacing_yx_mm=np.ones(2))
     assert [each["kind"] for each in found] == ["found"]
 
 
@@ -293,36 +305,36 @@ def test_diagonal_pixels_are_one_object():
     ],
 )
 def test_stratum(diameter, name):
-    assert scores.stratum(diameter) == name
+    assert matching.stratum(diameter) == name
 
 
 @pytest.mark.parametrize("shift", [(0, 0), (3, 0), (-2, 4), (3, 3)])
 def test_shift_is_measured(shift):
-    result = scores.estimate_shift(prediction=np.roll(chest(), shift, (0, 1)), reference=chest())
+    result = case_scores.estimate_shift(prediction=np.roll(chest(), shift, (0, 1)), reference=chest())
     assert (result["shift_y_px"], result["shift_x_px"]) == pytest.approx(shift)
     assert result["lungs_dice_moved_back"] == pytest.approx(1.0)
 
 
 def test_a_lost_lung_is_no_shift():
     prediction = np.where(chest() == 1, 0, chest()).astype(np.uint8)
-    result = scores.estimate_shift(prediction=prediction, reference=chest())
+    result = case_scores.estimate_shift(prediction=prediction, reference=chest())
     assert result["shift_x_px"] == 0.0 and result["lungs_dice"] == 1.0
 
 
 def test_calibration_counts_by_hand():
     probabilities = np.array([[[0.9, 0.1, 0.0, 0.0], [0.2, 0.8, 0.0, 0.0]]], np.float32)
-    sums = scores.count_calibration(probabilities=probabilities, reference=np.array([[0, 0]], np.uint8))
-    assert sums.shape == (5, scores.NUM_BINS, 3)
+    sums = calibration.count_calibration(probabilities=probabilities, reference=np.array([[0, 0]], np.uint8))
+    assert sums.shape == (5, calibration.NUM_BINS, 3)
     top = sums[4]
     assert top[:, 0].sum() == 2 and top[:, 2].sum() == 1
     np.testing.assert_allclose(top[:, 1].sum(), 1.7, rtol=1e-6)
-    np.testing.assert_allclose(sums[0, int(0.2 * scores.NUM_BINS)], [1, 0.2, 1], rtol=1e-6)
+    np.testing.assert_allclose(sums[0, int(0.2 * calibration.NUM_BINS)], [1, 0.2, 1], rtol=1e-6)
 
 
 def test_calibration_puts_certainty_in_the_last_bin():
     probabilities = np.zeros((2, 2, 4), np.float32)
     probabilities[..., 0] = 1.0
-    sums = scores.count_calibration(probabilities=probabilities, reference=np.zeros((2, 2), np.uint8))
+    sums = calibration.count_calibration(probabilities=probabilities, reference=np.zeros((2, 2), np.uint8))
     assert sums[4, -1].tolist() == [4, 4, 4] and sums[1, 0].tolist() == [4, 0, 0]
 
 
@@ -342,7 +354,7 @@ def test_bad_input_is_one_clear_line(change, words):
     good = {"prediction": np.zeros((4, 4), np.uint8), "reference": np.zeros((4, 4), np.uint8)}
     good |= {"spacing_yx_mm": (1.0, 1.0), "identity": {"case_id": "a"}}
     with pytest.raises(InputError) as error:
-        scores.score_case(**good | change)
+        case_scores.score_case(**good | change)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -353,12 +365,15 @@ def test_collect_streams_and_merges():
         common | {"prediction": np.roll(chest(), i, 0), "identity": {"case_id": str(i), "patient": "p"}}
         for i in range(7)
     ]
-    threaded = scores.score_cases(iter(cases), num_threads=3)
-    plain = scores.collect(scores.score_case(**case) for case in cases)
+    threaded = case_scores.score_cases(iter(cases), num_threads=3)
+    plain = case_scores.collect(case_scores.score_case(**case) for case in cases)
     assert [row["case_id"] for row in threaded.rows] == list("0123456")
     assert str(threaded.rows) == str(plain.rows) and threaded.objects == plain.objects
-    halves = [scores.collect(scores.score_case(**case) for case in part) for part in (cases[:3], cases[3:])]
-    merged = scores.merge(*halves)
+    halves = [
+        case_scores.collect(case_scores.score_case(**case) for case in part)
+        for part in (cases[:3], cases[3:])
+    ]
+    merged = case_scores.merge(*halves)
     assert str(merged.rows) == str(plain.rows)
     np.testing.assert_allclose(merged.calibration, plain.calibration)
 
@@ -372,7 +387,7 @@ def test_threads_hold_few_cases():
             most.append(len(alive))
             yield {"prediction": chest(), "reference": chest(), "spacing_yx_mm": SPACING}
 
-    for _ in scores.stream(lambda case: scores.score_case(**case), cases(), num_threads=2):
+    for _ in case_scores.stream(lambda case: case_scores.score_case(**case), cases(), num_threads=2):
         alive.pop()
     assert max(most) <= 5
 
@@ -393,7 +408,7 @@ def test_memory_does_not_grow_with_the_number_of_cases():
     peaks = []
     for count in (20, 20, 80):
         tracemalloc.start()
-        scores.score_cases(cases(count))
+        case_scores.score_cases(cases(count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[2] - peaks[1]) / 60 < 20e3
@@ -401,11 +416,11 @@ def test_memory_does_not_grow_with_the_number_of_cases():
 
 def test_no_case_is_refused():
     with pytest.raises(InputError, match="got no case"):
-        scores.collect([])
+        case_scores.collect([])
 
 
 def test_resized_spacing_keeps_the_field_of_view():
-    spacing = scores.resized_spacing((0.7, 0.8), native_size_yx=(512, 512), size_yx=(320, 320))
+    spacing = case_scores.resized_spacing((0.7, 0.8), native_size_yx=(512, 512), size_yx=(320, 320))
     np.testing.assert_allclose(spacing * 320, np.array([0.7, 0.8]) * 512)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from auxseg import statistics
 from auxseg.base.errors import InputError
+from auxseg.scoring import calibration, statistics
 
 
 def test_bootstrap_mean_leaves_nan_out_and_counts():
@@ -174,12 +174,12 @@ def test_holm_leaves_nan_out_of_the_family():
 
 def test_calibration_error_by_hand():
     bins = np.array([[10, 1.0, 0.0], [0, 0, 0], [10, 9.0, 5.0]])
-    assert statistics.calibration_error(bins) == pytest.approx((1 + 4) / 20)
-    assert statistics.calibration_error(bins, skip_lowest=True) == pytest.approx(0.4)
-    confidence, frequency = statistics.reliability(bins)
+    assert calibration.calibration_error(bins) == pytest.approx((1 + 4) / 20)
+    assert calibration.calibration_error(bins, skip_lowest=True) == pytest.approx(0.4)
+    confidence, frequency = calibration.reliability(bins)
     np.testing.assert_allclose(confidence, [0.1, math.nan, 0.9])
     np.testing.assert_allclose(frequency, [0.0, math.nan, 0.5])
-    assert math.isnan(statistics.calibration_error(np.zeros((3, 3))))
+    assert math.isnan(calibration.calibration_error(np.zeros((3, 3))))
 
 
 def test_wilson_equals_scipy():

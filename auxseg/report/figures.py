@@ -14,9 +14,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from auxseg import scores, statistics
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.report import tables
+from auxseg.scoring import calibration, case_scores, statistics
 
 COLORS = {"left_lung": "#d6303a", "right_lung": "#1f9d55", "nodule": "#2563eb"}
 """The paper's: left lung red, right lung green, nodule blue; where the masks differ, yellow."""
@@ -78,7 +78,7 @@ def draw_curves(epochs):
             panel.plot(x, _series(epochs, split, key), style, color=INK, linewidth=1.4, label=split)
         label(panel, "Epoch", "", title)
         panel.legend(fontsize=8, frameon=False)
-    for name in scores.FOREGROUND:
+    for name in case_scores.FOREGROUND:
         values = _series(epochs, "val", "dice", name)
         axes[0, 2].plot(
             x,
@@ -133,7 +133,7 @@ def draw_dice(evaluation):
     panel = axes[0, 0]
     owners = tables.patients(evaluation)
     labels = []
-    for at, name in enumerate(scores.FOREGROUND):
+    for at, name in enumerate(case_scores.FOREGROUND):
         values = tables.column(evaluation, f"{name}_dice")
         missed = tables.statuses(evaluation, name) == "missed"
         there = ~np.isnan(values)
@@ -280,10 +280,10 @@ def draw_reliability(evaluation):
     curves = [("predicted class", INK, "D", evaluation.calibration[-1])]
     curves += [
         (tables.TITLES[name], COLORS[name], MARKERS[name], evaluation.calibration[CLASS_NAMES.index(name)])
-        for name in scores.FOREGROUND
+        for name in case_scores.FOREGROUND
     ]
     for title, color, marker, bins in curves:
-        confidence, frequency = statistics.reliability(bins)
+        confidence, frequency = calibration.reliability(bins)
         axes[0, 0].plot(
             confidence, frequency, color=color, marker=marker, markersize=4, linewidth=1.2, label=title
         )
@@ -353,14 +353,14 @@ def draw_panels(cases):
 
 def _draw_case(row, case):
     window = {"cmap": "gray", "vmin": case.window_hu[0], "vmax": case.window_hu[1]}
-    palette = ListedColormap(["#000000", *(COLORS[name] for name in scores.FOREGROUND)])
+    palette = ListedColormap(["#000000", *(COLORS[name] for name in case_scores.FOREGROUND)])
     row[0].imshow(case.image, **window)
     row[0].set_ylabel(shorten(case.case_id), fontsize=8, color=INK)
     for panel, mask in ((row[1], case.reference), (row[2], case.prediction)):
         panel.imshow(mask, cmap=palette, vmin=0, vmax=len(CLASS_NAMES) - 1, interpolation="nearest")
     row[3].imshow(case.image, **window)
     row[3].imshow(overlay(case.reference, case.prediction), interpolation="nearest")
-    dice = [case.row[f"{name}_dice"] for name in scores.FOREGROUND]
+    dice = [case.row[f"{name}_dice"] for name in case_scores.FOREGROUND]
     named = zip(("L", "R", "N"), dice, strict=True)
     row[3].set_xlabel(
         "Dice  " + "  ".join(f"{k} {'-' if np.isnan(v) else f'{v:.3f}'}" for k, v in named), fontsize=8

@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from auxseg import scores, statistics
 from auxseg.report import tables
+from auxseg.scoring import calibration, case_scores, statistics
 
 FAULT, CAUTION, NOTE, PASSED = "fault", "caution", "note", "passed"
 LEVELS = (FAULT, CAUTION, NOTE, PASSED)
@@ -64,9 +64,9 @@ def find_all(evaluation, *, split="test", splits=None, finished=True):
         finished: whether training ended by itself.
     """
     found = [check_sides(evaluation), check_shift(evaluation)]
-    found += [check_missed(evaluation, name) for name in scores.FOREGROUND]
-    found += [check_area(evaluation, name) for name in scores.FOREGROUND]
-    found += [check_false_positives(evaluation, name) for name in scores.FOREGROUND]
+    found += [check_missed(evaluation, name) for name in case_scores.FOREGROUND]
+    found += [check_area(evaluation, name) for name in case_scores.FOREGROUND]
+    found += [check_false_positives(evaluation, name) for name in case_scores.FOREGROUND]
     found += [check_pooled(evaluation), check_doubtful(evaluation), check_calibration(evaluation)]
     found += [
         check_numbers(evaluation),
@@ -80,13 +80,13 @@ def find_all(evaluation, *, split="test", splits=None, finished=True):
 
 def check_sides(evaluation):
     """Returns whether lung pixels are given to the other lung; None where lungs were hardly found."""
-    left, right = scores.LUNGS
-    sizes = [tables.column(evaluation, f"{name}_reference_px") for name in scores.LUNGS]
+    left, right = case_scores.LUNGS
+    sizes = [tables.column(evaluation, f"{name}_reference_px") for name in case_scores.LUNGS]
     both = (sizes[0] > 0) & (sizes[1] > 0)
     if not both.any():
         return None
     wrong = sum(tables.column(evaluation, f"pixels_{a}_as_{b}") for a, b in ((left, right), (right, left)))
-    lungs = wrong + sum(tables.column(evaluation, f"pixels_{a}_as_{a}") for a in scores.LUNGS)
+    lungs = wrong + sum(tables.column(evaluation, f"pixels_{a}_as_{a}") for a in case_scores.LUNGS)
     told = both & (lungs > FOUND_SHARE * sum(sizes))
     if not told.any():
         return None
@@ -157,7 +157,7 @@ def check_missed(evaluation, name):
             "scores",
         )
     mean = float(np.nanmean(tables.column(evaluation, f"{name}_dice")))
-    if mean < LOST_DICE and name not in scores.LUNGS:  # lungs have checks of their sides and place
+    if mean < LOST_DICE and name not in case_scores.LUNGS:  # lungs have checks of their sides and place
         return Finding(
             FAULT,
             f"{title} is not found",
@@ -166,7 +166,7 @@ def check_missed(evaluation, name):
             "scores",
         )
     if missed:
-        level = FAULT if name in scores.LUNGS else CAUTION
+        level = FAULT if name in case_scores.LUNGS else CAUTION
         return Finding(
             level,
             f"{title} is lost in {missed} of {count_of(present, 'case')}",
@@ -217,7 +217,7 @@ def check_pooled(evaluation):
         name: statistics.bootstrap_mean(
             tables.column(evaluation, f"{name}_dice"), tables.patients(evaluation)
         )
-        for name in scores.FOREGROUND
+        for name in case_scores.FOREGROUND
     }
     low = {name: each.estimate for name, each in means.items() if each.estimate < HIDDEN_DICE}
     if pooled < 0.95 or not low:
@@ -250,7 +250,7 @@ def check_calibration(evaluation):
     """Returns whether confidence can be trusted; None without probabilities."""
     if evaluation.calibration is None:
         return None
-    error = statistics.calibration_error(evaluation.calibration[-1])
+    error = calibration.calibration_error(evaluation.calibration[-1])
     text = (
         f"Expected calibration error of the predicted class: {error:.3f} (all pixels, background included)."
     )
@@ -264,7 +264,7 @@ def check_numbers(evaluation):
     owners = tables.patients(evaluation)
     counts = {
         name: len(set(owners[~np.isnan(tables.column(evaluation, f"{name}_dice"))]))
-        for name in scores.FOREGROUND
+        for name in case_scores.FOREGROUND
     }
     few = [f"{tables.TITLES[name].lower()} {count}" for name, count in counts.items() if 0 < count < FEW]
     if not few:

@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from auxseg import scores
 from auxseg.report import findings, modelcard, paper, tables, viewer
 from auxseg.report.markup import Markup, element, interval, join, number, script_data, table
+from auxseg.scoring import calibration, case_scores, matching
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -147,7 +147,7 @@ def _finding(finding):
 def _scores(report, pictures, named):
     main = named["scores"]
     parts = [
-        element("ul", [_tile(main, name) for name in scores.FOREGROUND], class_="tiles"),
+        element("ul", [_tile(main, name) for name in case_scores.FOREGROUND], class_="tiles"),
         _score_matrix(main, f"Means with 95 % intervals (bootstrap by patient), {report.resolution}"),
         _pooled(named["pooled"]),
         _figures(pictures, "dice"),
@@ -192,12 +192,12 @@ def _tile(rows, name):
 
 def _score_matrix(rows, caption):
     titles = list(dict.fromkeys(row["score"] for row in rows))
-    headings = ["Score", *(_class_heading(name) for name in scores.FOREGROUND)]
+    headings = ["Score", *(_class_heading(name) for name in case_scores.FOREGROUND)]
     body = [
-        [title, *(_score_cell(tables.find_score(rows, name, title)) for name in scores.FOREGROUND)]
+        [title, *(_score_cell(tables.find_score(rows, name, title)) for name in case_scores.FOREGROUND)]
         for title in titles
     ]
-    counts = [tables.find_score(rows, name, "Dice") for name in scores.FOREGROUND]
+    counts = [tables.find_score(rows, name, "Dice") for name in case_scores.FOREGROUND]
     body.append(["Missed cases", *(str(row["missed"]) for row in counts)])
     body.append(["False-positive cases", *(str(row["false_positive_cases"]) for row in counts)])
     return table(headings, body, caption=caption)
@@ -302,7 +302,7 @@ def _controls():
         element("legend", "Classes"),
         [
             _check(f"class-{name}", join(element("span", class_=f"swatch {name}"), tables.TITLES[name]))
-            for name in scores.FOREGROUND
+            for name in case_scores.FOREGROUND
         ],
     )
     zooms = (
@@ -329,7 +329,7 @@ def _controls():
     head = element(
         "tr",
         element("th", "", scope="col"),
-        [element("th", _short_heading(n), scope="col") for n in scores.FOREGROUND],
+        [element("th", _short_heading(n), scope="col") for n in case_scores.FOREGROUND],
     )
     numbers = element(
         "div", element("table", element("thead", head), element("tbody", id="case-scores")), class_="scroll"
@@ -397,9 +397,7 @@ def _nodules(report, pictures, named):
         ]
         for row in rows
     ]
-    caption = (
-        f"Matched by overlap (IoU at least {scores.MIN_OBJECT_IOU}), in {len(report.evaluation.rows)} slices"
-    )
+    caption = f"Matched by overlap (IoU at least {matching.MIN_OBJECT_IOU}), in {len(report.evaluation.rows)} slices"
     return join(table(headings, body, caption=caption), _figures(pictures, "objects"))
 
 
@@ -421,7 +419,7 @@ def _agreement(pictures, named):
         ]
         for row in rows
     ]
-    names = [f"bland_altman_{name}" for name in reversed(scores.FOREGROUND)]
+    names = [f"bland_altman_{name}" for name in reversed(case_scores.FOREGROUND)]
     caption = "Predicted minus reference: Bland-Altman bias and limits, Pearson's R, 95 % intervals"
     return join(
         table(headings, body, caption=caption),
@@ -444,7 +442,7 @@ def _calibration(pictures, named):
         for row in rows
     ]
     caption = (
-        f"Expected calibration error, {scores.NUM_BINS} equal bins; most pixels of a small class "
+        f"Expected calibration error, {calibration.NUM_BINS} equal bins; most pixels of a small class "
         "lie in the lowest"
     )
     return join(table(headings, body, caption=caption), _figures(pictures, "reliability"))
@@ -521,7 +519,7 @@ def _largest(rows, key):
 
 def _paper(report, named):
     pooled = named["pooled"]
-    dice = [tables.find_score(named["scores"], name, "Dice") for name in scores.FOREGROUND]
+    dice = [tables.find_score(named["scores"], name, "Dice") for name in case_scores.FOREGROUND]
     headings = [
         "Study",
         "Data",
@@ -622,7 +620,7 @@ def _card(report, named):
 
 
 def _rules():
-    return element("ul", [element("li", rule) for rule in scores.RULES])
+    return element("ul", [element("li", rule) for rule in case_scores.RULES])
 
 
 def name_tables(report):

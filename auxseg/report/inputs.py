@@ -7,8 +7,8 @@ import json
 import pathlib
 from typing import Any
 
-from auxseg import scores
 from auxseg.base.errors import InputError
+from auxseg.scoring import case_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Report:
     run: Run
     split: str
     resolution: str
-    evaluation: scores.Evaluation
-    native: scores.Evaluation | None = None
+    evaluation: case_scores.Evaluation
+    native: case_scores.Evaluation | None = None
     cases: tuple[Any, ...] = ()
     explanations: tuple[Any, ...] = ()
     facts: dict = dataclasses.field(default_factory=dict)

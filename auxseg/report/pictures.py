@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from auxseg import scores
 from auxseg.report import figures, paper, tables, viewer
+from auxseg.scoring import case_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _draw(report):
         "Lung Dice against nodule Dice",
         f"The paper's Fig 11 (R = {paper.FIG_11_R}), from this run.",
     )
-    for name in scores.FOREGROUND:
+    for name in case_scores.FOREGROUND:
         bias, low, high = paper.BLAND_ALTMAN_PX[name]
         yield (
             f"bland_altman_{name}",

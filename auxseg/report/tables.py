@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from auxseg import scores, statistics
 from auxseg.base.classes import CLASS_NAMES
+from auxseg.scoring import calibration, case_scores, matching, statistics
 
 OVERLAP = {
     "dice": "Dice",
@@ -62,7 +62,7 @@ def score_table(evaluation):
     owners = patients(evaluation)
     return [
         _score_row(evaluation, owners, name, key, title, unit)
-        for name in scores.FOREGROUND
+        for name in case_scores.FOREGROUND
         for key, title, unit in score_columns(evaluation)
     ]
 
@@ -173,7 +173,7 @@ def _pooled_row(title, over, above, below, owners):
 
 def object_table(evaluation):
     """Returns the nodules as objects by size and in all: counts, and rates with intervals by patient."""
-    kinds = [name for name in scores.STRATA if any(item["stratum"] == name for item in evaluation.objects)]
+    kinds = [name for name in matching.STRATA if any(item["stratum"] == name for item in evaluation.objects)]
     return [_object_row(evaluation, name) for name in [*kinds, "all"]]
 
 
@@ -220,7 +220,7 @@ def _false_per_slice(evaluation, items):
 def agreement_table(evaluation):
     """Returns Bland-Altman and Pearson's R of areas, by class, in px and (where the spacing is known) mm2."""
     table = []
-    for name in scores.FOREGROUND:
+    for name in case_scores.FOREGROUND:
         for unit in ("px", "mm2"):
             reference, predicted = area_pairs(evaluation, name, unit)
             if len(reference):
@@ -252,7 +252,7 @@ def _agreement_row(name, unit, reference, predicted):
 
 def dice_pairs(evaluation):
     """Returns mean lung Dice and nodule Dice, float64 [n] each, of the cases that have both (Fig 11)."""
-    lungs = np.stack([column(evaluation, f"{name}_dice") for name in scores.LUNGS])
+    lungs = np.stack([column(evaluation, f"{name}_dice") for name in case_scores.LUNGS])
     there = ~np.isnan(lungs)
     mean = np.where(there, lungs, 0).sum(0) / np.maximum(there.sum(0), 1)
     nodules = column(evaluation, "nodule_dice")
@@ -268,8 +268,8 @@ def calibration_table(evaluation):
     return [
         {
             "class": name,
-            "expected_calibration_error": statistics.calibration_error(bins),
-            "without_the_lowest_bin": statistics.calibration_error(bins, skip_lowest=True),
+            "expected_calibration_error": calibration.calibration_error(bins),
+            "without_the_lowest_bin": calibration.calibration_error(bins, skip_lowest=True),
             "pixels": int(bins[:, 0].sum()),
             "pixels_above_the_lowest_bin": int(bins[1:, 0].sum()),
         }

@@ -12,9 +12,9 @@ import io
 
 import numpy as np
 
-from auxseg import scores
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES
+from auxseg.scoring import case_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def choose_cases(evaluation):
     Ties go by case id, so that the choice repeats itself.
     """
     chosen = {}
-    for name in scores.FOREGROUND:
+    for name in case_scores.FOREGROUND:
         present = [row for row in evaluation.rows if row[f"{name}_status"] in ("scored", "missed")]
         present.sort(key=lambda row: (row[f"{name}_dice"], row["case_id"]))
         if present:
@@ -63,7 +63,7 @@ def choose_cases(evaluation):
 def choose_panels(cases, count):
     """Returns at most `count` cases to draw as a figure: each class and rank in turn, no case twice."""
     order = ("median", "worst", "best", "largest false positive")
-    wanted = [f"{name}: {rank}" for rank in order for name in reversed(scores.FOREGROUND)]
+    wanted = [f"{name}: {rank}" for rank in order for name in reversed(case_scores.FOREGROUND)]
     ranked = [next((case for case in cases if reason in case.reasons), None) for reason in wanted]
     unique = list({case.case_id: case for case in ranked if case is not None}.values())
     return unique[:count]

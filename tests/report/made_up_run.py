@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from auxseg import scores
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.report import inputs, viewer
+from auxseg.scoring import case_scores, surfaces
 
 SIZE = (96, 96)
 WINDOW_HU = (-1000.0, 400.0)
@@ -42,7 +42,7 @@ def predict_well(mask, seed):
     rng = np.random.default_rng(1000 + seed)
     prediction = mask.copy()
     for index in range(1, len(CLASS_NAMES)):
-        edge = scores.contour(mask == index)
+        edge = surfaces.contour(mask == index)
         prediction[edge & (rng.random(mask.shape) < 0.25)] = 0
     return prediction
 
@@ -63,7 +63,7 @@ def make_evaluation(
         case_id = f"case_{seed:03d}"
         pixels[case_id] = (make_image(reference, seed), reference, prediction)
         cases.append(
-            scores.score_case(
+            case_scores.score_case(
                 prediction=prediction,
                 reference=reference,
                 spacing_yx_mm=spacing,
@@ -71,7 +71,7 @@ def make_evaluation(
                 identity={"case_id": case_id, "patient": f"patient_{seed // 2}"},
             )
         )
-    return scores.collect(cases), pixels
+    return case_scores.collect(cases), pixels
 
 
 def make_cases(evaluation, pixels):

@@ -7,10 +7,10 @@ import made_up_run
 import numpy as np
 import pytest
 
-from auxseg import scores
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.report import tables
+from auxseg.scoring import case_scores
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_false_positive_cases_are_counted_apart():
 def test_distances_in_pixels_stand_in_other_rows():
     known, _ = made_up_run.make_evaluation(num_cases=3)
     unknown, _ = made_up_run.make_evaluation(num_cases=2, spacing=(math.nan, math.nan))
-    titles = [row["score"] for row in tables.score_table(scores.merge(known, unknown))]
+    titles = [row["score"] for row in tables.score_table(case_scores.merge(known, unknown))]
     assert "HD95 mm" in titles and "HD95 px" in titles
     only = [row["score"] for row in tables.score_table(unknown)]
     assert "HD95 px" in only and "HD95 mm" not in only and "Surface Dice at 1 px" in only

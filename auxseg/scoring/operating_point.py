@@ -14,10 +14,11 @@ import itertools
 
 import numpy as np
 
-from auxseg import postprocess, runs, scores
+from auxseg import runs
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
+from auxseg.scoring import components, matching
 
 FILE = "nodules.json"
 NODULE = CLASS_NAMES.index("nodule")
@@ -111,9 +112,9 @@ def decide(probabilities, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):
     masks = (probabilities * weights).argmax(-1).astype(np.uint8)[None]
     pixel_mm2 = float(np.prod(spacing_yx_mm))
     if np.isfinite(pixel_mm2) and decision.min_mm:
-        postprocess.drop_small_nodules(masks, decision.min_mm, pixel_mm2)
+        components.drop_small_nodules(masks, decision.min_mm, pixel_mm2)
     elif decision.min_px and not np.isfinite(pixel_mm2):
-        postprocess.drop_small_nodules(masks, decision.min_px * pixels_per_pixel, 1.0)
+        components.drop_small_nodules(masks, decision.min_px * pixels_per_pixel, 1.0)
     return masks[0]
 
 
@@ -221,15 +222,15 @@ def _count_case(choices, probabilities, reference, spacing_yx_mm):
     others = np.delete(probabilities, NODULE, axis=-1).max(axis=-1)
     true = reference == NODULE
     pieces = {
-        weight: scores.find_overlaps(probabilities[..., NODULE] * np.float32(weight) > others, true)
+        weight: matching.find_overlaps(probabilities[..., NODULE] * np.float32(weight) > others, true)
         for weight in {choice.nodule_weight for choice in choices}
     }
     pixel_mm2, counted = float(np.prod(spacing_yx_mm)), np.zeros((len(choices), len(COUNTED)))
     for row, choice in zip(counted, choices, strict=True):
         overlaps = pieces[choice.nodule_weight]
         least, scale = (choice.min_mm, pixel_mm2) if np.isfinite(pixel_mm2) else (choice.min_px, 1.0)
-        kept = postprocess.equivalent_diameter(overlaps.given_px * scale) >= least
-        found = len(scores.match(overlaps, kept))
+        kept = components.equivalent_diameter(overlaps.given_px * scale) >= least
+        found = len(matching.match(overlaps, kept))
         total = overlaps.given_px[kept].sum() + true.sum()
         dice = 2.0 * overlaps.shared_px[kept[overlaps.given]].sum() / total if true.any() else 0.0
         row[:] = found, len(overlaps.true_px) - found, kept.sum() - found, dice, true.any()

@@ -26,20 +26,15 @@ from collections.abc import Iterable, Mapping
 from concurrent import futures
 
 import numpy as np
-from scipy import ndimage, spatial
 
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
+from auxseg.scoring import matching, surfaces
+from auxseg.scoring.calibration import count_calibration
+from auxseg.scoring.matching import MIN_OBJECT_IOU
 
 FOREGROUND = CLASS_NAMES[1:]
 LUNGS = ("left_lung", "right_lung")
-TOLERANCES = (1, 2)
-"""Of the surface Dice: mm, or pixels where the spacing is unknown."""
-MIN_OBJECT_IOU = 0.1
-"""Below it a predicted component is no hit: half a dozen stray pixels do not find a nodule."""
-STRATA = ("under 6 mm", "6-10 mm", "over 10 mm", "unknown size")
-NUM_BINS = 15
-"""Of the reliability diagram, equally wide."""
 RULES = (
     "Means are over the cases whose reference has the class; their number stands beside each mean.",
     "Missed (in the reference, not predicted): Dice, IoU, precision, sensitivity and surface Dice count as "
@@ -136,7 +131,7 @@ def score_case(*, prediction, reference, spacing_yx_mm, probabilities=None, iden
     }
     row |= estimate_shift(prediction=prediction, reference=reference)
     nodule = CLASS_NAMES.index("nodule")
-    objects = match_objects(
+    objects = matching.match_objects(
         prediction=prediction == nodule, reference=reference == nodule, spacing_yx_mm=spacing
     )
     row |= {
@@ -223,7 +218,7 @@ def score_class(*, prediction, reference, spacing_yx_mm):
             px.
     """
     size_yx = reference.shape
-    window = bounding_box(prediction | reference)
+    window = matching.bounding_box(prediction | reference)
     prediction, reference = prediction[window], reference[window]
     true_positive = int(np.count_nonzero(prediction & reference))
     predicted, present = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
@@ -232,15 +227,9 @@ def score_class(*, prediction, reference, spacing_yx_mm):
         true_positive, predicted - true_positive, present - true_positive, int(np.prod(size_yx))
     )
     scores |= area_scores(predicted, present, spacing_yx_mm)
-    return scores | surface_scores(
+    return scores | surfaces.surface_scores(
         prediction=prediction, reference=reference, spacing_yx_mm=spacing_yx_mm, size_yx=size_yx
     )
-
-
-def bounding_box(mask):
-    """Returns two slices around the True pixels of bool [H, W]; empty ones where there is none."""
-    spans = [np.flatnonzero(mask.any(1 - axis)) for axis in (0, 1)]
-    return tuple(slice(span[0], span[-1] + 1) if len(span) else slice(0, 0) for span in spans)
 
 
 def _status(present, predicted):
@@ -290,64 +279,6 @@ def area_scores(predicted, present, spacing_yx_mm):
     }
 
 
-def surface_scores(*, prediction, reference, spacing_yx_mm, size_yx=None):
-    """Returns HD95, ASSD and surface Dice, in mm where the spacing is known, else in pixels.
-
-    Both sets of names are always there; the one that does not apply is NaN.
-
-    Args:
-        prediction: bool [H, W].
-        reference: bool [H, W].
-        spacing_yx_mm: float64 [2], NaN where unknown.
-        size_yx: rows and columns of the whole image, where the masks are cut out of it; its diagonal is the
-            worst distance.
-    """
-    known = bool(np.all(np.isfinite(spacing_yx_mm)))
-    unit, other = ("mm", "px") if known else ("px", "mm")
-    scale = spacing_yx_mm if known else np.ones(2)
-    hd95, assd, surface_dice = _surface_values(prediction, reference, scale, size_yx or reference.shape)
-    nan = float("nan")
-    scores = {f"hd95_{unit}": hd95, f"assd_{unit}": assd, f"hd95_{other}": nan, f"assd_{other}": nan}
-    for tolerance, value in zip(TOLERANCES, surface_dice, strict=True):
-        scores |= {f"surface_dice_{tolerance}{unit}": value, f"surface_dice_{tolerance}{other}": nan}
-    return scores
-
-
-def _surface_values(prediction, reference, scale, size_yx):
-    if not reference.any():
-        return float("nan"), float("nan"), (float("nan"),) * len(TOLERANCES)
-    if not prediction.any():
-        worst = float(np.hypot(*(np.asarray(size_yx) * scale)))
-        return worst, worst, (0.0,) * len(TOLERANCES)
-    forward, backward = surface_distances(prediction=prediction, reference=reference, spacing_yx=scale)
-    hd95 = float(max(np.percentile(forward, 95), np.percentile(backward, 95)))
-    both = np.concatenate([forward, backward])
-    return hd95, float(both.mean()), tuple(float(np.mean(both <= each + 1e-9)) for each in TOLERANCES)
-
-
-def surface_distances(*, prediction, reference, spacing_yx):
-    """Returns the distances from each contour pixel of the prediction to the reference's contour, and back.
-
-    Args:
-        prediction: bool [H, W] with at least one True.
-        reference: bool [H, W] with at least one True.
-        spacing_yx: two floats; the distances have their unit.
-
-    Returns:
-        Two float64 arrays, as long as the contours.
-    """
-    points = [np.argwhere(contour(mask)) * spacing_yx for mask in (prediction, reference)]
-    trees = [spatial.cKDTree(each, balanced_tree=False, compact_nodes=False) for each in points]
-    return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
-
-
-def contour(mask):
-    """Returns bool [H, W]: pixels of a mask bool [H, W] with a 4-neighbour outside it or beyond the image."""
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
-
-
 def estimate_shift(*, prediction, reference):
     """Returns how far the predicted lungs lie from the reference's, and their Dice with and without that.
 
@@ -393,168 +324,6 @@ def _move(mask, shift_yx):
     source = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(shift_yx, mask.shape, strict=True))
     moved[target] = mask[source]
     return moved
-
-
-def match_objects(*, prediction, reference, spacing_yx_mm):
-    """Returns one mapping for each object: kind ('found', 'missed' or 'false'), size, place and IoU.
-
-    Args:
-        prediction: bool [H, W].
-        reference: bool [H, W].
-        spacing_yx_mm: float64 [2], NaN where unknown: then the stratum is 'unknown size'.
-
-    Returns:
-        A list, found and missed in the order of the reference's components, then the false ones. Size and
-        centre are the reference's, or of a false one its own; iou is that with its partner, 0 without one.
-    """
-    window = bounding_box(prediction | reference)
-    overlaps = find_overlaps(prediction[window], reference[window])
-    partners = match(overlaps)
-    taken = {index for index, _ in partners.values()}
-    origin = [each.start for each in window]
-    found = _describe(overlaps.true_labels, overlaps.true_px, spacing_yx_mm, origin)
-    false = _describe(overlaps.given_labels, overlaps.given_px, spacing_yx_mm, origin)
-    for index, item in enumerate(found):
-        item |= {
-            "kind": "found" if index in partners else "missed",
-            "iou": partners.get(index, (0, 0.0))[1],
-        }
-    return found + [
-        item | {"kind": "false", "iou": 0.0} for index, item in enumerate(false) if index not in taken
-    ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Overlaps:
-    """The objects of two masks, 8-connected, and where they lie on each other.
-
-    Attributes:
-        true_labels: int32 [H, W], the reference's objects from 1 on, 0 elsewhere.
-        given_labels: the same of the prediction.
-        true_px: int64 [objects of the reference], pixels of each.
-        given_px: int64 [objects of the prediction].
-        true: int64 [pairs], indices from 0 of the objects that share pixels.
-        given: int64 [pairs].
-        shared_px: int64 [pairs].
-    """
-
-    true_labels: np.ndarray
-    given_labels: np.ndarray
-    true_px: np.ndarray
-    given_px: np.ndarray
-    true: np.ndarray
-    given: np.ndarray
-    shared_px: np.ndarray
-
-
-def find_overlaps(prediction, reference):
-    """Returns the Overlaps of two masks, bool [H, W]."""
-    eight = np.ones((3, 3))
-    true, num_true = ndimage.label(reference, eight)
-    given, num_given = ndimage.label(prediction, eight)
-    codes = true.astype(np.int64) * (num_given + 1) + given
-    pairs, shared = np.unique(codes[(true > 0) & (given > 0)], return_counts=True)
-    rows, columns = np.divmod(pairs, num_given + 1)
-    return Overlaps(
-        true_labels=true,
-        given_labels=given,
-        true_px=np.bincount(true.ravel(), minlength=num_true + 1)[1:],
-        given_px=np.bincount(given.ravel(), minlength=num_given + 1)[1:],
-        true=rows - 1,
-        given=columns - 1,
-        shared_px=shared,
-    )
-
-
-def match(overlaps, kept=None):
-    """Returns {object of the reference: (object of the prediction, IoU)}, one to one, largest IoU first.
-
-    Args:
-        overlaps: Overlaps.
-        kept: bool [objects of the prediction], those to match; None: all.
-    """
-    areas = overlaps.true_px[overlaps.true] + overlaps.given_px[overlaps.given]
-    ious = overlaps.shared_px / (areas - overlaps.shared_px)
-    partners, taken = {}, set()
-    for at in np.argsort(-ious, kind="stable"):
-        row, column = int(overlaps.true[at]), int(overlaps.given[at])
-        if kept is not None and not kept[column]:
-            continue
-        if ious[at] >= MIN_OBJECT_IOU and row not in partners and column not in taken:
-            partners[row] = (column, float(ious[at]))
-            taken.add(column)
-    return partners
-
-
-def _describe(labelled, areas, spacing_yx_mm, origin):
-    """Returns size and place of each object of int [H, W], in the order of its labels 1 to len(areas)."""
-    rows, columns = np.nonzero(labelled)
-    labels = labelled[rows, columns]
-    centers = [
-        np.bincount(labels, axis, len(areas) + 1)[1:] / areas + start
-        for axis, start in zip((rows, columns), origin, strict=True)
-    ]
-    diameters = 2 * np.sqrt(areas / np.pi)
-    to_mm = np.sqrt(np.prod(spacing_yx_mm))
-    return [
-        {
-            "stratum": stratum(diameter * to_mm),
-            "diameter_mm": float(diameter * to_mm),
-            "diameter_px": float(diameter),
-            "area_px": int(area),
-            "center_y_px": float(y),
-            "center_x_px": float(x),
-        }
-        for area, diameter, y, x in zip(areas, diameters, *centers, strict=True)
-    ]
-
-
-def stratum(diameter_mm):
-    """Returns the size class of an equivalent diameter in mm: under 6, 6-10 (both ends included), over 10."""
-    if not np.isfinite(diameter_mm):
-        return STRATA[3]
-    return STRATA[0] if diameter_mm < 6 else STRATA[1] if diameter_mm <= 10 else STRATA[2]
-
-
-def count_calibration(*, probabilities, reference, where=""):
-    """Returns float64 [C + 1, NUM_BINS, 3]: pixels, sum of confidence and hits by bin of confidence.
-
-    Entry c < C is class c against the rest; the last is the most probable class. Bins are equally wide; 1.0
-    lies in the last.
-
-    Args:
-        probabilities: float [H, W, C], softmax.
-        reference: uint8 [H, W].
-        where: appended to the name in an error.
-
-    Raises:
-        InputError: another shape, or the probabilities of a pixel do not sum to 1.
-    """
-    probabilities = np.asarray(probabilities, np.float32)
-    expected = (*reference.shape, len(CLASS_NAMES))
-    if probabilities.shape != expected:
-        raise InputError(f"probabilities{where}: got shape {probabilities.shape}, expected {expected}")
-    if not np.allclose(probabilities.sum(-1), 1, atol=1e-2):
-        raise InputError(
-            f"probabilities{where}: got sums from {probabilities.sum(-1).min():.3g} to "
-            f"{probabilities.sum(-1).max():.3g}, expected 1 in every pixel; give the softmax, not logits"
-        )
-    sums = [_bin(probabilities[..., index], reference == index) for index in range(len(CLASS_NAMES))]
-    top = probabilities.argmax(-1)
-    return np.stack([*sums, _bin(probabilities.max(-1), top == reference)])
-
-
-def _bin(confidence, hit):
-    confidence = confidence.ravel()
-    index = np.minimum(confidence * NUM_BINS, NUM_BINS - 1).astype(np.uint8)
-    return np.stack(
-        [
-            np.bincount(index, minlength=NUM_BINS),
-            np.bincount(index, confidence, NUM_BINS),
-            np.bincount(index[hit.ravel()], minlength=NUM_BINS),
-        ],
-        axis=-1,
-    ).astype(np.float64)
 
 
 def _check_mask(name, mask, where):

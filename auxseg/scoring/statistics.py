@@ -247,28 +247,6 @@ def holm(p_values):
     return corrected
 
 
-def calibration_error(bins, *, skip_lowest=False):
-    """Returns the expected calibration error in [0, 1] from float [B, 3]: pixels, confidence, hits by bin.
-
-    Source: Naeini et al., AAAI 2015: the mean gap of confidence and frequency, weighted by pixels.
-
-    Args:
-        bins: one class of `scores.CaseScores.calibration`, summed over cases.
-        skip_lowest: leaves out the first bin. Most pixels are far from a small class and lie there, rightly
-            sure; with them any network looks calibrated.
-    """
-    bins = np.asarray(bins, np.float64)[1 if skip_lowest else 0 :]
-    total = bins[:, 0].sum()
-    return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / total) if total else float("nan")
-
-
-def reliability(bins):
-    """Returns two float64 [B]: mean confidence and frequency of hits by bin, NaN in an empty one."""
-    bins = np.asarray(bins, np.float64)
-    counts = np.where(bins[:, 0] > 0, bins[:, 0], np.nan)
-    return bins[:, 1] / counts, bins[:, 2] / counts
-
-
 def wilson(successes, trials):
     """Returns the Interval of a proportion by Wilson's score, which holds for small counts and for 0 and 1.
 
