@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from auxseg import checkpoints, input_pipeline, losses, models, runs, state, steps
+from auxseg import input_pipeline, losses, models, steps
 from auxseg.base import command, files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load
 from auxseg.devices import parallel, processes
+from auxseg.runs import checkpoints, run_folder, splits, state
 from auxseg.scoring import operating_point, pixel_counts
 
 
@@ -223,10 +224,10 @@ def open_run(workdir, split, *, flip=False):
     """Returns (judge.Subject, split, what is stored with the weights) of a run; see `evaluate` and `report`."""
     from auxseg import judge
 
-    config = runs.read_config(workdir)
+    config = run_folder.read_config(workdir)
     dataset = load(config.data)
-    members = read_splits(workdir, dataset)
-    split = check_choice("split", split or default_split(members), tuple(members))
+    members = splits.read_splits(workdir, dataset)
+    split = check_choice("split", split or splits.default_split(members), tuple(members))
     devices = parallel.choose_devices(config.train.num_devices)
     variables, found = checkpoints.restore_best(workdir)
     images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
@@ -272,7 +273,6 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         ended: why training ended.
     """
     from auxseg import judge
-    from auxseg.base import files
 
     feed = dataclasses.replace(feed, devices=parallel.local(feed.devices))
     variables, found = checkpoints.restore_best(workdir)
@@ -286,7 +286,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         subject = dataclasses.replace(subject, decision=chosen)
     names = [split for split in ("val", "test") if split in members]
     results = {split: _evaluate(subject, split) for split in names}
-    shown = default_split(members) if config.eval.num_panels else None
+    shown = splits.default_split(members) if config.eval.num_panels else None
     judgements = {split: judge.judge_split(subject, split, native=split == shown) for split in names}
     rows = [row for split in names for row in _case_rows(judgements[split], results[split])]
     files.write_csv(workdir / "cases.csv", rows)
@@ -301,10 +301,10 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         "parameters": state.count_values(variables),
         "scores": {split: _summarise_decided(results[split], judgements[split], tuned) for split in names},
     }
-    runs.write_json(workdir / "summary.json", summary)
+    run_folder.write_json(workdir / "summary.json", summary)
     if not config.eval.num_panels:
         return summary
-    return summary | {"report": str(judge.write(workdir, subject, judgements[default_split(members)]))}
+    return summary | {"report": str(judge.write(workdir, subject, judgements[splits.default_split(members)]))}
 
 
 def _case_rows(judgement, results):
@@ -328,28 +328,6 @@ def describe(summary):
     if "report" in summary:
         lines.append(f"to look at: {summary['report']}")
     return "\n".join(lines)
-
-
-def default_split(members):
-    """Returns 'test', or 'val' for the paper's protocol, which has no test split."""
-    return "test" if "test" in members else "val"
-
-
-def read_splits(workdir, dataset):
-    """Returns {split: indices} of a run, matched to the data set by case id.
-
-    Raises:
-        InputError: the data set lacks a case of the run.
-    """
-    rows = {name: i for i, name in enumerate(dataset.table.case_id)}
-    stored = files.read_json(workdir / "splits.json")
-    missing = [case for cases in stored.values() for case in cases if case not in rows]
-    if missing:
-        raise InputError(
-            f"{workdir / 'splits.json'}: {len(missing)} of its cases are not in {dataset.name}, first "
-            f"{missing[0]}; give the data that the run was started with (config.data.dir)"
-        )
-    return {split: np.array([rows[case] for case in cases]) for split, cases in stored.items()}
 
 
 def _three(value):

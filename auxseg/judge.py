@@ -19,7 +19,8 @@ from auxseg import explain, input_pipeline, models, steps
 from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
-from auxseg.report import inputs, macs, viewer, write_report
+from auxseg.report import macs, viewer, write_report
+from auxseg.runs import run_folder
 from auxseg.scoring import case_scores, operating_point
 
 
@@ -308,15 +309,15 @@ def write(workdir, subject, judgement, *, explained=None, folder=None):
     workdir = pathlib.Path(workdir)
     cases = read_cases(subject, judgement)
     rows, columns = subject.dataset.size_yx
-    report = inputs.Report(
-        run=inputs.read_run(workdir),
+    report = run_folder.Report(
+        run=run_folder.read_run(workdir),
         split=judgement.split,
         resolution=f"{rows} x {columns} pixels, as the network sees",
         evaluation=judgement.evaluation,
         native=judgement.native,
         cases=cases,
         explanations=() if explained is None else explain_cases(subject, cases, explained),
-        facts=list_facts(subject, judgement, inputs.read_run(workdir)),
+        facts=list_facts(subject, judgement, run_folder.read_run(workdir)),
     )
     return write_report(workdir / "report" if folder is None else folder, report)
 

@@ -32,12 +32,12 @@ from auxseg import __version__, native, outputs
 from auxseg.base import command, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
-from auxseg.bundle import load_network
 from auxseg.ct import checks, dicom_seg, headers, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical, index_to_mm
 from auxseg.datasets.resize import AIR_HU, resize_image
 from auxseg.models import interface
+from auxseg.runs.networks import load_network
 from auxseg.scoring import components as scoring_components
 from auxseg.scoring import operating_point
 from auxseg.scoring.components import Component, equivalent_diameter, find_components, surrounding_lung

@@ -21,25 +21,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from auxseg import (
-    augment,
-    bundle,
-    checkpoints,
-    evaluate,
-    input_pipeline,
-    insertion,
-    losses,
-    models,
-    optim,
-    runs,
-    state,
-)
+from auxseg import augment, evaluate, input_pipeline, insertion, losses, models, optim
 from auxseg.base import files, progress
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
-from auxseg.datasets import cache_dir, load, splits
+from auxseg.datasets import cache_dir, load
 from auxseg.devices import parallel
 from auxseg.devices.processes import Agreement, check_same, is_first, num_processes, share, share_tree
+from auxseg.runs import checkpoints, networks, run_folder, splits, state
 from auxseg.steps import empty_sums, statistics_step, train_step
 
 STOP_FILE = "STOP"
@@ -136,9 +125,9 @@ def create_setup(config, workdir):
     if is_first():
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
-        runs.claim_config(workdir, config)
+        run_folder.claim_config(workdir, config)
         computed = {"lowering": models.create_settings(config.model).lowering}
-        runs.write_json(workdir / "versions.json", runs.describe_machine(devices) | computed)
+        run_folder.write_json(workdir / "versions.json", run_folder.describe_machine(devices) | computed)
     members = _share_splits(workdir, dataset, config.data)
     _check_tuning(config, dataset, members)
     used = np.concatenate(list(members.values()))
@@ -171,7 +160,7 @@ def load_once(config):
 
 def _share_splits(workdir, dataset, data_config):
     """Returns {split: indices} of `claim_splits` in all processes."""
-    members = claim_splits(workdir, dataset, data_config) if is_first() else {}
+    members = splits.claim_splits(workdir, dataset, data_config) if is_first() else {}
     shared = share({split: rows.tolist() for split, rows in members.items()})
     return {split: np.array(rows, np.int64) for split, rows in shared.items()}
 
@@ -203,27 +192,6 @@ def check_settings(config):
         raise InputError(f"data.window_hu: got {(low, high)}, expected (low, high) in HU with low < high")
     if len(config.loss.class_weights) != config.model.num_classes:
         raise InputError(f"loss.class_weights: got {len(config.loss.class_weights)}, expected one a class")
-
-
-def claim_splits(workdir, dataset, data_config):
-    """Returns {split: indices}; stored by case id in a new run, read and checked in an old one.
-
-    Raises:
-        InputError: the data set is not the one that the run was started with.
-    """
-    path = workdir / "splits.json"
-    if not path.exists():
-        made = splits.make_splits(
-            dataset.table,
-            split=data_config.split,
-            fold=data_config.fold,
-            num_folds=data_config.num_folds,
-            seed=data_config.split_seed,
-        )
-        runs.write_json(
-            path, {name: [str(dataset.table.case_id[i]) for i in rows] for name, rows in made.items()}
-        )
-    return evaluate.read_splits(workdir, dataset)
 
 
 def _check_tuning(config, dataset, members):
@@ -323,7 +291,7 @@ def create_initial_state(config):
     source = config.train.init_from
     if source is None:
         return initial
-    variables = bundle.read_trained(source).variables
+    variables = networks.read_trained(source).variables
     return state.replace_variables(
         initial, checkpoints.match_variables(variables, initial.variables, where=source)
     )
@@ -361,7 +329,7 @@ def _read_start(setup, sums, position):
             f"resuming {setup.workdir} after epoch {position.epoch}" + (f" and {done} steps" if done else "")
         )
         _keep_best(setup, initial, position)
-    runs.keep_rows(setup.workdir / "metrics.jsonl", position.epoch)
+    run_folder.keep_rows(setup.workdir / "metrics.jsonl", position.epoch)
     return initial, sums, position
 
 

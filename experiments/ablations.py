@@ -16,8 +16,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from auxseg import state, train
+from auxseg import train
 from auxseg.base import command
+from auxseg.runs import state
 from experiments import effects, runner
 
 FACTORIAL = {

@@ -20,9 +20,11 @@ import sys
 
 import numpy as np
 
-from auxseg import bundle, evaluate, judge, predict, runs
+from auxseg import judge, predict
 from auxseg.base import errors
 from auxseg.datasets import load
+from auxseg.runs import run_folder, splits
+from auxseg.runs.networks import load_network
 from auxseg.scoring import case_scores, components, statistics
 
 PLAIN = "plain"
@@ -50,7 +52,7 @@ def main(arguments=None):
     except errors.InputError as error:
         print(f"experiments.cleanup: error: {error}", file=sys.stderr)
         return 2
-    runs.write_json(pathlib.Path(given.out), result)
+    run_folder.write_json(pathlib.Path(given.out), result)
     print(describe(result))
     return 0
 
@@ -65,7 +67,7 @@ def measure(workdirs, *, slices=None):
     Raises:
         errors.InputError: the runs have other test cases or sizes than the first one.
     """
-    networks = [bundle.load_network(one) for one in workdirs]
+    networks = [load_network(one) for one in workdirs]
     dataset, stacks = _read_stacks(workdirs, slices)
     tables = {}
     for indices, references, maps in _read_predicted(dataset, stacks, networks):
@@ -89,15 +91,15 @@ def measure(workdirs, *, slices=None):
 
 def _read_stacks(workdirs, slices):
     """Returns (structs.Dataset, list of indices int [D] of the slices of a scan, in order)."""
-    config = runs.read_config(workdirs[0])
+    config = run_folder.read_config(workdirs[0])
     dataset = load(config.data)
-    members = evaluate.read_splits(workdirs[0], dataset)
-    cases = members[evaluate.default_split(members)]
+    members = splits.read_splits(workdirs[0], dataset)
+    cases = members[splits.default_split(members)]
     for other in workdirs[1:]:
-        theirs = evaluate.read_splits(other, dataset)
-        if set(theirs[evaluate.default_split(theirs)].tolist()) != set(cases.tolist()):
+        theirs = splits.read_splits(other, dataset)
+        if set(theirs[splits.default_split(theirs)].tolist()) != set(cases.tolist()):
             raise errors.InputError(f"runs: {other} was split in another way than {workdirs[0]}")
-        if tuple(runs.read_config(other).data.size) != tuple(config.data.size):
+        if tuple(run_folder.read_config(other).data.size) != tuple(config.data.size):
             raise errors.InputError(f"runs: {other} has another data.size than {workdirs[0]}")
     if slices is not None:
         patients = set(dataset.table.patient[cases].tolist())

@@ -7,9 +7,9 @@ import pathlib
 
 from absl import flags
 
-from auxseg import runs
 from auxseg.base import command, files
 from auxseg.base.errors import InputError
+from auxseg.runs import run_folder
 from configs import base
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -33,7 +33,9 @@ def collect(workdir):
             f"{workdir}: the summary is of {summary['epochs']} epochs, metrics.jsonl of {len(rows)}"
         )
     return {
-        "changed_from_base": runs.list_differences(runs.config_to_dict(base.get_config()), stored),
+        "changed_from_base": run_folder.list_differences(
+            run_folder.config_to_dict(base.get_config()), stored
+        ),
         "cases": {split: len(cases) for split, cases in members.items()},
         "summary": {k: v for k, v in summary.items() if k != "report"},
         "epochs": [_short(row) for row in rows],
@@ -46,7 +48,7 @@ def main(argv):
     del argv
     workdir = pathlib.Path(flags.FLAGS.workdir)
     path = RESULTS / f"{workdir.name}.json"
-    runs.write_json(path, collect(workdir))
+    run_folder.write_json(path, collect(workdir))
     print(path)
 
 

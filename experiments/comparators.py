@@ -10,7 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from auxseg import models, state
+from auxseg import models
+from auxseg.runs import state
 from experiments import runner
 
 

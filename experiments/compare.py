@@ -25,7 +25,7 @@ from auxseg.base import command, files
 from auxseg.base.errors import InputError
 from auxseg.report import html, tables
 from auxseg.report.markup import Markup, element, interval, join, number, table
-from auxseg.runs import config_to_dict
+from auxseg.runs import run_folder
 from auxseg.scoring import statistics
 from auxseg.scoring.case_scores import FOREGROUND
 from configs import base
@@ -183,7 +183,7 @@ def _select(path, settings, rows, split):
             f"{path / 'cases.csv'}: got no case of the split {split!r}; choose another with --split"
         )
     # A setting that came after a run is at its default there, which changes nothing.
-    full = html.flatten(config_to_dict(base.get_config())) | settings
+    full = html.flatten(run_folder.config_to_dict(base.get_config())) | settings
     fixed = {key: value for key, value in full.items() if key not in SEEDS + FREE}
     draw = tuple(full.get(key) for key in SEEDS)
     return RunScores(path.resolve().name, fixed, kept, draw)

@@ -16,10 +16,10 @@ import sys
 
 import numpy as np
 
-from auxseg import runs
 from auxseg.base import files
 from auxseg.report import tables
 from auxseg.report.markup import element, interval, number, table
+from auxseg.runs import run_folder
 from auxseg.scoring import case_scores, statistics
 from experiments import compare, runner
 
@@ -291,7 +291,7 @@ def write(folder, workdirs, config, titles, contrasts, *, heading, names=("dice"
     ]
     lines += ["## Effects", "", *format_table(rows), "", "## What they support", ""]
     lines += [f"* {sentence}" for sentence in sentences]
-    runs.write_text(folder / "summary.md", "\n".join(lines) + "\n")
+    run_folder.write_text(folder / "summary.md", "\n".join(lines) + "\n")
     print("\n".join(sentences), flush=True)
     return result
 

@@ -16,11 +16,12 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import input_pipeline, insertion, runs
+from auxseg import input_pipeline, insertion
 from auxseg.base import command
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.datasets import npz
+from auxseg.runs import run_folder
 from configs import base
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -114,7 +115,7 @@ def main(argv):
     draw(RESULTS / "inserted_beside_real.png", crops)
     facts = {str(number): each for number, (_, each) in enumerate(crops, start=1)}
     settings = {"size": given.size, "seed": given.seed}
-    runs.write_json(RESULTS / "inserted_beside_real.json", {"settings": settings, "crops": facts})
+    run_folder.write_json(RESULTS / "inserted_beside_real.json", {"settings": settings, "crops": facts})
     print(RESULTS / "inserted_beside_real.png")
 
 

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg import runs
 from auxseg.base import command
 from auxseg.models import aux_unet, blocks, create_model
 from auxseg.report import macs
+from auxseg.runs import run_folder
 from experiments import benchmark
 from experiments.peers import run_jax
 from experiments.peers.task import Task, create_config, draw_variables
@@ -220,8 +220,8 @@ def main(_):
     print(text)
     if given.json:
         path = pathlib.Path(given.json)
-        runs.write_json(path, report)
-        runs.write_text(path.with_suffix(".md"), text + "\n")
+        run_folder.write_json(path, report)
+        run_folder.write_text(path.with_suffix(".md"), text + "\n")
 
 
 if __name__ == "__main__":

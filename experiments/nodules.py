@@ -28,10 +28,11 @@ import numpy as np
 from absl import flags
 from scipy import ndimage, stats
 
-from auxseg import checkpoints, evaluate, judge, runs
+from auxseg import evaluate, judge
 from auxseg.base import command, files
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
+from auxseg.runs import checkpoints, run_folder
 from auxseg.scoring import matching, operating_point, statistics
 from configs import base, recommended
 from experiments import runner
@@ -147,7 +148,7 @@ def count_run(workdir, *, flip=False):
         stored = {
             split: {"slices": each.slices, "sums": each.sums.tolist()} for split, each in counted.items()
         }
-        runs.write_json(path, stored)
+        run_folder.write_json(path, stored)
     return {
         split: operating_point.Counts(each["slices"], np.array(each["sums"]))
         for split, each in files.read_json(path).items()
@@ -193,7 +194,9 @@ def find_runs(folder, arm):
     """Returns {Run: workdir} of the finished runs of an arm of the study in `folder`."""
     paths = sorted((folder / "runs").glob(f"{arm}-f*-s*"))
     return {
-        runner.Run(path.name, arm, runs.read_config(path)): path for path in paths if runner.is_finished(path)
+        runner.Run(path.name, arm, run_folder.read_config(path)): path
+        for path in paths
+        if runner.is_finished(path)
     }
 
 
@@ -205,7 +208,7 @@ def score_run(workdir, pooled, *, flip=False):
         pooled: decision.Counts of `pool_counts`, for the last of `POINTS`.
         flip: as `count_run`.
     """
-    nominal_pixel_mm = operating_point.NOMINAL_FIELD_MM / runs.read_config(workdir).data.size[1]
+    nominal_pixel_mm = operating_point.NOMINAL_FIELD_MM / run_folder.read_config(workdir).data.size[1]
     own, of_all = (
         operating_point.choose(counts, max_false=MAX_FALSE, nominal_pixel_mm=nominal_pixel_mm)[0]
         for counts in (count_run(workdir, flip=flip)["val"], pooled)
@@ -222,7 +225,7 @@ def score_run(workdir, pooled, *, flip=False):
         rows += _score_case(subject.dataset, index, predictions, points)
         crops += _crop_nodules(subject.dataset, index, predictions[SHOWN])
     np.savez_compressed(kept(workdir, CROPS_FILE, flip), *crops)
-    runs.write_json(path, {"points": asked, "rows": rows})
+    run_folder.write_json(path, {"points": asked, "rows": rows})
     return rows
 
 
@@ -247,7 +250,7 @@ def score_phantom(workdir, source):
     for index, probabilities in judge.predict(subject, subject.members["test"]):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
-    runs.write_json(path, rows)
+    run_folder.write_json(path, rows)
     return rows
 
 
@@ -634,7 +637,9 @@ def _summary(workdir):
 def _changed(workdirs, arm):
     """Returns what an arm changes in configs/base.py, without where its data lie."""
     config = next(run.config for run in workdirs if run.arm == arm)
-    found = runs.list_differences(runs.config_to_dict(base.get_config()), runs.config_to_dict(config))
+    found = run_folder.list_differences(
+        run_folder.config_to_dict(base.get_config()), run_folder.config_to_dict(config)
+    )
     return [line for line in found if not line.startswith(("train.init_from", "data.dir"))]
 
 
@@ -728,8 +733,8 @@ def study(
     if dry_run:
         return None
     result = collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen, flip=flip)
-    runs.write_json(kept(folder, "nodules.json", flip), result)
-    runs.write_text(kept(folder, "nodules.md", flip), to_markdown(result))
+    run_folder.write_json(kept(folder, "nodules.json", flip), result)
+    run_folder.write_text(kept(folder, "nodules.md", flip), to_markdown(result))
     shown = "recommended" if "recommended" in chosen else chosen[0]
     first = [
         path for run, path in workdirs.items() if (run.arm, run.config.seed) == (shown, protocol.seeds[0])
@@ -763,8 +768,8 @@ def find_others(folder, planned, config, arms, protocol):
                 continue
             place = dataclasses.replace(protocol, seeds=(found.config.seed,), folds=(found.config.data.fold,))
             (expected,) = runner.plan(config, {arm: arms[arm]}, place)
-            differences = runs.list_differences(
-                runs.config_to_dict(found.config), runs.config_to_dict(expected.config)
+            differences = run_folder.list_differences(
+                run_folder.config_to_dict(found.config), run_folder.config_to_dict(expected.config)
             )
             if differences:
                 print(f"{path} is left out, its settings are others: {'; '.join(differences)}", flush=True)

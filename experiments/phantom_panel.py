@@ -102,9 +102,9 @@ def draw_panel(real, settings, path):
 
 def score(workdir, settings):
     """Returns the Dice of a run's lungs on phantom slices: mean and lowest, and how many slices."""
-    from auxseg import bundle
+    from auxseg.runs import networks
 
-    network = bundle.load_network(workdir)
+    network = networks.load_network(workdir)
     images, masks = [], []
     for number in range(NUM_SCANS):
         for height in SCORED_HEIGHTS:

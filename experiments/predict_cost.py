@@ -94,7 +94,8 @@ def create_network():
     import numpy as np
 
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-    from auxseg import bundle, models
+    from auxseg import models
+    from auxseg.runs import networks
     from configs import base
 
     config = base.get_config()
@@ -109,7 +110,7 @@ def create_network():
         return np.float32(random.normal(0, 1.0 / np.sqrt(np.prod(shape[:-1])), shape))
 
     variables = jax.tree.map(lambda one: draw(one.shape), dict(shapes))
-    return bundle.create_network(bundle.Trained("untrained", config, variables))
+    return networks.create_network(networks.Trained("untrained", config, variables))
 
 
 def write_scan(folder, num_slices):

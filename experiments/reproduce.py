@@ -20,11 +20,11 @@ from collections.abc import Callable
 
 from absl import flags
 
-from auxseg import runs
 from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.report import html, paper, tables
 from auxseg.report.markup import Markup, element, join, number, table
+from auxseg.runs import run_folder
 from configs import base
 from experiments import ablations, comparators, complexity, losses, paper_labels, runner, table2
 
@@ -190,7 +190,7 @@ def reproduce(protocol, folder, *, names=(), jobs=1, dry_run=False):
         done.append(folder / name)
     items = collect(folder, steps)
     files.write_json(folder / "results.json", items)
-    runs.write_text(folder / "index.html", create_page(items, left_out))
+    run_folder.write_text(folder / "index.html", create_page(items, left_out))
     print(f"page: {folder / 'index.html'}", flush=True)
     return folder / "index.html"
 

@@ -27,10 +27,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from auxseg import runs
 from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.report import html
+from auxseg.runs import run_folder
 from experiments import compare
 
 CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base"}
@@ -204,7 +204,7 @@ def run_all(folder, planned, *, jobs=1, dry_run=False, reuse=()):
         return {} if dry_run else workdirs
     runs_of_arms = {run.name: run.arm for run in planned}
     folder.mkdir(parents=True, exist_ok=True)
-    runs.write_json(folder / "study.json", {"command": sys.argv, "runs": runs_of_arms})
+    run_folder.write_json(folder / "study.json", {"command": sys.argv, "runs": runs_of_arms})
     failed = _run_in_turn(left, workdirs) if jobs == 1 else _run_at_once(left, workdirs, jobs)
     for run, reason in failed.items():
         print(f"failed: {run.name}: {reason}", flush=True)
@@ -236,12 +236,12 @@ def drop_repeated(left):
 def _find_finished(folders):
     """Returns {key of the settings: workdir} of the finished runs of other studies."""
     paths = [path for folder in folders for path in sorted((folder / "runs").glob("*")) if is_finished(path)]
-    return {_settings_key(runs.read_config(path)): path for path in paths}
+    return {_settings_key(run_folder.read_config(path)): path for path in paths}
 
 
 def _settings_key(config):
     """Returns a text that is the same for runs with the same result."""
-    settings = html.flatten(runs.config_to_dict(config))
+    settings = html.flatten(run_folder.config_to_dict(config))
     return json.dumps(
         {key: value for key, value in settings.items() if key not in compare.FREE}, sort_keys=True
     )
@@ -251,7 +251,9 @@ def _check_settings(run, workdir):
     """Raises InputError where `workdir` holds a run of other settings."""
     path = workdir / "config.json"
     if path.is_file():
-        differences = runs.list_differences(files.read_json(path), runs.config_to_dict(run.config))
+        differences = run_folder.list_differences(
+            files.read_json(path), run_folder.config_to_dict(run.config)
+        )
         if differences:
             raise InputError(
                 f"{workdir} was started with other settings: {'; '.join(differences)}; give the study another --out"
@@ -334,7 +336,7 @@ def _run_at_once(left, workdirs, jobs):
 def _start_child(run, workdir, slot):
     """Returns the process that trains `workdir`, on the device `slot` where there are more than one."""
     workdir.mkdir(parents=True, exist_ok=True)
-    runs.claim_config(workdir, run.config)
+    run_folder.claim_config(workdir, run.config)
     environment = dict(os.environ)
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)] if visible else str(slot)
@@ -411,7 +413,7 @@ def estimate_seconds(config, *, in_child=False):
         )
         asked = subprocess.run(
             [sys.executable, "-c", code],
-            input=json.dumps(runs.config_to_dict(config)),
+            input=json.dumps(run_folder.config_to_dict(config)),
             capture_output=True,
             text=True,
             check=False,
@@ -427,7 +429,7 @@ def estimate_seconds(config, *, in_child=False):
     members = splits.make_splits(
         table, split=data.split, fold=data.fold, num_folds=data.num_folds, seed=data.split_seed
     )
-    key = (runs.config_to_dict(config)["model"], tuple(config.data.size), config.train.batch_size)
+    key = (run_folder.config_to_dict(config)["model"], tuple(config.data.size), config.train.batch_size)
     key = json.dumps(key, sort_keys=True)
     if key not in _MEASURED:
         _MEASURED[key] = measure_step(config)
@@ -609,7 +611,7 @@ def train_one(workdir):
     """Trains the run whose settings lie in a workdir: what `CHILD` does; returns the exit status."""
     from auxseg import train
 
-    train.train(runs.read_config(workdir), workdir)
+    train.train(run_folder.read_config(workdir), workdir)
     return 0
 
 

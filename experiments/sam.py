@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import evaluate, judge, runs
+from auxseg import evaluate, judge
 from auxseg.base import command, files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
@@ -32,6 +32,8 @@ from auxseg.datasets import load, splits
 from auxseg.models import interface, sam, sam_weights
 from auxseg.report import tables
 from auxseg.report.markup import interval, number
+from auxseg.runs import run_folder
+from auxseg.runs.splits import default_split
 from auxseg.scoring import statistics
 from experiments import comparators, runner
 
@@ -79,7 +81,7 @@ def read_cases(protocol, *, workdir=None, split=None, limit=None):
     members = splits.make_splits(
         dataset.table, split=data.split, fold=data.fold, num_folds=data.num_folds, seed=data.split_seed
     )
-    split = check_choice("--split", split or evaluate.default_split(members), tuple(members))
+    split = check_choice("--split", split or default_split(members), tuple(members))
     return Cases(dataset, members[split][:limit], tuple(data.window_hu))
 
 
@@ -273,7 +275,7 @@ def study(weights_path, cases, out, *, shares, seed=1):
     files.write_csv(out / "cases.csv", rows)
     files.write_json(out / "sam.json", {"weights": weights_path.name, "summary": summary})
     lines = format_summary(summary, name=weights_path.name, dataset=cases.dataset.name)
-    runs.write_text(out / "sam.md", "\n".join(lines) + "\n")
+    run_folder.write_text(out / "sam.md", "\n".join(lines) + "\n")
     return summary
 
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 from absl import flags
 
-from auxseg import runs
 from auxseg.base import command, files
+from auxseg.runs import run_folder
 from experiments import comparators, effects, runner
 
 WIDTHS = ("matched", "published", "both")
@@ -199,7 +199,7 @@ def study(
     )
     rows = list_rows(workdirs, titles, paper)
     files.write_json(folder / "table2.json", rows)
-    runs.write_text(folder / "table2.md", "\n".join(format_rows(rows)) + "\n")
+    run_folder.write_text(folder / "table2.md", "\n".join(format_rows(rows)) + "\n")
     return {**result, "rows": rows}
 
 

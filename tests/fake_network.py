@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from auxseg.bundle import Network
+from auxseg.runs.networks import Network
 
 
 def threshold_probabilities(images):

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import checkpoints, optim, steps
+from auxseg import optim, steps
 from auxseg.base.errors import InputError
-from auxseg.state import TrainState
+from auxseg.runs import checkpoints
+from auxseg.runs.state import TrainState
 
 
 def make_state(step, seed=0):

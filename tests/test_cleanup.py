@@ -6,8 +6,10 @@ import fake_network
 import numpy as np
 import pytest
 
-from auxseg import bundle, datasets, evaluate, runs
+from auxseg import datasets
 from auxseg.datasets.dataset import CaseTable, Dataset
+from auxseg.runs import networks, run_folder
+from auxseg.runs import splits as runs_splits
 from configs import base
 from experiments import cleanup
 
@@ -42,12 +44,14 @@ def run(tmp_path, monkeypatch):
     )
     data = Dataset("made up", table, images.shape[1:], lambda i: (images[i], masks[i]), lambda i: masks[i])
     members = {"train": np.zeros(0, int), "test": np.arange(count)}
-    monkeypatch.setattr(bundle, "load_network", lambda path: fake_network.create(images.shape[1:], path.name))
+    monkeypatch.setattr(
+        networks, "load_network", lambda path: fake_network.create(images.shape[1:], path.name)
+    )
     monkeypatch.setattr(datasets, "load", lambda settings: data)
-    monkeypatch.setattr(evaluate, "read_splits", lambda path, dataset: members)
+    monkeypatch.setattr(runs_splits, "read_splits", lambda path, dataset: members)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        runs.claim_config(tmp_path / name, base.get_config())
+        run_folder.claim_config(tmp_path / name, base.get_config())
     return tmp_path
 
 
@@ -88,6 +92,6 @@ def test_nodules_stay_where_the_pixel_size_is_not_known(run):
 
 def test_runs_of_other_splits_are_refused(run, capsys, monkeypatch):
     splits = iter([np.arange(6), np.arange(5)])
-    monkeypatch.setattr(evaluate, "read_splits", lambda path, dataset: {"test": next(splits)})
+    monkeypatch.setattr(runs_splits, "read_splits", lambda path, dataset: {"test": next(splits)})
     assert cleanup.main([str(run / "one"), str(run / "two"), f"--out={run}/x.json"]) == 2
     assert "was split in another way" in capsys.readouterr().err and not (run / "x.json").exists()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from auxseg import runs
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.runs import run_folder
 from configs import base
 from experiments import collect
 
@@ -14,7 +14,7 @@ def run(tmp_path):
     config = base.get_config()
     with config.unlocked():
         config.model.se = False
-    runs.claim_config(tmp_path, config)
+    run_folder.claim_config(tmp_path, config)
     row = {
         "epoch": 1,
         "train": {"loss": 2.0},
@@ -23,9 +23,9 @@ def run(tmp_path):
         "seconds": 3.0,
     }
     files.append_row(tmp_path / "metrics.jsonl", row)
-    runs.write_json(tmp_path / "summary.json", {"epochs": 1, "scores": {}, "report": "elsewhere"})
-    runs.write_json(tmp_path / "splits.json", {"train": ["a", "b"], "val": ["c"]})
-    runs.write_json(tmp_path / "versions.json", {"python": "3"})
+    run_folder.write_json(tmp_path / "summary.json", {"epochs": 1, "scores": {}, "report": "elsewhere"})
+    run_folder.write_json(tmp_path / "splits.json", {"train": ["a", "b"], "val": ["c"]})
+    run_folder.write_json(tmp_path / "versions.json", {"python": "3"})
     return tmp_path
 
 

@@ -6,7 +6,8 @@ import pathlib
 import jax
 import pytest
 
-from auxseg import models, runs, state, train
+from auxseg import models, train
+from auxseg.runs import run_folder, state
 from configs import base
 
 NAMES = sorted(
@@ -28,8 +29,8 @@ def load(name):
 
 
 def changes(name):
-    ours, theirs = (runs.config_to_dict(load(n).get_config()) for n in (name, "base"))
-    return {difference.split(":")[0] for difference in runs.list_differences(theirs, ours)}
+    ours, theirs = (run_folder.config_to_dict(load(n).get_config()) for n in (name, "base"))
+    return {difference.split(":")[0] for difference in run_folder.list_differences(theirs, ours)}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from auxseg import runs
+from auxseg.runs import run_folder
 from configs import base
 from experiments import ablations, compare, effects
 
@@ -151,7 +151,9 @@ def test_arms_of_the_study():
     config = base.get_config()
     for changes in arms.values():
         changed = ablations.runner.override(config, changes)
-        assert len(runs.list_differences(*map(runs.config_to_dict, (config, changed)))) == len(changes)
+        assert len(run_folder.list_differences(*map(run_folder.config_to_dict, (config, changed)))) == len(
+            changes
+        )
     titles = ablations.create_titles(arms, config)
     assert titles["plain_matched"] == "neither, as many parameters (width 67)"
     assert ablations.create_titles({"plain": {}, "no_se": {}}, config)["plain"] == "neither"

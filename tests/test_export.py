@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import bundle, checkpoints, export, models, onnx_graph, predict, runs
+from auxseg import export, models, predict
 from auxseg.base.errors import InputError
+from auxseg.runs import bundles, checkpoints, networks, onnx_graph, run_folder
 from auxseg.scoring import operating_point
 from configs import base
 
@@ -31,7 +32,7 @@ def _trained(seed=0, **settings):
     model = models.create_model(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *SIZE, 1), np.float32))
     random = np.random.default_rng(seed)
-    return bundle.Trained(
+    return networks.Trained(
         "small (epoch 1)", config, jax.tree.map(lambda one: _draw(random, one.shape), dict(shapes))
     )
 
@@ -48,43 +49,43 @@ def _images(count=3, seed=0):
 
 def _export(kind, output, trained):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "read_trained", lambda path: trained)
-        return export.export("run", kind, output, images=_images(), checked_on="noise")
+        patch.setattr(networks, "read_trained", lambda path: trained)
+        return bundles.export("run", kind, output, images=_images(), checked_on="noise")
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Returns {kind: (folder, bundle.json)} of one small network."""
     folder = tmp_path_factory.mktemp("bundles")
-    return {kind: (folder / kind, _export(kind, folder / kind, _trained())) for kind in bundle.KINDS}
+    return {kind: (folder / kind, _export(kind, folder / kind, _trained())) for kind in networks.KINDS}
 
 
 def test_a_bundle_keeps_the_threshold_that_was_chosen(tmp_path):
     (tmp_path / "run").mkdir()
     operating_point.write_decision(tmp_path / "run", operating_point.Decision(0.8, 4.0, 3.0), {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "read_trained", lambda path: _trained())
-        about = export.export(
+        patch.setattr(networks, "read_trained", lambda path: _trained())
+        about = bundles.export(
             tmp_path / "run", "saved", tmp_path / "saved", images=_images(1), checked_on="noise"
         )
     assert predict.read_decision([tmp_path / "saved"]) == operating_point.Decision(0.8, 4.0, 3.0)
     assert operating_point.FILE in about["files"]
 
 
-@pytest.mark.parametrize("kind", bundle.KINDS)
+@pytest.mark.parametrize("kind", networks.KINDS)
 def test_a_bundle_agrees_with_the_original(exported, kind):
     output, about = exported[kind]
     images = _images(5, seed=1)  # another number of slices
-    expected = bundle.create_network(_trained(), classes=True).forward(images)
-    network = bundle.load_network(output)
+    expected = networks.create_network(_trained(), classes=True).forward(images)
+    network = networks.load_network(output)
     for got, want in zip(network.forward(images), expected, strict=True):
         if got is None:
             assert kind == "saved"  # predict needs no class head
             continue
-        np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=export.TOLERANCE)
+        np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=bundles.TOLERANCE)
     assert np.ptp(np.asarray(expected[0])) > 0.2  # it says something
     assert network.size_yx == SIZE and network.name == "small (epoch 1)"
-    assert about["checked"]["largest_difference_of_mask_probabilities"] <= export.TOLERANCE
+    assert about["checked"]["largest_difference_of_mask_probabilities"] <= bundles.TOLERANCE
     assert about["checked"]["slices"] == 3
 
 
@@ -93,14 +94,14 @@ def test_a_bundle_agrees_with_the_original(exported, kind):
 )
 def test_every_variant_becomes_an_onnx_graph(tmp_path, settings):
     about = _export("onnx", tmp_path / "out", _trained(**settings))
-    assert about["checked"]["largest_difference_of_mask_probabilities"] <= export.TOLERANCE
-    assert about["checked"]["largest_difference_of_class_probabilities"] <= export.TOLERANCE
+    assert about["checked"]["largest_difference_of_mask_probabilities"] <= bundles.TOLERANCE
+    assert about["checked"]["largest_difference_of_class_probabilities"] <= bundles.TOLERANCE
 
 
 def test_another_network_is_exported_as_a_program(tmp_path):
     name = "attention_res_unet"
     about = _export("stablehlo", tmp_path / "out", _trained(name=name, base_width=2))
-    assert about["checked"]["largest_difference_of_mask_probabilities"] <= export.TOLERANCE
+    assert about["checked"]["largest_difference_of_mask_probabilities"] <= bundles.TOLERANCE
     with pytest.raises(InputError, match=f"--format=onnx: cannot write '{name}'; use stablehlo"):
         _export("onnx", tmp_path / "onnx", _trained(name=name, base_width=2))
 
@@ -118,11 +119,11 @@ def test_a_network_trained_in_bfloat16_is_exported_in_float32(tmp_path):
 
 def test_a_bundle_describes_itself(exported):
     output, about = exported["onnx"]
-    assert json.loads((output / bundle.FILE).read_text(encoding="utf-8")) == about
+    assert json.loads((output / networks.FILE).read_text(encoding="utf-8")) == about
     assert about["classes"] == ["background", "left_lung", "right_lung", "nodule"]
     assert about["window_hu"] == [-1000.0, 400.0] and about["size_yx"] == list(SIZE)
     assert about["opset"] == onnx_graph.OPSET and about["versions"]["jax"] == jax.__version__
-    assert about["weights_sha256"] == bundle.weights_checksum(_trained().variables)
+    assert about["weights_sha256"] == networks.weights_checksum(_trained().variables)
     assert set(about["files"]) == {"model.onnx", "run.py"}
     import onnx
 
@@ -174,51 +175,51 @@ def test_a_bundle_runs_without_auxseg(exported, tmp_path, kind):
     assert done.returncode == 0, done.stderr
     mask = np.load(tmp_path / "mask.npy")
     assert mask.shape == (128, 192) and mask.dtype == np.uint8
-    ours = np.asarray(bundle.load_network(output).probabilities(image[None]))[0].argmax(-1)
+    ours = np.asarray(networks.load_network(output).probabilities(image[None]))[0].argmax(-1)
     assert np.mean(mask[::2, 1::3] == ours) > 0.8  # the same picture, resized there and back
 
 
 def test_a_wrong_export_is_not_written(monkeypatch, tmp_path):
     trained = _trained()
-    monkeypatch.setattr(bundle, "read_trained", lambda path: trained)
+    monkeypatch.setattr(networks, "read_trained", lambda path: trained)
     true_unit = onnx_graph._unit
     monkeypatch.setattr(onnx_graph, "_unit", lambda *args: true_unit(*args[:-1], 0.5))  # a wrong epsilon
     with pytest.raises(RuntimeError, match="differs from the original"):
-        export.export("run", "onnx", tmp_path / "out", images=_images(), checked_on="noise")
+        bundles.export("run", "onnx", tmp_path / "out", images=_images(), checked_on="noise")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_damage_is_found(exported, tmp_path):
-    for kind in bundle.KINDS:
+    for kind in networks.KINDS:
         output = tmp_path / "copies" / kind
         shutil.copytree(exported[kind][0], output)
-        file = output / bundle.KINDS[kind]
+        file = output / networks.KINDS[kind]
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
         with pytest.raises(InputError, match="changed since the export"):
-            bundle.load_network(output)
-    (output / bundle.FILE).write_text("{")
+            networks.load_network(output)
+    (output / networks.FILE).write_text("{")
     with pytest.raises(InputError, match="JSON"):
-        bundle.load_network(output)
+        networks.load_network(output)
     with pytest.raises(InputError, match="neither a run"):
-        bundle.load_network(tmp_path)
+        networks.load_network(tmp_path)
 
 
 def test_weights_of_another_network_are_refused(exported, tmp_path):
     output, about = tmp_path / "copy", dict(exported["saved"][1])
     shutil.copytree(exported["saved"][0], output)
-    other = bundle.flatten(_trained(seed=5).variables)
+    other = networks.flatten(_trained(seed=5).variables)
     np.savez(output / "weights.npz", **other)
-    about["files"] = {"weights.npz": bundle.file_checksum(output / "weights.npz")}
-    (output / bundle.FILE).write_text(json.dumps(about))
+    about["files"] = {"weights.npz": networks.file_checksum(output / "weights.npz")}
+    (output / networks.FILE).write_text(json.dumps(about))
     with pytest.raises(InputError, match="not those of"):
-        bundle.load_network(output)
+        networks.load_network(output)
 
 
 def test_flatten_and_back():
     variables = _trained().variables
-    again = bundle.unflatten(bundle.flatten(variables))
+    again = networks.unflatten(networks.flatten(variables))
     assert jax.tree.structure(again) == jax.tree.structure(variables)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(variables)))
 
@@ -228,24 +229,24 @@ def test_an_export_replaces_a_bundle_and_nothing_else(tmp_path):
     first = _export("saved", output, _trained())
     second = _export("saved", output, _trained(seed=2))
     assert first["weights_sha256"] != second["weights_sha256"]
-    assert bundle.load_network(output).checksum == second["weights_sha256"]
+    assert networks.load_network(output).checksum == second["weights_sha256"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(InputError, match="is no bundle"):
         _export("saved", tmp_path / "mine", _trained())
 
 
-@pytest.mark.parametrize("kind", bundle.KINDS)
+@pytest.mark.parametrize("kind", networks.KINDS)
 def test_real_slices_through_a_bundle_and_predict(exported, real_data, kind):
     """The mask of a bundle is the mask of the run, on real CT; every pixel of a clear decision."""
     output, _ = exported[kind]
     scan = real_data / "luna16_middle" / "ID_0003.npz"
     options = predict.Options(force=True, probabilities=True)
-    ours = predict.segment(scan, [bundle.create_network(_trained())], options=options)
-    theirs = predict.segment(scan, [bundle.load_network(output)], options=options)
-    np.testing.assert_allclose(theirs.probabilities, ours.probabilities, atol=export.TOLERANCE)
+    ours = predict.segment(scan, [networks.create_network(_trained())], options=options)
+    theirs = predict.segment(scan, [networks.load_network(output)], options=options)
+    np.testing.assert_allclose(theirs.probabilities, ours.probabilities, atol=bundles.TOLERANCE)
     two = np.sort(ours.probabilities, axis=0)[-2:]
-    clear = two[1] - two[0] > 2 * export.TOLERANCE
+    clear = two[1] - two[0] > 2 * bundles.TOLERANCE
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(theirs.masks[clear], ours.masks[clear])
 
@@ -254,7 +255,7 @@ def test_the_command_exports_and_predict_takes_it(real_data, tmp_path):
     """A run's folder to a bundle, and the bundle to a mask, by the commands alone."""
     trained, scan = _trained(), real_data / "luna16_middle" / "ID_0100.npz"
     (tmp_path / "run").mkdir()
-    runs.claim_config(tmp_path / "run", trained.config)
+    run_folder.claim_config(tmp_path / "run", trained.config)
     checkpoints.save_best(tmp_path / "run", step=3, variables=trained.variables, progress={"epoch": 2})
     flags = [f"--workdir={tmp_path}/run", "--format=stablehlo", f"--input={scan}"]
     done = _command("auxseg.export", *flags)
@@ -286,7 +287,7 @@ def _command(module, *arguments):
 def test_slices_to_check_on_come_from_a_scan(real_data):
     config = _trained().config
     images, text = export.read_check_slices(config, None, real_data / "cip" / "ct-64.nrrd")
-    assert images.shape == (export.NUM_SLICES, *SIZE) and "ct-64.nrrd" in text
+    assert images.shape == (bundles.NUM_SLICES, *SIZE) and "ct-64.nrrd" in text
 
 
 def test_slices_to_check_on_come_from_many_scans(tmp_path):
@@ -294,7 +295,7 @@ def test_slices_to_check_on_come_from_many_scans(tmp_path):
         image = np.full((40, 40), number, np.int16)
         np.savez(tmp_path / f"{number:02}.npz", image=image)
     images, text = export.read_check_slices(_trained().config, None, tmp_path)
-    assert images.shape == (export.NUM_SLICES, *SIZE) and text == f"8 scans of {tmp_path.name}"
+    assert images.shape == (bundles.NUM_SLICES, *SIZE) and text == f"8 scans of {tmp_path.name}"
     assert images[:, 0, 0].tolist() == np.linspace(0, 19, 8).astype(int).tolist()
 
 
@@ -308,12 +309,12 @@ def test_a_run_is_exported_from_its_folder(tmp_path):
     trained = _trained()
     workdir = tmp_path / "run"
     workdir.mkdir()
-    runs.claim_config(workdir, trained.config)
+    run_folder.claim_config(workdir, trained.config)
     checkpoints.save_best(workdir, step=3, variables=trained.variables, progress={"epoch": 1})
-    about = export.export(workdir, "saved", tmp_path / "out", images=_images(), checked_on="noise")
+    about = bundles.export(workdir, "saved", tmp_path / "out", images=_images(), checked_on="noise")
     assert about["name"] == "run (epoch 1)"
-    again = export.export(tmp_path / "out", "onnx", tmp_path / "onnx", images=_images(), checked_on="noise")
-    assert again["weights_sha256"] == about["weights_sha256"] == bundle.load_network(workdir).checksum
+    again = bundles.export(tmp_path / "out", "onnx", tmp_path / "onnx", images=_images(), checked_on="noise")
+    assert again["weights_sha256"] == about["weights_sha256"] == networks.load_network(workdir).checksum
     shutil.rmtree(pathlib.Path(workdir) / "checkpoints")
     with pytest.raises(InputError, match="no checkpoint"):
-        bundle.load_network(workdir)
+        networks.load_network(workdir)

@@ -1,7 +1,7 @@
 """The study of the losses: its arms are losses that there are, and each differs from the paper's as it says."""
 
-from auxseg import runs
 from auxseg.losses import create_segmentation_loss
+from auxseg.runs import run_folder
 from configs import base
 from experiments import losses, runner
 
@@ -11,7 +11,7 @@ def test_every_arm_is_a_loss_that_can_be_made():
     assert set(arms) == set(losses.TITLES) and next(iter(arms)) == "dice_ce"
     config = base.get_config()
     same = runner.override(config, arms["dice_ce"])
-    assert not runs.list_differences(*map(runs.config_to_dict, (config, same)))  # the paper's
+    assert not run_folder.list_differences(*map(run_folder.config_to_dict, (config, same)))  # the paper's
     for changes in arms.values():
         assert callable(create_segmentation_loss(runner.override(config, changes).loss))
 

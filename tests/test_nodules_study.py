@@ -6,9 +6,9 @@ import fakes
 import numpy as np
 import pytest
 
-from auxseg import runs
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.runs import run_folder
 from auxseg.scoring import operating_point
 from configs import recommended
 from experiments import nodules, runner, second_look
@@ -20,7 +20,9 @@ def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
     config = recommended.get_config()
     for name, changes in arms.items():
         changed = runner.override(config, changes)
-        found = runs.list_differences(runs.config_to_dict(config), runs.config_to_dict(changed))
+        found = run_folder.list_differences(
+            run_folder.config_to_dict(config), run_folder.config_to_dict(changed)
+        )
         names = {line.split(":")[0] for line in found}
         assert names == set(changes), name  # each change is one
     paper = runner.override(config, arms["paper"])
@@ -107,8 +109,10 @@ def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_
             changed = {"optim.learning_rate": 0.1} if run.arm == "no_aux_loss" else {}
             path = tmp_path / "runs" / run.name
             path.mkdir(parents=True)
-            runs.write_json(path / "config.json", runs.config_to_dict(runner.override(run.config, changed)))
-            runs.write_json(path / "summary.json", {})
+            run_folder.write_json(
+                path / "config.json", run_folder.config_to_dict(runner.override(run.config, changed))
+            )
+            run_folder.write_json(path / "summary.json", {})
     planned = runner.plan(config, {"paper": arms["paper"]}, protocol)
     others = nodules.find_others(tmp_path, planned, config, arms, protocol)
     assert [(run.name, run.arm) for run in others] == [("recommended-f1-s2", "recommended")]
@@ -129,11 +133,11 @@ def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
 
 def write_run(folder, *, val, test, found):
     """Writes what `pool_counts` reads of a run whose val has one nodule a slice; choice 0 finds `found`."""
-    runs.write_json(folder / "splits.json", {"train": [], "val": val, "test": test})
+    run_folder.write_json(folder / "splits.json", {"train": [], "val": val, "test": test})
     sums = np.zeros((len(operating_point.create_choices(1.0)), len(operating_point.COUNTED)))
     sums[0, 0], sums[:, 1], sums[:, 4] = found, len(val) - found, len(val)
     stored = {"slices": len(val), "sums": sums.tolist()}
-    runs.write_json(folder / nodules.COUNTS_FILE, {"val": stored, "test": stored})
+    run_folder.write_json(folder / nodules.COUNTS_FILE, {"val": stored, "test": stored})
     return folder
 
 
@@ -191,10 +195,10 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
     only = tmp_path / "study" / "runs" / "paper-f0-s1"
     scored = nodules.score_phantom(only, only)  # its own data in the place of the phantom's
     assert scored == points_of(only)
-    started = runner.override(runs.read_config(only), {"train.init_from": str(only)})
+    started = runner.override(run_folder.read_config(only), {"train.init_from": str(only)})
     planned = {
         runner.Run("one", "recommended", started): only,
-        runner.Run("two", "paper", runs.read_config(only)): only,
+        runner.Run("two", "paper", run_folder.read_config(only)): only,
     }
     tables = nodules.score_phantoms(planned, only)
     assert list(tables) == ["start", "recommended"]  # not the arm that began with nothing

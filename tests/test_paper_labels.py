@@ -7,10 +7,11 @@ import fixtures_luna16
 import numpy as np
 import pytest
 
-from auxseg import runs, train
+from auxseg import train
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, images
+from auxseg.runs import run_folder, splits
 from experiments import paper_labels, runner
 
 
@@ -93,9 +94,9 @@ def fake_train(config, workdir):
     """A training that finds all but a fifth of class 3; what it leaves is what a run leaves."""
     from auxseg.datasets import load
 
-    runs.claim_config(workdir, config)
+    run_folder.claim_config(workdir, config)
     data = load(config.data)
-    members = train.claim_splits(workdir, data, config.data)
+    members = splits.claim_splits(workdir, data, config.data)
     _, masks = data.read(members["test"])
     names = [f"{c}_{k}" for c in ("left_lung", "right_lung", "nodule") for k in runner.SCORE_COLUMNS]
     with open(workdir / "cases.csv", "w", encoding="utf-8", newline="") as handle:
@@ -116,7 +117,7 @@ def fake_train(config, workdir):
                 }
             writer.writerow(case)
     score = {"cases": len(masks), "pooled_dsc": 0.99, "false_positive_cases": {"nodule": 0}}
-    runs.write_json(workdir / "summary.json", {"scores": {"test": score}})
+    run_folder.write_json(workdir / "summary.json", {"scores": {"test": score}})
 
 
 def test_both_readings_are_scored_on_the_same_cases(tmp_path, monkeypatch, capsys):

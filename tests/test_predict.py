@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import bundle, predict
+from auxseg import predict
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, scans, writers
+from auxseg.runs.networks import Network
 from auxseg.scoring import components, operating_point
 
 SPACING_XYZ, ORIGIN = (6.0, 6.0, 6.0), (-150.0, -120.5, 33.25)
@@ -140,7 +141,7 @@ def test_a_slice_that_is_not_square_is_not_stretched(tmp_path):
         seen.append(np.asarray(images))
         return fake_network.threshold_probabilities(images), np.zeros((len(images), 4))
 
-    network = bundle.Network("n", (56, 56), "0" * 64, "anatomy", forward)
+    network = Network("n", (56, 56), "0" * 64, "anatomy", forward)
     air = np.full((3, 4, 56), -1024, np.int16)
     square = np.concatenate([air, volume[:, 4:-4], air], 1)
     for number, array in enumerate((square, volume[:, 4:-4])):
@@ -213,7 +214,7 @@ def _lopsided(images):
 
 def test_mirrored_slices_are_averaged_with_left_and_right_exchanged(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw()[12])
-    network = bundle.Network("n", (48, 56), "0" * 64, "anatomy", _lopsided)
+    network = Network("n", (48, 56), "0" * 64, "anatomy", _lopsided)
     options = predict.Options(flip=True, probabilities=True, force=True)
     result = predict.segment(tmp_path / "a.npz", [network], options=options)
     left, right = result.probabilities[1:3, 0, 24]
@@ -232,8 +233,8 @@ def test_networks_are_averaged_also_of_different_sizes(tmp_path):
         return forward
 
     networks = [
-        bundle.Network("a", (32, 32), "0" * 64, "anatomy", constant(0.1, 0.7, 0.1, 0.1)),
-        bundle.Network("b", (64, 48), "1" * 64, "anatomy", constant(0.3, 0.2, 0.4, 0.1)),
+        Network("a", (32, 32), "0" * 64, "anatomy", constant(0.1, 0.7, 0.1, 0.1)),
+        Network("b", (64, 48), "1" * 64, "anatomy", constant(0.3, 0.2, 0.4, 0.1)),
     ]
     options = predict.Options(probabilities=True, force=True)
     result = predict.segment(tmp_path / "a.npz", networks, options=options)
@@ -255,9 +256,7 @@ def test_clean_up_is_measured(tmp_path):
 def test_threshold_of_nodules_decides_and_leaves_the_probabilities(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw()[8])
     flat = np.array([0.2, 0.3, 0.1, 0.4], np.float32)
-    network = bundle.Network(
-        "flat", (32, 32), "0" * 64, "anatomy", lambda x: (np.tile(flat, (*x.shape, 1)), None)
-    )
+    network = Network("flat", (32, 32), "0" * 64, "anatomy", lambda x: (np.tile(flat, (*x.shape, 1)), None))
     for threshold, expected in ((0.5, 3), (0.57, 3), (0.58, 1)):
         options = predict.Options(force=True, nodule_threshold=threshold)
         assert (predict.segment(tmp_path / "a.npz", [network], options=options).masks == expected).all()
@@ -347,7 +346,7 @@ def _silent(images):
 
 def test_an_empty_mask_is_refused(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
-    network = bundle.Network("n", (56, 56), "0" * 64, "anatomy", _silent)
+    network = Network("n", (56, 56), "0" * 64, "anatomy", _silent)
     with pytest.raises(InputError, match="no lung was found"):
         predict.predict(tmp_path / "scan.mha", tmp_path / "out", [network])
     assert list((tmp_path / "out").iterdir()) == []
@@ -369,7 +368,7 @@ def test_what_is_no_chest_is_refused_unless_forced(tmp_path):
     sitk.WriteImage(_image(volume), str(tmp_path / "scan.mha"))
     with pytest.raises(InputError, match="not a chest"):
         _run(tmp_path / "scan.mha", tmp_path / "out")
-    network = bundle.Network("n", (56, 56), "0" * 64, "anatomy", _lopsided)
+    network = Network("n", (56, 56), "0" * 64, "anatomy", _lopsided)
     result = predict.segment(tmp_path / "scan.mha", [network], options=predict.Options(force=True))
     assert any(f.code == "not-a-chest" and f.severity == "warning" for f in result.findings)
 
@@ -394,7 +393,7 @@ def test_weights_that_are_not_finite_give_one_line_and_no_mask(tmp_path):
     def forward(images):
         return np.full((*images.shape, 4), np.nan, np.float32), None
 
-    network = bundle.Network("n", (56, 56), "0" * 64, "anatomy", forward)
+    network = Network("n", (56, 56), "0" * 64, "anatomy", forward)
     with pytest.raises(InputError, match="not finite"):
         predict.predict(tmp_path / "a.npz", tmp_path / "out", [network])
     assert not list((tmp_path / "out").iterdir())
@@ -402,7 +401,7 @@ def test_weights_that_are_not_finite_give_one_line_and_no_mask(tmp_path):
 
 def test_a_network_of_airways_says_so(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw())
-    network = bundle.Network("n", (56, 56), "0" * 64, "airway_as_nodule", fake_network.create().forward)
+    network = Network("n", (56, 56), "0" * 64, "airway_as_nodule", fake_network.create().forward)
     result = predict.segment(tmp_path / "a.npz", [network])
     assert any("airway" in finding.text for finding in result.findings)
 
@@ -507,7 +506,8 @@ def test_the_command(tmp_path):
     "mistake."""
     import jax
 
-    from auxseg import checkpoints, models, runs
+    from auxseg import models
+    from auxseg.runs import checkpoints, run_folder
     from configs import base
 
     config = base.get_config()
@@ -519,7 +519,7 @@ def test_the_command(tmp_path):
     variables = jax.tree.map(lambda one: np.full(one.shape, 0.1, np.float32), dict(shapes))
     workdir = tmp_path / "run"
     workdir.mkdir()
-    runs.claim_config(workdir, config)
+    run_folder.claim_config(workdir, config)
     checkpoints.save_best(workdir, step=1, variables=variables, progress={"epoch": 1})
     np.savez(tmp_path / "a.npz", image=chest.draw()[12])
     command = [sys.executable, "-m", "auxseg.predict", f"--workdir={workdir}", f"--input={tmp_path}/a.npz",

@@ -20,11 +20,12 @@ import pytest
 import test_steps
 import test_train
 
-from auxseg import checkpoints, input_pipeline, train
+from auxseg import input_pipeline, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import layout
 from auxseg.devices import parallel, processes
+from auxseg.runs import checkpoints
 from configs import base
 
 TESTS = pathlib.Path(__file__).parent

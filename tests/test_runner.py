@@ -6,9 +6,10 @@ import sys
 import fakes
 import pytest
 
-from auxseg import runs, train
+from auxseg import train
 from auxseg.base import command, files
 from auxseg.base.errors import InputError
+from auxseg.runs import run_folder
 from configs import base
 from experiments import runner
 
@@ -38,7 +39,7 @@ def fake_train(calls, fail=()):
         calls.append(workdir.name)
         if workdir.name in fail:
             raise InputError("the loss is not finite")
-        runs.claim_config(workdir, config)
+        run_folder.claim_config(workdir, config)
         with open(workdir / "cases.csv", "w", newline="", encoding="utf-8") as handle:
             names = [f"{c}_{k}" for c in ("left_lung", "right_lung", "nodule") for k in runner.SCORE_COLUMNS]
             writer = csv.DictWriter(handle, ["case_id", "patient", "split", *names])
@@ -48,7 +49,7 @@ def fake_train(calls, fail=()):
                 case = f"fold{config.data.fold}-{i}"
                 row = {n: dice if n.endswith("dice") else 50 for n in names}
                 writer.writerow({"case_id": case, "patient": case, "split": "test", **row})
-        runs.write_json(workdir / "summary.json", {"seconds": 1.0})
+        run_folder.write_json(workdir / "summary.json", {"seconds": 1.0})
 
     return trained
 
@@ -69,7 +70,9 @@ def test_the_plan_keeps_arms_level_and_changes_only_what_it_says(npz):
     assert [run.name for run in planned[:4]] == ["se-f0-s1", "no_se-f0-s1", "se-f1-s1", "no_se-f1-s1"]
     assert len(planned) == 8 and all(run.config.is_locked for run in planned)
     assert (config.data.size, config.model.base_width, config.data.split) == ((16, 16), 4, "kfold")
-    changed = runs.list_differences(runs.config_to_dict(config), runs.config_to_dict(planned[7].config))
+    changed = run_folder.list_differences(
+        run_folder.config_to_dict(config), run_folder.config_to_dict(planned[7].config)
+    )
     assert [text.split(":")[0] for text in changed] == [
         "data.fold",
         "model.se",
@@ -219,7 +222,7 @@ def test_an_interrupted_process_ends_the_study(npz, tmp_path, calls, monkeypatch
 def test_the_process_trains_what_it_is_told(npz, tmp_path, calls):
     config = runner.create_config(small_protocol(npz))
     (tmp_path / "one").mkdir()
-    runs.claim_config(tmp_path / "one", config)
+    run_folder.claim_config(tmp_path / "one", config)
     assert runner.train_one(tmp_path / "one") == 0
     assert calls == ["one"] and runner.is_finished(tmp_path / "one")
 

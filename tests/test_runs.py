@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from auxseg import runs
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
+from auxseg.runs import run_folder
 from configs import base
 
 
@@ -50,34 +50,34 @@ def test_workdir_whose_name_is_no_text_in_this_locale(tmp_path):
 
 def test_config_comes_back_as_it_was(tmp_path):
     config = base.get_config()
-    runs.claim_config(tmp_path, config)
-    found = runs.read_config(tmp_path)
+    run_folder.claim_config(tmp_path, config)
+    found = run_folder.read_config(tmp_path)
     assert found.to_dict() == config.to_dict() and found.is_locked
     assert found.data.size == (320, 320)
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
     config = base.get_config()
-    runs.claim_config(tmp_path, config)
+    run_folder.claim_config(tmp_path, config)
     with config.unlocked():
         config.model.se = False
         config.data.size = (64, 64)
         config.train.max_minutes = 3.0
     with pytest.raises(InputError) as error:
-        runs.claim_config(tmp_path, config)
+        run_folder.claim_config(tmp_path, config)
     assert "data.size: [320, 320] -> [64, 64]; model.se: true -> false" in str(error.value)
     assert "max_minutes" not in str(error.value)
-    assert runs.read_config(tmp_path).model.se  # and the stored settings are as they were
+    assert run_folder.read_config(tmp_path).model.se  # and the stored settings are as they were
 
 
 def test_settings_that_do_not_change_the_result_may_change(tmp_path):
     config = base.get_config()
-    runs.claim_config(tmp_path, config)
+    run_folder.claim_config(tmp_path, config)
     with config.unlocked():
         config.train.max_minutes = 3.0
         config.data.dir = "/elsewhere"
-    runs.claim_config(tmp_path, config)
-    assert runs.read_config(tmp_path).train.max_minutes == 3.0
+    run_folder.claim_config(tmp_path, config)
+    assert run_folder.read_config(tmp_path).train.max_minutes == 3.0
 
 
 def test_rows_survive_a_half_written_line_and_later_epochs_are_dropped(tmp_path):
@@ -87,7 +87,7 @@ def test_rows_survive_a_half_written_line_and_later_epochs_are_dropped(tmp_path)
     with open(path, "a") as handle:
         handle.write('{"epoch": 4, "lo')
     assert [row["epoch"] for row in files.read_rows(path)] == [1, 2, 3]
-    runs.keep_rows(path, 2)
+    run_folder.keep_rows(path, 2)
     assert path.read_text(encoding="utf-8") == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
@@ -98,14 +98,14 @@ def test_rows_are_strict_json(tmp_path):
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    runs.write_json(path, {"a": 1})
+    run_folder.write_json(path, {"a": 1})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        runs.write_json(path, {"a": 2})
+        run_folder.write_json(path, {"a": 2})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
 
 
@@ -119,6 +119,6 @@ def test_unreadable_json_is_named(tmp_path, content):
 
 
 def test_machine_is_described():
-    found = runs.describe_machine(parallel.choose_devices(2))
+    found = run_folder.describe_machine(parallel.choose_devices(2))
     assert found["backend"] == "cpu" and len(found["devices"]) == 2
     assert found["packages"]["jax"] and found["packages"]["orbax-checkpoint"]

@@ -18,11 +18,12 @@ import pytest
 import tensorstore
 import test_checkpoints
 
-from auxseg import checkpoints, outputs, runs
+from auxseg import outputs
 from auxseg.base import npz
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import records
 from auxseg.datasets.npz import read_npz
+from auxseg.runs import checkpoints, run_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = {
@@ -152,7 +153,7 @@ def test_a_checkpoint_that_claims_terabytes_is_refused(tmp_path):
                "fill_value": 0.0, "order": "C", "filters": None}  # fmt: skip
     spec = {"driver": "zarr", "kvstore": store, "metadata": claimed}
     tensorstore.open(spec, create=True, delete_existing=True).result()
-    runs.write_json(
+    run_folder.write_json(
         tmp_path / "checkpoints/best-5.sha256.json", checkpoints._checksums(tmp_path / "checkpoints/best/5")
     )
     with pytest.raises(
@@ -164,7 +165,7 @@ def test_a_checkpoint_that_claims_terabytes_is_refused(tmp_path):
 def test_settings_without_end_are_one_clear_line(tmp_path):
     (tmp_path / "config.json").write_text("[" * 200_000, encoding="utf-8")
     with pytest.raises(InputError, match="config.json: cannot be read as JSON"):
-        runs.read_config(tmp_path)
+        run_folder.read_config(tmp_path)
 
 
 def test_names_are_escaped_on_the_page_of_a_scan(tmp_path):

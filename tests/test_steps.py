@@ -12,7 +12,7 @@ from auxseg import input_pipeline, insertion, losses, models, optim, steps, trai
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
-from auxseg.state import count_values
+from auxseg.runs.state import count_values
 from configs import base
 
 SIZE = (16, 16)

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import test_checkpoints
 
-from auxseg import checkpoints
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.runs import checkpoints
 
 TESTS = pathlib.Path(__file__).parent
 

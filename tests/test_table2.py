@@ -3,8 +3,9 @@
 import pytest
 from test_runner import small_protocol
 
-from auxseg import runs, train
+from auxseg import train
 from auxseg.base.errors import InputError
+from auxseg.runs import run_folder
 from configs import base
 from experiments import ablations, comparators, runner, table2
 
@@ -45,7 +46,7 @@ def test_a_study_puts_the_papers_figures_beside_ours(npz, tmp_path, calls, monke
 
     def trained(config, workdir):
         fake(config, workdir)
-        runs.write_json(
+        run_folder.write_json(
             workdir / "summary.json", {"seconds": 1.0, "parameters": 123, "scores": {"test": scores}}
         )
 

@@ -17,12 +17,14 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import augment, checkpoints, evaluate, export, insertion, runs, train
+from auxseg import augment, evaluate, insertion, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import load
 from auxseg.devices import parallel
 from auxseg.devices.processes import Agreement
+from auxseg.runs import bundles, checkpoints, run_folder
+from auxseg.runs.splits import claim_splits
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,7 +73,7 @@ def half(unbroken, npz, tmp_path):
     train.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir)
     stored = files.read_json(workdir / "config.json")
     stored["train"]["num_epochs"] = NUM_EPOCHS
-    runs.write_json(workdir / "config.json", stored)
+    run_folder.write_json(workdir / "config.json", stored)
     return workdir
 
 
@@ -262,7 +264,7 @@ def test_other_settings_are_refused(half, npz):
 def test_checkpoint_of_another_run_is_refused(half, npz):
     splits = files.read_json(half / "splits.json")
     splits["train"] = splits["train"][:4]
-    runs.write_json(half / "splits.json", splits)
+    run_folder.write_json(half / "splits.json", splits)
     with pytest.raises(InputError, match="update 10 does not lie in epoch 3 of 1 steps"):
         train.train(small_config(npz), half)
 
@@ -386,7 +388,7 @@ def test_init_from_starts_from_a_bundle_of_weights(unbroken, npz, tmp_path):
     images = np.zeros((1, 16, 16), np.int16)
     config = small_config(npz)
     for kind in ("saved", "stablehlo"):
-        export.export(unbroken, kind, tmp_path / kind, images=images, checked_on="an empty slice")
+        bundles.export(unbroken, kind, tmp_path / kind, images=images, checked_on="an empty slice")
     with config.unlocked():
         config.train.init_from = str(tmp_path / "saved")
     state = train.create_initial_state(config)
@@ -409,7 +411,7 @@ def test_stop_file_and_max_minutes_end_a_run_cleanly(half, npz, tmp_path):
 def seeded(config, dataset, workdir):
     """Returns what each seed draws: initial weights, split, order of an epoch, keys of the augmentation."""
     workdir.mkdir()
-    members = train.claim_splits(workdir, dataset, config.data)
+    members = claim_splits(workdir, dataset, config.data)
     place = np.zeros(1, np.int32)
     setup = types.SimpleNamespace(
         members={"train": np.arange(24)}, config=config, dataset=dataset, devices=parallel.choose_devices(1)

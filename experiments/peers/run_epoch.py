@@ -11,7 +11,7 @@ import numpy as np
 from auxseg import input_pipeline, losses, optim, steps
 from auxseg.devices import parallel
 from auxseg.models import create_model
-from auxseg.state import TrainState
+from auxseg.runs.state import TrainState
 from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch
 
 NUM_IMAGES = 799

@@ -8,7 +8,8 @@ import made_up_run
 import numpy as np
 import pytest
 
-from auxseg.report import figures, inputs, macs, modelcard, paper, tables
+from auxseg.report import figures, macs, modelcard, paper, tables
+from auxseg.runs import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_macs_of_an_unknown_network():
 
 
 def test_model_card_names_what_it_rests_on(tmp_path, evaluation):
-    run = inputs.read_run(made_up_run.write_workdir(tmp_path))
+    run = run_folder.read_run(made_up_run.write_workdir(tmp_path))
     card = dict(
         modelcard.create_card(
             run,
@@ -149,7 +150,7 @@ def test_airway_taken_for_nodules_is_named(tmp_path, evaluation):
     folder = made_up_run.write_workdir(tmp_path, data={"name": "luna16", "labels": "airway_as_nodule"})
     card = dict(
         modelcard.create_card(
-            inputs.read_run(folder),
+            run_folder.read_run(folder),
             score_table=tables.score_table(evaluation),
             objects=tables.object_table(evaluation),
             split="test",

@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from auxseg import checkpoints, models, runs
+from auxseg import models
 from auxseg.base import files, npz
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.models import interface
+from auxseg.runs import checkpoints, run_folder
 
 FILE = "bundle.json"
 KINDS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "saved": "weights.npz"}
@@ -107,7 +108,7 @@ def read_run(workdir):
         InputError: no run there, or no intact checkpoint.
     """
     workdir = pathlib.Path(workdir)
-    config = runs.read_config(workdir)
+    config = run_folder.read_config(workdir)
     variables, found = checkpoints.restore_best(workdir)
     model = models.create_model(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *config.data.size, 1)))
@@ -237,7 +238,7 @@ def describe(trained, kind):
             "of the classes",
             "class_probabilities": f"float32 [N, {len(CLASS_NAMES)}]: is the class in the slice?",
         },
-        "config": runs.config_to_dict(config),
+        "config": run_folder.config_to_dict(config),
         "weights_sha256": weights_checksum(trained.variables),
     }
 

@@ -23,9 +23,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from auxseg import runs
 from auxseg.base.errors import InputError
-from auxseg.state import TrainState
+from auxseg.runs import run_folder
+from auxseg.runs.state import TrainState
 
 LATEST, BEST = "latest", "best"
 MOST_BYTES = 1 << 35
@@ -123,7 +123,7 @@ def _save(workdir, kind, step, variables, progress, training=None):
         _remove_leftovers(folder, kind)
         _remove(folder, kind, step)
         kept = _write(folder, kind, step, items)
-        runs.write_json(_manifest_path(folder, kind, step), _checksums(folder / kind / str(step)))
+        run_folder.write_json(_manifest_path(folder, kind, step), _checksums(folder / kind / str(step)))
     except (OSError, ValueError) as error:
         _remove_leftovers(folder, kind)
         raise InputError(

@@ -1,0 +1,212 @@
+"""NEW MODULE auxseg.runs.run_folder.bundles."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from auxseg.base.errors import InputError, check_choice
+from auxseg.runs import networks, onnx_graph, run_folder
+from auxseg.scoring import operating_point
+
+TOLERANCE = 1e-4
+"""Largest difference of a probability between the bundle and the original."""
+NUM_SLICES = 8
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What a StableHLO program is made for."""
+_NEEDS = {
+    "stablehlo": ("numpy", "jax", "flatbuffers"),
+    "onnx": ("numpy", "onnxruntime"),
+    "saved": ("auxseg",),
+}
+"""Packages that a bundle runs with."""
+
+
+def export(workdir, kind, output, *, images, checked_on):
+    """Writes a bundle of a run's best weights and returns what `bundle.json` says.
+
+    Args:
+        workdir: a run's folder, or a 'saved' bundle.
+        kind: one of `bundle.KINDS`.
+        output: folder of the bundle; an older bundle there is replaced.
+        images: int16 [n, H, W] in HU, of the network's size, to compare on.
+        checked_on: what those are, for `bundle.json`.
+
+    Raises:
+        InputError: no run there, a kind that the network cannot be written as, a package that is missing, or
+            another thing than a bundle at `output`.
+        RuntimeError: the bundle's probabilities differ from the original's.
+    """
+    check_choice("--format", kind, tuple(networks.KINDS))
+    output = pathlib.Path(output)
+    if (
+        output.exists()
+        and not (output / networks.FILE).is_file()
+        and (output.is_file() or any(output.iterdir()))
+    ):
+        raise InputError(f"--output: {output} exists and is no bundle; give another folder")
+    trained = _to_float32(networks.read_trained(workdir))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as folder:
+        part = pathlib.Path(folder) / output.name
+        part.mkdir()
+        chosen = pathlib.Path(workdir) / operating_point.FILE
+        if chosen.is_file():
+            shutil.copy(chosen, part)  # for `predict --tuned`
+        write_bundle(part, trained, kind)
+        about = check_bundle(part, trained, images, checked_on)
+        if output.exists():
+            shutil.rmtree(output)
+        part.rename(output)
+    return about
+
+
+def _to_float32(trained):
+    """Returns the network computing in float32: what a bundle promises, whatever the training used.
+
+    Lowered as 'shifted', the form that takes any number of slices and is the same program everywhere.
+    """
+    config = networks.to_config(run_folder.config_to_dict(trained.config))
+    config.model.update({"dtype": "float32", "lowering": "shifted"})
+    return dataclasses.replace(trained, config=config)
+
+
+def write_bundle(folder, trained, kind):
+    """Writes a bundle's files to a folder; `bundle.json` says nothing of a check yet."""
+    {"stablehlo": _write_stablehlo, "onnx": _write_onnx, "saved": _write_saved}[kind](folder, trained)
+    if kind != "saved":
+        (folder / "run.py").write_text(_RUNNER, encoding="utf-8")
+    about = networks.describe(trained, kind)
+    about |= {"needs": list(_NEEDS[kind]), **_details(kind)}
+    about["versions"] = run_folder.describe_machine(jax.devices())["packages"]
+    about["files"] = {file.name: networks.file_checksum(file) for file in sorted(folder.iterdir())}
+    (folder / networks.FILE).write_text(networks.dump_description(about), encoding="utf-8")
+
+
+def _details(kind):
+    if kind == "stablehlo":
+        return {
+            "platforms": list(PLATFORMS),
+            "calling_convention": jax.export.maximum_supported_calling_convention_version,
+        }
+    return {"opset": onnx_graph.OPSET} if kind == "onnx" else {}
+
+
+def check_bundle(folder, trained, images, checked_on):
+    """Returns `bundle.json` with how far the bundle is from the original, after writing it there.
+
+    Raises:
+        RuntimeError: further than `TOLERANCE`.
+    """
+    original, copy = networks.create_network(trained, classes=True), networks.read_bundle(folder)
+    expected, got = original.forward(images), copy.forward(images)
+    pairs = [(a, b) for a, b in zip(expected, got, strict=True) if b is not None]
+    apart = [float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in pairs]
+    if not max(apart) <= TOLERANCE:
+        raise RuntimeError(
+            f"the {copy.name} bundle differs from the original by {max(apart):.2g} > {TOLERANCE}"
+        )
+    hard = [np.asarray(masks).argmax(-1) for masks, _ in (expected, got)]
+    about = json.loads((folder / networks.FILE).read_text(encoding="utf-8"))
+    about["checked"] = {
+        "on": checked_on,
+        "slices": len(images),
+        "backend": jax.default_backend(),
+        "tolerance": TOLERANCE,
+        "largest_difference_of_mask_probabilities": apart[0],
+        "largest_difference_of_class_probabilities": apart[1] if len(apart) > 1 else None,
+        "pixels_of_another_class": int((hard[0] != hard[1]).sum()),
+        "pixels": int(hard[0].size),
+    }
+    (folder / networks.FILE).write_text(networks.dump_description(about), encoding="utf-8")
+    return about
+
+
+def _write_stablehlo(folder, trained):
+    from jax import export as jax_export
+
+    forward = networks.create_forward(trained.config, trained.variables)
+    (count,) = jax_export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, *trained.config.data.size), jnp.float32)
+    program = jax_export.export(jax.jit(forward), platforms=PLATFORMS)(images)
+    (folder / networks.KINDS["stablehlo"]).write_bytes(program.serialize())
+
+
+def _write_onnx(folder, trained):
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise InputError("--format=onnx: needs onnx and onnxruntime: pip install 'auxseg[onnx]'") from error
+    if trained.config.model.name not in ("aux_unet", "unet"):
+        raise InputError(f"--format=onnx: cannot write {trained.config.model.name!r}; use stablehlo")
+    about = networks.describe(trained, "onnx")
+    metadata = {key: about[key] if isinstance(about[key], str) else json.dumps(about[key]) for key in about}
+    proto = onnx_graph.create_model(trained.config, trained.variables, metadata)
+    (folder / networks.KINDS["onnx"]).write_bytes(proto.SerializeToString())
+
+
+def _write_saved(folder, trained):
+    np.savez(folder / networks.KINDS["saved"], **networks.flatten(trained.variables))
+
+
+_RUNNER = '''"""Segments one slice with this bundle, without auxseg, by NumPy and ONNX Runtime or JAX.
+
+    python run.py SLICE.npy MASK.npy    (SLICE: HU, [H, W], oriented as bundle.json says)
+
+The packages that it needs are listed in bundle.json under "needs"; pip installs each by that name.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+ABOUT = json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))
+
+
+def load():
+    """Returns the network: float32 [N, *size] in HU -> probabilities [N, *size, classes]."""
+    if ABOUT["kind"] == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
+        return lambda images: session.run(["mask_probabilities"], {"images": images})[0]
+    from jax import export
+
+    program = export.deserialize(bytearray((HERE / "model.stablehlo").read_bytes()))
+    return lambda images: np.asarray(program.call(images)[0])
+
+
+def weights(num_in, num_out):
+    """Returns bilinear weights that widen with the reduction, [num_out, num_in]."""
+    scale = num_in / num_out
+    centres = (np.arange(num_out) + 0.5) * scale - 0.5
+    near = np.maximum(1 - np.abs(np.arange(num_in) - centres[:, None]) / max(1, scale), 0)
+    return near / near.sum(1, keepdims=True)
+
+
+def segment(image_hu, network):
+    """Returns uint8 [H, W], indices into ABOUT["classes"], of one transverse slice in HU."""
+    size, image = ABOUT["size_yx"], np.maximum(np.asarray(image_hu, float), -1024)
+    rows, columns = (weights(*pair) for pair in zip(image.shape, size))
+    small = np.rint(rows @ image @ columns.T).astype(np.float32)
+    probabilities = network(small[None])[0]
+    rows, columns = (weights(*pair) for pair in zip(size, image.shape))
+    probabilities = np.einsum("yh,hwc,xw->yxc", rows, probabilities, columns, optimize=True)
+    return probabilities.argmax(-1).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    np.save(sys.argv[2], segment(np.load(sys.argv[1], allow_pickle=False), load()))
+'''
