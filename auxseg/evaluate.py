@@ -5,7 +5,6 @@ python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -13,89 +12,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from auxseg import input_pipeline, losses, models, steps
-from auxseg.base import command, files, progress
+from auxseg import models
+from auxseg.base import command, files
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load
-from auxseg.devices import parallel, processes
+from auxseg.devices import parallel
 from auxseg.runs import checkpoints, run_folder, splits, state
 from auxseg.scoring import operating_point, pixel_counts
-
-
-def create_eval_fn(config, devices, aux_labels=None):
-    """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults."""
-    step = functools.partial(
-        steps.eval_step,
-        model=models.create_model(config.model),
-        segmentation_loss=losses.create_segmentation_loss(config.loss),
-        aux_weight=config.loss.aux_weight,
-        num_classes=config.model.num_classes,
-        window_hu=tuple(config.data.window_hu),
-        aux_labels=aux_labels,
-    )
-    return parallel.parallelize(step, devices)
-
-
-def read_aux_labels(config, dataset, members):
-    """Returns the labels that the auxiliary head is trained on where they are not those of the masks, else None.
-
-    Args:
-        config: settings; those of a run from before `loss.shuffle_aux_labels` are read too.
-        dataset: structs.Dataset.
-        members: {split: indices}.
-    """
-    if not config.loss.get("shuffle_aux_labels", False):
-        return None
-    return input_pipeline.shuffle_labels(dataset.table.labels, members, seed=config.seed)
-
-
-def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None):
-    """Returns the CaseResults of the cases `indices` int [n], NumPy, in their order, in every process.
-
-    Args:
-        eval_fn: from `create_eval_fn`.
-        variables: the model's, replicated.
-        feed: input_pipeline.Feed that has the cases.
-        indices: rows of the data set.
-        batch_size: over all devices; a last batch is filled up and the filling dropped.
-        label: of the progress bar; None shows none.
-    """
-    size = parallel.round_up(batch_size, feed.devices)
-    rows = list(input_pipeline.padded_rows(indices, size, size))
-    batches = (batch for batch, _ in input_pipeline.read_batches(feed, rows))
-    if label:
-        batches = progress.track(batches, total=len(rows), label=label, unit="batch")
-    results = [parallel.fetch_rows(eval_fn(variables, batch)) for batch in batches]
-    kept = np.concatenate([weights for _, weights in rows]) > 0
-    return jax.tree.map(lambda x: x[kept], processes.gather_batches(results, feed.devices))
-
-
-def summarise(results):
-    """Returns the scores of CaseResults, JSON types; NaN becomes None.
-
-    'pooled_dsc' is the paper's score, over the pixels of all classes with background. 'dice' is per class
-    over the 'dice_cases' whose reference has it; cases that have it in the prediction alone are
-    'false_positive_cases'.
-    """
-    dice, cases = pixel_counts.mean_dice(results.counts)
-    false_positives = pixel_counts.false_positive_cases(results.counts)
-    return {
-        "cases": len(results.loss),
-        "loss": _number(np.mean(results.loss, dtype=np.float64)),
-        "segmentation_loss": _number(np.mean(results.segmentation, dtype=np.float64)),
-        "auxiliary_loss": _number(np.mean(results.auxiliary, dtype=np.float64)),
-        "accuracy": pixel_counts.pooled_accuracy(results.counts),
-        "pooled_dsc": pixel_counts.pooled_dsc(results.counts),
-        "dice": by_class(map(_number, dice)),
-        "dice_cases": by_class(map(int, cases)),
-        "false_positive_cases": by_class(map(int, false_positives)),
-    }
-
-
-def by_class(values):
-    """Returns {class name: value} for values in the order of the classes."""
-    return dict(zip(CLASS_NAMES, values, strict=True))
+from auxseg.training import batching, validation
 
 
 def main(argv):
@@ -193,7 +118,7 @@ def report(workdir, *, split=None, explained=(), tuned=False, flip=False):
 def _summarise_decided(results, judgement, otherwise):
     """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
     if not otherwise:
-        return summarise(results)
+        return validation.summarise(results)
     rows = judgement.evaluation.rows
     confusion = np.array([
         [[row[f"pixels_{true}_as_{given}"] for given in CLASS_NAMES] for true in CLASS_NAMES] for row in rows
@@ -203,7 +128,7 @@ def _summarise_decided(results, judgement, otherwise):
         predicted=confusion.sum(axis=1),
         reference=confusion.sum(axis=2),
     )
-    return summarise(results._replace(counts=counts))
+    return validation.summarise(results._replace(counts=counts))
 
 
 def evaluate(workdir, *, split=None):
@@ -217,7 +142,7 @@ def evaluate(workdir, *, split=None):
         InputError: no run there, no such split, or other data than it was trained on.
     """
     subject, split, found = open_run(workdir, split)
-    return {"split": split, "epoch": found["epoch"], **summarise(_evaluate(subject, split))}
+    return {"split": split, "epoch": found["epoch"], **validation.summarise(_evaluate(subject, split))}
 
 
 def open_run(workdir, split, *, flip=False):
@@ -233,9 +158,7 @@ def open_run(workdir, split, *, flip=False):
     images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
     shapes = jax.eval_shape(models.create_model(config.model).init, jax.random.key(0), images)
     checkpoints.match_variables(variables, dict(shapes), where=str(workdir))
-    feed = input_pipeline.create_feed(
-        dataset, members[split], placement=config.data.placement, devices=devices
-    )
+    feed = batching.create_feed(dataset, members[split], placement=config.data.placement, devices=devices)
     predict_fn = judge.create_predict_fn(config, devices, flip=flip)
     subject = judge.Subject(config, dataset, members, feed, variables, predict_fn, flip=flip)
     return subject, split, found
@@ -243,11 +166,11 @@ def open_run(workdir, split, *, flip=False):
 
 def _evaluate(subject, split):
     """Returns the CaseResults of a split of a judge.Subject."""
-    return evaluate_cases(
-        create_eval_fn(
+    return validation.evaluate_cases(
+        validation.create_eval_fn(
             subject.config,
             subject.feed.devices,
-            read_aux_labels(subject.config, subject.dataset, subject.members),
+            validation.read_aux_labels(subject.config, subject.dataset, subject.members),
         ),
         parallel.replicate(subject.variables, subject.feed.devices),
         subject.feed,
@@ -332,10 +255,6 @@ def describe(summary):
 
 def _three(value):
     return "-" if value is None else f"{value:.3f}"
-
-
-def _number(value):
-    return float(value) if np.isfinite(value) else None
 
 
 if __name__ == "__main__":

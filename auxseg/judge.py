@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from auxseg import explain, input_pipeline, models, steps
+from auxseg import explain, models
 from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.report import macs, viewer, write_report
 from auxseg.runs import run_folder
 from auxseg.scoring import case_scores, operating_point
+from auxseg.training import batching, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Subject:
     config: Any
     dataset: Any
     members: dict
-    feed: input_pipeline.Feed
+    feed: batching.Feed
     variables: Any
     predict_fn: Any
     decision: operating_point.Decision = operating_point.Decision()
@@ -112,9 +113,9 @@ def predict(subject, indices, *, label=None):
     """
     devices = subject.feed.devices
     size = parallel.round_up(subject.config.eval.batch_size, devices)
-    rows = list(input_pipeline.padded_rows(indices, size, size))
+    rows = list(batching.padded_rows(indices, size, size))
     replicated = parallel.replicate(subject.variables, devices)
-    batches = (batch for batch, _ in input_pipeline.read_batches(subject.feed, rows))
+    batches = (batch for batch, _ in batching.read_batches(subject.feed, rows))
     if label:
         batches = progress.track(batches, total=len(rows), label=label, unit="batch")
     for (members, weights), batch in zip(rows, batches, strict=True):

@@ -10,10 +10,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from auxseg import evaluate, train
+from auxseg import evaluate
 from auxseg.base import command
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel, processes
+from auxseg.training import interruption, loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "settings: a Python file such as configs/phantom.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
@@ -33,8 +34,8 @@ def main(argv):
         parallel.make_deterministic()
     processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
-        summary = train.train(CONFIG.value, workdir)
-    except train.Interrupted as stop:
+        summary = loop.train(CONFIG.value, workdir)
+    except interruption.Interrupted as stop:
         if processes.is_first():
             print(stop, file=sys.stderr)
         return command.EXIT_INTERRUPTED

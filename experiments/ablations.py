@@ -16,9 +16,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from auxseg import train
 from auxseg.base import command
 from auxseg.runs import state
+from auxseg.training import setup
 from experiments import effects, runner
 
 FACTORIAL = {
@@ -39,7 +39,7 @@ TITLES = {
 
 def count_parameters(config):
     """Returns how many parameters and statistics the network of a config has; nothing is computed."""
-    shapes = jax.eval_shape(lambda: train.create_initial_state(config))
+    shapes = jax.eval_shape(lambda: setup.create_initial_state(config))
     return state.count_values(shapes.variables)
 
 

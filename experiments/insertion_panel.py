@@ -16,12 +16,12 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import input_pipeline, insertion
 from auxseg.base import command
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.datasets import npz
 from auxseg.runs import run_folder
+from auxseg.training import batching, insertion
 from configs import base
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -49,7 +49,7 @@ def inserted_crops(dataset, *, seed, num):
     crops = []
     for start in range(0, len(rows), 4):
         some = rows[start : start + 4].astype(np.int32)
-        raw = input_pipeline.RawBatch(*dataset.read(some), some, np.ones(len(some), np.float32))
+        raw = batching.RawBatch(*dataset.read(some), some, np.ones(len(some), np.float32))
         out = jax.device_get(insert(raw))
         for row, image, mask in zip(some, out.images, out.masks, strict=True):
             if (mask == NODULE).any() and len(crops) < num:

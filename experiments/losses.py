@@ -4,7 +4,7 @@
     python -m experiments.losses --data=luna16 --data_dir=LUNA16 --dry_run
 
 The paper trains with Dice + cross-entropy and says that IoU, hybrid, weighted and Tversky losses were worse; it
-defines none of them. Here each is what `auxseg.losses` documents; the weighted cross-entropy counts a nodule's
+defines none of them. Here each is what `auxseg.training.losses` documents; the weighted cross-entropy counts a nodule's
 pixels thirtyfold (as configs/phantom.py does), and so does the weighted form of the paper's loss. Everything but
 the loss is the same, the auxiliary term included; each run stops by its own validation loss, and all are
 compared on Dice. The study's folder has the same files as that of `experiments.ablations`.

@@ -175,7 +175,7 @@ def reproduce(protocol, folder, *, names=(), jobs=1, dry_run=False):
 
     Raises:
         InputError: settings or data that cannot be used.
-        auxseg.train.Interrupted: on SIGTERM, after the run at hand was saved.
+        auxseg.training.interruption.Interrupted: on SIGTERM, after the run at hand was saved.
     """
     steps, left_out = choose_steps(names, protocol)
     for name, why in left_out.items():

@@ -2,7 +2,7 @@
 
     python -m experiments.ablations --data=npz --data_dir=FOLDER --seeds=1,2,3 --folds=0,1,2
 
-A study lives in a folder: `runs/NAME` is the workdir of each run (`auxseg.train`), `study.json` says which
+A study lives in a folder: `runs/NAME` is the workdir of each run (`auxseg.training.loop`), `study.json` says which
 runs belong to it, `cases.csv` has the scores of every case of every run, `compare/` the tables and the page.
 A run is finished when it has a `summary.json`; a study that was killed is started again with the same command
 and goes on, in the middle of a run too. A run that fails (a loss that is not finite) does not stop the others:
@@ -188,7 +188,7 @@ def run_all(folder, planned, *, jobs=1, dry_run=False, reuse=()):
 
     Raises:
         InputError: a run was started with other settings, data that cannot be used, or every run failed.
-        auxseg.train.Interrupted: on SIGTERM, after the run at hand was saved.
+        auxseg.training.interruption.Interrupted: on SIGTERM, after the run at hand was saved.
     """
     finished = _find_finished(reuse)
     workdirs = {}
@@ -283,7 +283,7 @@ def _run_in_turn(left, workdirs):
     """
     import jax
 
-    from auxseg import train
+    from auxseg.training import loop
 
     failed, start = {}, time.monotonic()
     for done, run in enumerate(left, start=1):
@@ -291,7 +291,7 @@ def _run_in_turn(left, workdirs):
         workdir.mkdir(parents=True, exist_ok=True)
         try:
             with open(workdir / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-                train.train(run.config, workdir)
+                loop.train(run.config, workdir)
         except InputError as error:
             failed[run] = str(error)
         jax.clear_caches()
@@ -301,7 +301,7 @@ def _run_in_turn(left, workdirs):
 
 def _run_at_once(left, workdirs, jobs):
     """Runs in processes of their own, each on its own device where there are several; returns {Run: reason}."""
-    from auxseg import train
+    from auxseg.training import interruption
 
     waiting, running, failed, done, start = list(left), {}, {}, 0, time.monotonic()
     free = list(range(jobs))
@@ -319,7 +319,7 @@ def _run_at_once(left, workdirs, jobs):
                 free.append(slot)
                 done += 1
                 if status == command.EXIT_INTERRUPTED:
-                    raise train.Interrupted(
+                    raise interruption.Interrupted(
                         f"{run.name} was interrupted; start the same command again to go on"
                     )
                 if not is_finished(workdirs[run]):
@@ -421,8 +421,8 @@ def estimate_seconds(config, *, in_child=False):
         if asked.returncode:
             raise InputError(f"the study cannot start: {asked.stderr.strip().splitlines()[-1]}")
         return float(asked.stdout.split()[-1])
-    from auxseg import input_pipeline
     from auxseg.datasets import load, splits
+    from auxseg.training import batching
 
     data = config.data
     table = load(data).table
@@ -435,7 +435,7 @@ def estimate_seconds(config, *, in_child=False):
         _MEASURED[key] = measure_step(config)
     compiling, step = _MEASURED[key]
     batch = config.train.batch_size
-    trained = input_pipeline.num_batches(len(members["train"]), batch)
+    trained = batching.num_batches(len(members["train"]), batch)
     evaluated = EVALUATED_COST / batch
     epoch = trained + evaluated * len(members["val"])
     scored = 2 * evaluated * (len(members["val"]) + len(members.get("test", ())))
@@ -447,21 +447,21 @@ def measure_step(config, *, num_steps=2):
     import jax
     import numpy as np
 
-    from auxseg import input_pipeline, steps, train
     from auxseg.datasets import cache_dir
     from auxseg.devices import parallel
+    from auxseg.training import batching, setup, steps
 
-    train.check_settings(config)
+    setup.check_settings(config)
     parallel.keep_compiled_programs(cache_dir(config.data) / "compiled")
     devices = parallel.choose_devices(config.train.num_devices)
     size = parallel.round_up(config.train.batch_size, devices)
     rows, columns = config.data.size
     masks = np.zeros((size, rows, columns), np.uint8)
     images = np.zeros(masks.shape if config.data.slab == 1 else (*masks.shape, config.data.slab), np.int16)
-    raw = input_pipeline.RawBatch(images, masks, np.zeros(size, np.int32), np.ones(size, np.float32))
+    raw = batching.RawBatch(images, masks, np.zeros(size, np.int32), np.ones(size, np.float32))
     start = time.perf_counter()
-    step = train.create_train_fn(config, devices)
-    current = parallel.replicate(jax.device_get(train.create_initial_state(config)), devices)
+    step = setup.create_train_fn(config, devices)
+    current = parallel.replicate(jax.device_get(setup.create_initial_state(config)), devices)
     sums = parallel.replicate(jax.device_get(steps.empty_sums(config.model.num_classes)), devices)
     raw = parallel.shard(raw, devices)
     seconds = []
@@ -595,12 +595,12 @@ def guard(study):
     """Returns `study` as a main(argv) whose exit status is that of an interrupted run where it was one."""
 
     def main(argv):
-        from auxseg import train
+        from auxseg.training import interruption
 
         del argv
         try:
             return study()
-        except train.Interrupted as stop:
+        except interruption.Interrupted as stop:
             print(stop, file=sys.stderr)
             return command.EXIT_INTERRUPTED
 
@@ -609,9 +609,9 @@ def guard(study):
 
 def train_one(workdir):
     """Trains the run whose settings lie in a workdir: what `CHILD` does; returns the exit status."""
-    from auxseg import train
+    from auxseg.training import loop
 
-    train.train(run_folder.read_config(workdir), workdir)
+    loop.train(run_folder.read_config(workdir), workdir)
     return 0
 
 

@@ -22,8 +22,8 @@ import time
 import jax
 import numpy as np
 
-from auxseg import input_pipeline, steps, train
 from auxseg.devices import parallel
+from auxseg.training import batching, loop, setup, steps
 from configs import base
 
 TOLERANCE = 1e-5
@@ -102,7 +102,7 @@ class Trainer:
 
     def __init__(self, num_devices, config, initial, examples):
         self.devices = parallel.choose_devices(num_devices)
-        self._step = train.create_train_fn(config, self.devices)
+        self._step = setup.create_train_fn(config, self.devices)
         self._initial, self._examples, self._config = initial, examples, config
         self.restart()
 
@@ -110,7 +110,7 @@ class Trainer:
         """Goes back to the initial weights."""
         current = parallel.replicate(self._initial, self.devices)
         rate = self._config.optim.learning_rate
-        self._current = train.set_learning_rate(current, rate, self.devices)
+        self._current = loop.set_learning_rate(current, rate, self.devices)
         self._sums = parallel.replicate(jax.device_get(steps.empty_sums(4)), self.devices)
 
     def step(self, number):
@@ -123,7 +123,7 @@ class Trainer:
             weights[5:] = 0.0
         rows = parallel.round_up(BATCH, self.devices) - BATCH
         indices, weights = np.pad(indices, (0, rows)), np.pad(weights, (0, rows))
-        raw = input_pipeline.RawBatch(images[indices], masks[indices], indices.astype(np.int32), weights)
+        raw = batching.RawBatch(images[indices], masks[indices], indices.astype(np.int32), weights)
         batch = jax.block_until_ready(parallel.shard(raw, self.devices))
         start = time.perf_counter()
         self._current, self._sums = self._step(self._current, self._sums, batch)
@@ -139,7 +139,7 @@ def measure(counts, turns):
     """Returns one row for each number of devices: differences from one device, and the ratio of step
     times."""
     config = small_config()
-    initial = jax.device_get(train.create_initial_state(config))
+    initial = jax.device_get(setup.create_initial_state(config))
     examples = draw_examples(NUM_STEPS * BATCH)
     trainers = {count: Trainer(count, config, initial, examples) for count in counts}
     for trainer in trainers.values():

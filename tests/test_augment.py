@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import augment
+from auxseg.training import augment
 
 WINDOW = (-1000.0, 400.0)
 NONE = augment.Ranges(0.0, 0.0, 0.0, 0.0, 0.0)

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import optim, steps
 from auxseg.base.errors import InputError
 from auxseg.runs import checkpoints
 from auxseg.runs.state import TrainState
+from auxseg.training import optim, steps
 
 
 def make_state(step, seed=0):

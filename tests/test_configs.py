@@ -6,8 +6,9 @@ import pathlib
 import jax
 import pytest
 
-from auxseg import models, train
+from auxseg import models
 from auxseg.runs import run_folder, state
+from auxseg.training import setup
 from configs import base
 
 NAMES = sorted(
@@ -40,7 +41,7 @@ def test_config_loads_is_locked_and_can_be_run(name):
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.model.typo = 1
-    train.check_settings(config)
+    setup.check_settings(config)
     models.create_model(config.model)
     assert f"--config=configs/{name}.py" in module.__doc__
 
@@ -58,7 +59,7 @@ def test_config_changes_few_settings_and_no_others_than_it_says(name):
 def test_parameters_of_the_ablations(name, count):
     """SE costs 439,536 parameters, the auxiliary head 131,716 (section 4 prints the total)."""
     config = load(name).get_config()
-    shapes = jax.eval_shape(lambda: train.create_initial_state(config))
+    shapes = jax.eval_shape(lambda: setup.create_initial_state(config))
     assert state.count_values(shapes.variables) == count
 
 

@@ -8,10 +8,11 @@ import fakes
 import numpy as np
 import pytest
 
-from auxseg import evaluate, judge, train
+from auxseg import evaluate, judge
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.scoring import operating_point
+from auxseg.training import loop
 from configs import base
 
 
@@ -25,7 +26,7 @@ def workdir(tmp_path_factory):
         config.data.dir = str(fakes.write_npz(folder / "npz", fakes.two_discs(24, size=24)))
         config.model.base_width, config.model.depth, config.model.lowering = 4, 1, "plain"
         config.train.num_epochs, config.train.num_devices, config.eval.num_panels = 1, 1, 2
-    train.train(config, folder / "run")
+    loop.train(config, folder / "run")
     return folder / "run"
 
 

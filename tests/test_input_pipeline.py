@@ -8,24 +8,24 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import evaluate, input_pipeline
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
+from auxseg.training import batching, validation
 from configs import base
 
 
 def batches_of(feed, rows):
-    return [parallel.fetch_rows(batch) for batch, _ in input_pipeline.read_batches(feed, rows)]
+    return [parallel.fetch_rows(batch) for batch, _ in batching.read_batches(feed, rows)]
 
 
 def test_order_is_a_function_of_seed_and_epoch():
     indices = np.arange(5, 45)
-    one = input_pipeline.epoch_order(indices, seed=3, epoch=2)
-    np.testing.assert_array_equal(one, input_pipeline.epoch_order(indices, seed=3, epoch=2))
+    one = batching.epoch_order(indices, seed=3, epoch=2)
+    np.testing.assert_array_equal(one, batching.epoch_order(indices, seed=3, epoch=2))
     np.testing.assert_array_equal(np.sort(one), indices)
     for seed, epoch in ((3, 3), (4, 2), (2, 3)):
-        assert (one != input_pipeline.epoch_order(indices, seed=seed, epoch=epoch)).any()
+        assert (one != batching.epoch_order(indices, seed=seed, epoch=epoch)).any()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
@@ -33,7 +33,7 @@ def test_an_epoch_has_the_share_of_nodule_slices_that_was_asked_for(fraction):
     indices, has_nodule = np.arange(40) * 3, np.arange(40) < 4
 
     def order(epoch):
-        return input_pipeline.epoch_order(
+        return batching.epoch_order(
             indices, seed=1, epoch=epoch, has_nodule=has_nodule, nodule_fraction=fraction
         )
 
@@ -54,27 +54,27 @@ def test_a_share_that_the_cases_cannot_give_is_refused():
         (0.5, [True, True], "no training slice is without a nodule"),
     ):
         with pytest.raises(InputError, match=message):
-            input_pipeline.epoch_order(
+            batching.epoch_order(
                 np.arange(2), seed=1, epoch=1, has_nodule=np.array(has_nodule), nodule_fraction=fraction
             )
 
 
 def test_last_batch_is_filled_with_weight_zero():
-    rows = list(input_pipeline.padded_rows(np.arange(10, 17), 3, 4))
+    rows = list(batching.padded_rows(np.arange(10, 17), 3, 4))
     assert [r[0].tolist() for r in rows] == [[10, 11, 12, 0], [13, 14, 15, 0], [16, 0, 0, 0]]
     assert [r[1].tolist() for r in rows] == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
-    assert input_pipeline.num_batches(7, 3) == 3
+    assert batching.num_batches(7, 3) == 3
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_device_and_stream_give_the_same_batches(num_devices):
     data, devices = fakes.two_discs(11), parallel.choose_devices(num_devices)
     kept = np.array([1, 2, 4, 5, 7, 8, 9, 10])
-    order = input_pipeline.epoch_order(kept, seed=1, epoch=1)
-    rows = list(input_pipeline.padded_rows(order, 3, 4))
+    order = batching.epoch_order(kept, seed=1, epoch=1)
+    rows = list(batching.padded_rows(order, 3, 4))
     got = {}
     for placement in ("device", "stream"):
-        feed = input_pipeline.create_feed(data, kept, placement=placement, devices=devices)
+        feed = batching.create_feed(data, kept, placement=placement, devices=devices)
         assert feed.placement == placement
         got[placement] = batches_of(feed, rows)
     assert len(got["device"]) == 3
@@ -92,13 +92,13 @@ def test_device_and_stream_give_the_same_batches(num_devices):
 
 def test_auto_streams_what_does_not_fit(monkeypatch):
     data, devices = fakes.two_discs(4), parallel.choose_devices(1)
-    monkeypatch.setattr(input_pipeline, "_memory_budget_bytes", lambda device: 4 * 16 * 16 * 3)
-    feed = input_pipeline.create_feed(data, np.arange(4), placement="auto", devices=devices)
+    monkeypatch.setattr(batching, "_memory_budget_bytes", lambda device: 4 * 16 * 16 * 3)
+    feed = batching.create_feed(data, np.arange(4), placement="auto", devices=devices)
     assert feed.placement == "device"
-    feed = input_pipeline.create_feed(data, np.arange(5) % 4, placement="auto", devices=devices)
+    feed = batching.create_feed(data, np.arange(5) % 4, placement="auto", devices=devices)
     assert feed.placement == "stream"
     with pytest.raises(InputError, match="data.placement: got 'gpu'"):
-        input_pipeline.create_feed(data, np.arange(4), placement="gpu", devices=devices)
+        batching.create_feed(data, np.arange(4), placement="gpu", devices=devices)
 
 
 def test_stream_hands_on_what_a_reader_raises():
@@ -106,20 +106,18 @@ def test_stream_hands_on_what_a_reader_raises():
         raise InputError(f"record {indices[0]} is damaged")
 
     data = dataclasses.replace(fakes.two_discs(4), read=read)
-    feed = input_pipeline.create_feed(
-        data, np.arange(4), placement="stream", devices=parallel.choose_devices(1)
-    )
+    feed = batching.create_feed(data, np.arange(4), placement="stream", devices=parallel.choose_devices(1))
     with pytest.raises(InputError, match="record 2 is damaged"):
-        batches_of(feed, input_pipeline.padded_rows(np.array([2, 3]), 2, 2))
+        batches_of(feed, batching.padded_rows(np.array([2, 3]), 2, 2))
 
 
 def test_window_and_labels():
     hu = np.array([-3024, -1000, -300, 400, 3000], np.int16)
     np.testing.assert_allclose(interface.normalise_hu(hu, (-1000.0, 400.0)), [0, 0, 0.5, 1, 1])
     masks = np.array([[[0, 1], [1, 0]], [[3, 3], [3, 3]]], np.uint8)
-    np.testing.assert_array_equal(input_pipeline.label_vectors(masks, 4), [[1, 1, 0, 0], [0, 0, 0, 1]])
-    raw = input_pipeline.RawBatch(np.zeros((2, 2, 2), np.int16), masks, np.arange(2), np.ones(2))
-    batch = jax.device_get(input_pipeline.to_batch(raw, window_hu=(-1000.0, 1000.0), num_classes=4))
+    np.testing.assert_array_equal(batching.label_vectors(masks, 4), [[1, 1, 0, 0], [0, 0, 0, 1]])
+    raw = batching.RawBatch(np.zeros((2, 2, 2), np.int16), masks, np.arange(2), np.ones(2))
+    batch = jax.device_get(batching.to_batch(raw, window_hu=(-1000.0, 1000.0), num_classes=4))
     assert batch.images.shape == (2, 2, 2, 1) and batch.images.dtype == np.float32
     np.testing.assert_allclose(batch.images, 0.5)
 
@@ -128,12 +126,12 @@ def test_shuffled_labels_stay_in_their_split_and_belong_to_nobody():
     data = fakes.two_discs(90)
     members = {"train": np.arange(0, 60), "val": np.arange(60, 90)}
     labels = data.table.labels
-    one = input_pipeline.shuffle_labels(labels, members, seed=1)
+    one = batching.shuffle_labels(labels, members, seed=1)
     assert one.dtype == np.float32 and (one != labels).any()
     for rows in members.values():
         np.testing.assert_array_equal(one[rows].sum(axis=0), labels[rows].sum(axis=0))
-    np.testing.assert_array_equal(one, input_pipeline.shuffle_labels(labels, members, seed=1))
-    assert (one != input_pipeline.shuffle_labels(labels, members, seed=2)).any()
+    np.testing.assert_array_equal(one, batching.shuffle_labels(labels, members, seed=1))
+    assert (one != batching.shuffle_labels(labels, members, seed=2)).any()
     # a third of the cases has a nodule: by chance alone 5 of 9 pairs agree
     assert 0.4 < np.mean(one[:, 3] == labels[:, 3]) < 0.75
 
@@ -141,23 +139,23 @@ def test_shuffled_labels_stay_in_their_split_and_belong_to_nobody():
 def test_a_batch_takes_the_shuffled_labels_of_its_own_cases():
     data = fakes.two_discs(4)
     images, masks = data.read(np.array([2, 0]))
-    raw = input_pipeline.RawBatch(images, masks, np.array([2, 0]), np.ones(2, np.float32))
+    raw = batching.RawBatch(images, masks, np.array([2, 0]), np.ones(2, np.float32))
     told = np.arange(16, dtype=np.float32).reshape(4, 4)
     settings = {"window_hu": (-1000.0, 400.0), "num_classes": 4}
-    batch = input_pipeline.to_batch(raw, aux_labels=told, **settings)
+    batch = batching.to_batch(raw, aux_labels=told, **settings)
     np.testing.assert_array_equal(batch.labels, told[[2, 0]])
-    own = input_pipeline.to_batch(raw, **settings)
+    own = batching.to_batch(raw, **settings)
     np.testing.assert_array_equal(own.labels, data.table.labels[[2, 0]])
     np.testing.assert_array_equal(own.masks, batch.masks)
 
 
 def test_the_placebo_is_off_unless_asked_for():
     data, members, config = fakes.two_discs(30), {"train": np.arange(30)}, base.get_config()
-    assert evaluate.read_aux_labels(config, data, members) is None
+    assert validation.read_aux_labels(config, data, members) is None
     config.loss.shuffle_aux_labels = True
-    found = evaluate.read_aux_labels(config, data, members)
+    found = validation.read_aux_labels(config, data, members)
     np.testing.assert_array_equal(
-        found, input_pipeline.shuffle_labels(data.table.labels, members, seed=config.seed)
+        found, batching.shuffle_labels(data.table.labels, members, seed=config.seed)
     )
 
 
@@ -172,12 +170,12 @@ def test_a_streamed_set_is_never_in_memory():
         return images, np.zeros(images.shape, np.uint8)
 
     data = dataclasses.replace(fakes.two_discs(4), size_yx=(size, size), read=read)
-    feed = input_pipeline.create_feed(data, np.arange(count), placement="stream", devices=devices)
-    order = input_pipeline.epoch_order(np.arange(count), seed=1, epoch=1)
-    rows = input_pipeline.padded_rows(order, batch_size, batch_size)
+    feed = batching.create_feed(data, np.arange(count), placement="stream", devices=devices)
+    order = batching.epoch_order(np.arange(count), seed=1, epoch=1)
+    rows = batching.padded_rows(order, batch_size, batch_size)
     before = sum(array.nbytes for array in jax.live_arrays())
     tracemalloc.start()
-    for number, (batch, seconds) in enumerate(input_pipeline.read_batches(feed, rows)):
+    for number, (batch, seconds) in enumerate(batching.read_batches(feed, rows)):
         first = order[number * batch_size] % 1000
         assert batch.images[0, 0, 0, 0] == first and seconds >= 0
         live.append(sum(array.nbytes for array in jax.live_arrays()) - before)
@@ -189,24 +187,22 @@ def test_a_streamed_set_is_never_in_memory():
 def test_no_more_than_the_prefetch_is_read_ahead():
     asked = []
     data = fakes.two_discs(4)
-    feed = input_pipeline.create_feed(
+    feed = batching.create_feed(
         dataclasses.replace(data, read=lambda i: asked.append(len(i)) or data.read(i % 4)),
         np.arange(60),
         placement="stream",
         devices=parallel.choose_devices(1),
     )
-    for taken, _ in enumerate(
-        input_pipeline.read_batches(feed, input_pipeline.padded_rows(np.arange(60), 2, 2))
-    ):
-        assert len(asked) <= taken + 1 + input_pipeline.PREFETCH_BATCHES
+    for taken, _ in enumerate(batching.read_batches(feed, batching.padded_rows(np.arange(60), 2, 2))):
+        assert len(asked) <= taken + 1 + batching.PREFETCH_BATCHES
     assert len(asked) == 30
 
 
 def test_data_must_fit_the_host_as_well(monkeypatch):
     device = parallel.choose_devices(1)[0]
-    host = input_pipeline._memory_budget_bytes(device)
+    host = batching._memory_budget_bytes(device)
     monkeypatch.setattr(parallel, "device_memory_bytes", lambda _: (1 << 50, None))
     gpu = dataclasses.make_dataclass("Device", ["platform"])("gpu")
-    assert input_pipeline._memory_budget_bytes(gpu) == host
+    assert batching._memory_budget_bytes(gpu) == host
     monkeypatch.setattr(parallel, "device_memory_bytes", lambda _: (4000, None))
-    assert input_pipeline._memory_budget_bytes(gpu) == 1000
+    assert batching._memory_budget_bytes(gpu) == 1000

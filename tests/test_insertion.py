@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from auxseg import input_pipeline, insertion
 from auxseg.base.errors import InputError
 from auxseg.datasets.phantom.contents import DIAMETER_QUANTILES_MM
+from auxseg.training import batching, insertion
 from configs import base
 
 SIZE = 96
@@ -50,7 +50,7 @@ def insert(plan):
 
 def batch(data, indices):
     images, masks = data.read(indices)
-    return input_pipeline.RawBatch(images, masks, indices.astype(np.int32), np.ones(len(indices), np.float32))
+    return batching.RawBatch(images, masks, indices.astype(np.int32), np.ones(len(indices), np.float32))
 
 
 def test_nodules_lie_in_lungs_and_nothing_else_changes(data, insert):

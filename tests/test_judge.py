@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import input_pipeline, judge
+from auxseg import judge
 from auxseg.base.errors import InputError
+from auxseg.training import batching
 
 
 def make_subject(dataset, change=lambda masks: masks, *, batch_size=4, num_devices=1):
@@ -26,7 +27,7 @@ def make_subject(dataset, change=lambda masks: masks, *, batch_size=4, num_devic
     )
     devices = tuple(jax.local_devices()[:num_devices])
     members = {"val": np.array([0, 2]), "test": np.array([5, 1, 4, 3, 6])}
-    feed = input_pipeline.create_feed(dataset, np.arange(len(dataset)), placement="stream", devices=devices)
+    feed = batching.create_feed(dataset, np.arange(len(dataset)), placement="stream", devices=devices)
     variables = {"params": {"mask": {"kernel": np.zeros((4, 4), np.float32)}}}
     return judge.Subject(config, dataset, members, feed, variables, predict_fn)
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg import losses
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
+from auxseg.training import losses
 from configs import base
 
 MASK = np.array([[[0, 1], [1, 3]]])

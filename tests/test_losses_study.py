@@ -1,7 +1,7 @@
 """The study of the losses: its arms are losses that there are, and each differs from the paper's as it says."""
 
-from auxseg.losses import create_segmentation_loss
 from auxseg.runs import run_folder
+from auxseg.training.losses import create_segmentation_loss
 from configs import base
 from experiments import losses, runner
 

@@ -3,14 +3,15 @@
 import fakes
 from test_train import small_config
 
-from auxseg import evaluate, train
+from auxseg import evaluate
+from auxseg.training import loop
 
 
 def test_a_network_is_trained_judged_and_explained(tmp_path):
     """The one that has a random part of its own in training."""
     folder = fakes.write_npz(tmp_path / "npz", fakes.two_discs(24))
     settings = {"model__name": "bidirectional_unet", "model__base_width": 2, "train__num_epochs": 1}
-    summary = train.train(small_config(folder, **settings), tmp_path / "run")
+    summary = loop.train(small_config(folder, **settings), tmp_path / "run")
     assert summary["epochs"] == 1 and set(summary["scores"]) == {"val", "test"}
     _, page = evaluate.report(tmp_path / "run", split="test", explained=(("case000", "left_lung"),))
     text = page.read_text(encoding="utf-8")

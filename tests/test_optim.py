@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import optim
+from auxseg.training import optim
 from configs import base
 
 

@@ -7,11 +7,11 @@ import fixtures_luna16
 import numpy as np
 import pytest
 
-from auxseg import train
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, images
 from auxseg.runs import run_folder, splits
+from auxseg.training import loop
 from experiments import paper_labels, runner
 
 
@@ -121,7 +121,7 @@ def fake_train(config, workdir):
 
 
 def test_both_readings_are_scored_on_the_same_cases(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "train", fake_train)
+    monkeypatch.setattr(loop, "train", fake_train)
     monkeypatch.setattr(runner, "estimate_seconds", lambda config, in_child=False: 1.0)
     protocol = runner.Protocol(
         data="luna16", data_dir=str(write_luna16(tmp_path / "luna16")), seeds=(1,), folds=(0, 1, 3), size=64

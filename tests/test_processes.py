@@ -20,12 +20,12 @@ import pytest
 import test_steps
 import test_train
 
-from auxseg import input_pipeline, train
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import layout
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints
+from auxseg.training import batching, setup
 from configs import base
 
 TESTS = pathlib.Path(__file__).parent
@@ -62,12 +62,12 @@ def read_own_share():
     """Of a batch of eight each process reads its four, and of a batch of two the second process nothing."""
     asked, data = [], fakes.two_discs(8)
     noting = dataclasses.replace(data, read=lambda rows: asked.append(rows.tolist()) or data.read(rows))
-    feed = input_pipeline.create_feed(
+    feed = batching.create_feed(
         noting, np.arange(8), placement="stream", devices=parallel.choose_devices(DEVICES)
     )
     for count, shares in ((8, ([0, 1, 2, 3], [4, 5, 6, 7])), (2, ([0, 1], []))):
-        rows = input_pipeline.padded_rows(np.arange(count), 8, 8)
-        (_,) = input_pipeline.read_batches(feed, rows)
+        rows = batching.padded_rows(np.arange(count), 8, 8)
+        (_,) = batching.read_batches(feed, rows)
         assert sum(asked, []) == shares[0 if processes.is_first() else 1]
         asked.clear()
 
@@ -80,7 +80,7 @@ def prepare_once(luna16):
     with config.unlocked():
         config.data.dir, config.data.cache_dir = luna16, f"{luna16}-cache"
         config.data.size = (32, 32)
-    assert len(train.load_once(config)) == 3
+    assert len(setup.load_once(config)) == 3
     assert seen == (list(fixtures_luna16.UIDS) if processes.is_first() else [])
 
 

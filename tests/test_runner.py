@@ -6,10 +6,10 @@ import sys
 import fakes
 import pytest
 
-from auxseg import train
 from auxseg.base import command, files
 from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
+from auxseg.training import interruption, loop, setup
 from configs import base
 from experiments import runner
 
@@ -58,7 +58,7 @@ def fake_train(calls, fail=()):
 def calls(monkeypatch):
     """Training made up and counted; no time is measured."""
     found = []
-    monkeypatch.setattr(train, "train", fake_train(found))
+    monkeypatch.setattr(loop, "train", fake_train(found))
     monkeypatch.setattr(runner, "estimate_seconds", lambda config, in_child=False: 7200.0)
     return found
 
@@ -84,7 +84,7 @@ def test_the_plan_keeps_arms_level_and_changes_only_what_it_says(npz):
 @pytest.mark.parametrize("data", ["phantom", "npz", "luna16"])
 def test_every_choice_of_data_gives_a_config_that_can_be_run(data):
     config = runner.create_config(runner.Protocol(data=data, data_dir="somewhere"))
-    train.check_settings(config)
+    setup.check_settings(config)
     assert config.data.name == data and config.is_locked
 
 
@@ -137,11 +137,11 @@ def test_other_settings_are_refused_before_anything_is_run(npz, tmp_path, calls)
 def test_a_run_that_fails_does_not_stop_the_others(npz, tmp_path, calls, monkeypatch, capsys):
     protocol = small_protocol(npz)
     planned = runner.plan(runner.create_config(protocol), ARMS, protocol)
-    monkeypatch.setattr(train, "train", fake_train(calls, fail=("se-f0-s1",)))
+    monkeypatch.setattr(loop, "train", fake_train(calls, fail=("se-f0-s1",)))
     workdirs = runner.run_all(tmp_path / "one", planned)
     assert [run.name for run in workdirs] == ["no_se-f0-s1", "se-f0-s2", "no_se-f0-s2"]
     assert "failed: se-f0-s1: the loss is not finite" in capsys.readouterr().out
-    monkeypatch.setattr(train, "train", fake_train(calls, fail=[run.name for run in planned]))
+    monkeypatch.setattr(loop, "train", fake_train(calls, fail=[run.name for run in planned]))
     with pytest.raises(InputError, match="every run failed"):
         runner.run_all(tmp_path / "all", planned)
 
@@ -215,7 +215,7 @@ def test_an_interrupted_process_ends_the_study(npz, tmp_path, calls, monkeypatch
     use_child(monkeypatch, fail=("se-f0-s1",), status=command.EXIT_INTERRUPTED)
     protocol = small_protocol(npz)
     planned = runner.plan(runner.create_config(protocol), ARMS, protocol)
-    with pytest.raises(train.Interrupted, match="start the same command again"):
+    with pytest.raises(interruption.Interrupted, match="start the same command again"):
         runner.run_all(tmp_path / "study", planned, jobs=2)
 
 

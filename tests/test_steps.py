@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg import input_pipeline, insertion, losses, models, optim, steps, train
+from auxseg import models
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
 from auxseg.runs.state import count_values
+from auxseg.training import batching, insertion, loop, losses, optim, setup, steps
 from configs import base
 
 SIZE = (16, 16)
@@ -38,19 +39,19 @@ def data():
 
 @functools.cache
 def start(seed=1):
-    return jax.device_get(train.create_initial_state(small_config()))
+    return jax.device_get(setup.create_initial_state(small_config()))
 
 
 def run_on(num_devices, data, config, num_steps=4, batch_size=6, plan=None):
     """Returns (state, sums) after some steps; the last batch has 22 - 3 * 6 = 4 examples."""
     devices = parallel.choose_devices(num_devices)
-    feed = input_pipeline.create_feed(data, np.arange(len(data)), placement="device", devices=devices)
-    order = input_pipeline.epoch_order(np.arange(len(data)), seed=1, epoch=1)
-    rows = input_pipeline.padded_rows(order, batch_size, parallel.round_up(batch_size, devices))
-    train_fn = train.create_train_fn(config, devices, insertion_plan=plan)
-    current = train.set_learning_rate(parallel.replicate(start(), devices), 1e-3, devices)
+    feed = batching.create_feed(data, np.arange(len(data)), placement="device", devices=devices)
+    order = batching.epoch_order(np.arange(len(data)), seed=1, epoch=1)
+    rows = batching.padded_rows(order, batch_size, parallel.round_up(batch_size, devices))
+    train_fn = setup.create_train_fn(config, devices, insertion_plan=plan)
+    current = loop.set_learning_rate(parallel.replicate(start(), devices), 1e-3, devices)
     sums = parallel.replicate(jax.device_get(steps.empty_sums(4)), devices)
-    for _, (batch, _) in zip(range(num_steps), input_pipeline.read_batches(feed, rows), strict=False):
+    for _, (batch, _) in zip(range(num_steps), batching.read_batches(feed, rows), strict=False):
         current, sums = train_fn(current, sums, batch)
     return jax.device_get(current), parallel.fetch_first(current), parallel.fetch_first(sums)
 
@@ -83,7 +84,7 @@ def test_inserted_nodules_and_the_batch_dice_do_not_depend_on_the_devices(data):
 
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(train.bind_train_step(small_config()))
+    return jax.jit(setup.bind_train_step(small_config()))
 
 
 def start_with_rate():
@@ -95,9 +96,7 @@ def batch_of(data, weights, padding=None):
     images, masks = data.read(np.arange(len(weights)))
     if padding is not None:
         images = np.where(np.asarray(weights)[:, None, None] > 0, images, padding).astype(np.int16)
-    return input_pipeline.RawBatch(
-        images, masks, np.arange(len(weights), dtype=np.int32), np.float32(weights)
-    )
+    return batching.RawBatch(images, masks, np.arange(len(weights), dtype=np.int32), np.float32(weights))
 
 
 def test_step_changes_all_that_it_should(data, step):
@@ -115,11 +114,11 @@ def test_step_changes_all_that_it_should(data, step):
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_statistics_are_the_mean_over_batches_at_the_same_weights(data, num_devices):
     devices = parallel.choose_devices(num_devices)
-    feed = input_pipeline.create_feed(data, np.arange(12), placement="device", devices=devices)
-    rows = list(input_pipeline.padded_rows(np.arange(12), 4, 4))
-    statistics_fn = train.create_statistics_fn(small_config(), devices)
+    feed = batching.create_feed(data, np.arange(12), placement="device", devices=devices)
+    rows = list(batching.padded_rows(np.arange(12), 4, 4))
+    statistics_fn = setup.create_statistics_fn(small_config(), devices)
     current = parallel.replicate(start(), devices)
-    for index, (batch, _) in enumerate(input_pipeline.read_batches(feed, rows)):
+    for index, (batch, _) in enumerate(batching.read_batches(feed, rows)):
         current = statistics_fn(current, batch, parallel.replicate(np.int32(index), devices))
     result = parallel.fetch_first(current)
     jax.tree.map(np.testing.assert_array_equal, result.params, start().params)
@@ -162,7 +161,7 @@ def test_untransformed_loss_is_the_sum_of_its_parts(data):
     config = small_config(loss__aux_weight=0.5)
     model = models.create_model(config.model)
     images, masks = data.read(np.arange(4))
-    raw = input_pipeline.RawBatch(images, masks, np.arange(4), np.ones(4, np.float32))
+    raw = batching.RawBatch(images, masks, np.arange(4), np.ones(4, np.float32))
     got = steps.eval_step(
         start().variables,
         raw,
@@ -190,7 +189,7 @@ def test_momentum_ramp():
 
 def test_augmentation_is_part_of_the_step(data, step):
     batch = batch_of(data, [1, 1, 1, 1])
-    augmented = jax.jit(train.bind_train_step(small_config(augment__enabled=True)))
+    augmented = jax.jit(setup.bind_train_step(small_config(augment__enabled=True)))
     values = [float(s(start_with_rate(), steps.empty_sums(4), batch)[1].loss) for s in (step, augmented)]
     assert np.isfinite(values).all() and values[0] != values[1]
 
@@ -201,12 +200,12 @@ def test_state_counts():
 
 def _step_with(data, **changes):
     """Returns (TrainState, EpochSums) after one step on all 22 cases and two rows of padding."""
-    batch = input_pipeline.RawBatch(
+    batch = batching.RawBatch(
         *(np.concatenate([array, array[:2]]) for array in data.read(np.arange(22))),
         np.arange(24, dtype=np.int32) % 22,
         np.float32(np.arange(24) < 22),
     )
-    step = jax.jit(train.bind_train_step(small_config(**changes)))
+    step = jax.jit(setup.bind_train_step(small_config(**changes)))
     rate = optim.set_learning_rate(start().opt_state, np.float32(1e-3))
     return jax.device_get(step(start()._replace(opt_state=rate), steps.empty_sums(4), batch))
 

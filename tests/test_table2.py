@@ -3,9 +3,9 @@
 import pytest
 from test_runner import small_protocol
 
-from auxseg import train
 from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
+from auxseg.training import loop
 from configs import base
 from experiments import ablations, comparators, runner, table2
 
@@ -40,7 +40,7 @@ def test_arms():
 
 
 def test_a_study_puts_the_papers_figures_beside_ours(npz, tmp_path, calls, monkeypatch):  # noqa: F811
-    fake = train.train
+    fake = loop.train
     scores = {"pooled_dsc": 0.9, "dice": {"left_lung": 0.8, "right_lung": 0.7, "nodule": None}}
     scores["dice_cases"] = {"nodule": 0}
 
@@ -50,7 +50,7 @@ def test_a_study_puts_the_papers_figures_beside_ours(npz, tmp_path, calls, monke
             workdir / "summary.json", {"seconds": 1.0, "parameters": 123, "scores": {"test": scores}}
         )
 
-    monkeypatch.setattr(train, "train", trained)
+    monkeypatch.setattr(loop, "train", trained)
     protocol = small_protocol(npz, seeds=(1,))
     found = table2.study(
         protocol, tmp_path, only=("aux_unet", "attention_res_unet_published"), width="published"

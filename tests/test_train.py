@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import augment, evaluate, insertion, train
+from auxseg import evaluate
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import load
@@ -25,6 +25,9 @@ from auxseg.devices import parallel
 from auxseg.devices.processes import Agreement
 from auxseg.runs import bundles, checkpoints, run_folder
 from auxseg.runs.splits import claim_splits
+from auxseg.training import augment, insertion, interruption, loop, validation
+from auxseg.training import setup as training_setup
+from auxseg.training.setup import bind_train_step, create_initial_state, create_state, create_train_fn
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -62,7 +65,7 @@ def npz(tmp_path_factory):
 def unbroken(npz, tmp_path_factory):
     """A run that was never stopped."""
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    train.train(small_config(npz), workdir)
+    loop.train(small_config(npz), workdir)
     return workdir
 
 
@@ -70,7 +73,7 @@ def unbroken(npz, tmp_path_factory):
 def half(unbroken, npz, tmp_path):
     """The run as it was when half of its epochs were over."""
     workdir = tmp_path / "half"
-    train.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir)
+    loop.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir)
     stored = files.read_json(workdir / "config.json")
     stored["train"]["num_epochs"] = NUM_EPOCHS
     run_folder.write_json(workdir / "config.json", stored)
@@ -206,7 +209,7 @@ def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(unbroken, tmp
 
 
 def test_resumed_run_equals_an_unbroken_one(half, unbroken, npz):
-    train.train(small_config(npz), half)
+    loop.train(small_config(npz), half)
     assert_same_run(half, unbroken)
 
 
@@ -215,8 +218,8 @@ def stopped_after(num_steps, config, workdir, monkeypatch):
     calls = itertools.count(1)
     with monkeypatch.context() as patch:
         patch.setattr(Agreement, "reached", lambda *_: next(calls) == num_steps)
-        with pytest.raises(train.Interrupted, match="in epoch 2 after 2 of 5 steps"):
-            train.train(config, workdir)
+        with pytest.raises(interruption.Interrupted, match="in epoch 2 after 2 of 5 steps"):
+            loop.train(config, workdir)
 
 
 def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path, monkeypatch):
@@ -226,18 +229,18 @@ def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path,
     config = small_config(npz, train__bn_refresh_batches=0, **changes)
     dataset, devices = load(config.data), parallel.choose_devices(1)
     # Compiled once for both runs, and without the scores at their end, since either is slow.
-    step = train.create_train_fn(config, devices, None, insertion.create_plan(config.insert, dataset))
-    score = evaluate.create_eval_fn(config, devices)
-    monkeypatch.setattr(train, "create_train_fn", lambda *_: step)
-    monkeypatch.setattr(evaluate, "create_eval_fn", lambda *_: score)
+    step = create_train_fn(config, devices, None, insertion.create_plan(config.insert, dataset))
+    score = validation.create_eval_fn(config, devices)
+    monkeypatch.setattr(training_setup, "create_train_fn", lambda *_: step)
+    monkeypatch.setattr(validation, "create_eval_fn", lambda *_: score)
     monkeypatch.setattr(evaluate, "finish", lambda *_, **__: {})
-    train.train(config, tmp_path / "whole")
+    loop.train(config, tmp_path / "whole")
     members = files.read_json(tmp_path / "whole" / "splits.json")["train"]
     real = dataset.table.labels[np.isin(dataset.table.case_id, members), 3].sum()
     for row in files.read_rows(tmp_path / "whole" / "metrics.jsonl"):
         assert row["train"]["dice_cases"]["nodule"] > real + 4  # something was inserted
     stopped_after(7, config, tmp_path / "told", monkeypatch)
-    train.train(config, tmp_path / "told")
+    loop.train(config, tmp_path / "told")
     assert_same_training(tmp_path / "told", tmp_path / "whole")
 
 
@@ -245,12 +248,12 @@ def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkey
     past = itertools.count(time.time() - 1e6, -3600.0)
     monkeypatch.setattr(time, "time", lambda: next(past))
     monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * next(past)))
-    train.train(small_config(npz), half)
+    loop.train(small_config(npz), half)
     assert_same_run(half, unbroken)
 
 
 def test_run_on_streamed_data_equals_one_on_the_device(unbroken, npz, tmp_path, capsys):
-    train.train(small_config(npz, data__placement="stream"), tmp_path / "stream")
+    loop.train(small_config(npz, data__placement="stream"), tmp_path / "stream")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == NUM_EPOCHS and all(re.search(r"  waited for data \d+%", line) for line in lines)
     assert_same_run(tmp_path / "stream", unbroken)
@@ -258,7 +261,7 @@ def test_run_on_streamed_data_equals_one_on_the_device(unbroken, npz, tmp_path, 
 
 def test_other_settings_are_refused(half, npz):
     with pytest.raises(InputError, match="model.se: true -> false"):
-        train.train(small_config(npz, model__se=False), half)
+        loop.train(small_config(npz, model__se=False), half)
 
 
 def test_checkpoint_of_another_run_is_refused(half, npz):
@@ -266,7 +269,7 @@ def test_checkpoint_of_another_run_is_refused(half, npz):
     splits["train"] = splits["train"][:4]
     run_folder.write_json(half / "splits.json", splits)
     with pytest.raises(InputError, match="update 10 does not lie in epoch 3 of 1 steps"):
-        train.train(small_config(npz), half)
+        loop.train(small_config(npz), half)
 
 
 def test_damaged_checkpoint_costs_an_epoch_and_not_the_run(half, unbroken, npz, caplog):
@@ -275,7 +278,7 @@ def test_damaged_checkpoint_costs_an_epoch_and_not_the_run(half, unbroken, npz, 
     content = bytearray(largest.read_bytes())
     content[len(content) // 3] ^= 4
     largest.write_bytes(content)
-    train.train(small_config(npz), half)
+    loop.train(small_config(npz), half)
     assert "trying the one before" in caplog.text
     assert_same_run(half, unbroken)
 
@@ -315,10 +318,10 @@ def test_sigterm_outside_of_training_ends_the_run_at_once(npz, tmp_path, monkeyp
         time.sleep(0.01)
         return "all epochs"
 
-    monkeypatch.setattr(train, stop, told)
+    monkeypatch.setattr(loop, stop, told)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(train.Interrupted, match="SIGTERM outside of training; nothing is lost"):
-        train.train(small_config(npz), tmp_path)
+    with pytest.raises(interruption.Interrupted, match="SIGTERM outside of training; nothing is lost"):
+        loop.train(small_config(npz), tmp_path)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -343,7 +346,7 @@ def test_command_line_mistakes_get_one_line(npz, tmp_path):
 
 def test_loss_that_is_not_finite_names_step_batch_and_cases_and_keeps_the_weights(half, npz, monkeypatch):
     before, _ = checkpoints.restore_best(half)
-    original = train.create_train_fn
+    original = create_train_fn
 
     def poisoned(config, devices, *rest):
         step = original(config, devices, *rest)
@@ -358,11 +361,11 @@ def test_loss_that_is_not_finite_names_step_batch_and_cases_and_keeps_the_weight
 
         return run
 
-    monkeypatch.setattr(train, "create_train_fn", poisoned)
+    monkeypatch.setattr(training_setup, "create_train_fn", poisoned)
     with pytest.raises(
         InputError, match=r"step 11 \(epoch 3, batch 3\): the loss is not finite, on the cases ID|case"
     ):
-        train.train(small_config(npz), half)
+        loop.train(small_config(npz), half)
     after, _ = checkpoints.restore_best(half)
     for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -373,7 +376,7 @@ def test_init_from_starts_with_the_other_runs_best_weights(unbroken, npz):
     config = small_config(npz)
     with config.unlocked():
         config.train.init_from = str(unbroken)
-    state = train.create_initial_state(config)
+    state = create_initial_state(config)
     best, _ = checkpoints.restore_best(unbroken)
     for a, b in zip(*map(jax.tree.leaves, (state.variables, best)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -381,7 +384,7 @@ def test_init_from_starts_with_the_other_runs_best_weights(unbroken, npz):
     with config.unlocked():
         config.model.base_width = 8
     with pytest.raises(InputError, match="expected"):
-        train.create_initial_state(config)
+        create_initial_state(config)
 
 
 def test_init_from_starts_from_a_bundle_of_weights(unbroken, npz, tmp_path):
@@ -391,20 +394,20 @@ def test_init_from_starts_from_a_bundle_of_weights(unbroken, npz, tmp_path):
         bundles.export(unbroken, kind, tmp_path / kind, images=images, checked_on="an empty slice")
     with config.unlocked():
         config.train.init_from = str(tmp_path / "saved")
-    state = train.create_initial_state(config)
+    state = create_initial_state(config)
     best, _ = checkpoints.restore_best(unbroken)
     jax.tree.map(np.testing.assert_array_equal, dict(state.variables), best)
     with config.unlocked():
         config.train.init_from = str(tmp_path / "stablehlo")
     with pytest.raises(InputError, match="'stablehlo', which holds a program and no weights"):
-        train.create_initial_state(config)
+        create_initial_state(config)
 
 
 def test_stop_file_and_max_minutes_end_a_run_cleanly(half, npz, tmp_path):
-    (half / train.STOP_FILE).touch()
-    assert train.train(small_config(npz), half)["ended"] == "stop file"
-    assert not (half / train.STOP_FILE).exists() and (half / "summary.json").exists()
-    summary = train.train(small_config(npz, train__max_minutes=0.0001), tmp_path / "short")
+    (half / loop.STOP_FILE).touch()
+    assert loop.train(small_config(npz), half)["ended"] == "stop file"
+    assert not (half / loop.STOP_FILE).exists() and (half / "summary.json").exists()
+    summary = loop.train(small_config(npz, train__max_minutes=0.0001), tmp_path / "short")
     assert summary["ended"] == "max_minutes" and summary["epochs"] == 1
 
 
@@ -416,11 +419,11 @@ def seeded(config, dataset, workdir):
     setup = types.SimpleNamespace(
         members={"train": np.arange(24)}, config=config, dataset=dataset, devices=parallel.choose_devices(1)
     )
-    seed = train.bind_train_step(config).keywords["augment_seed"]
+    seed = bind_train_step(config).keywords["augment_seed"]
     return {
-        "seed": [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(train.create_state(config)))],
+        "seed": [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(create_state(config)))],
         "data.split_seed": {split: rows.tolist() for split, rows in members.items()},
-        "train.order_seed": [rows.tolist() for rows, _ in train._epoch_rows(setup, 1)],
+        "train.order_seed": [rows.tolist() for rows, _ in loop._epoch_rows(setup, 1)],
         "augment.seed": jax.random.key_data(augment.case_keys(seed, 0, place)).tolist(),
     }
 

@@ -8,10 +8,10 @@ import types
 import jax
 import numpy as np
 
-from auxseg import input_pipeline, losses, optim, steps
 from auxseg.devices import parallel
 from auxseg.models import create_model
 from auxseg.runs.state import TrainState
+from auxseg.training import batching, losses, optim, steps
 from experiments.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch
 
 NUM_IMAGES = 799
@@ -25,7 +25,7 @@ def create_feed_epoch(task, batch_size):
     feed = _create_feed(task, devices)
 
     def epoch():
-        for batch, _ in input_pipeline.read_batches(feed, _rows(batch_size)):
+        for batch, _ in batching.read_batches(feed, _rows(batch_size)):
             jax.block_until_ready(batch)
 
     return epoch
@@ -41,7 +41,7 @@ def create_train_epoch(variables, task, batch_size):
     def epoch():
         nonlocal current
         sums = zeros
-        for batch, _ in input_pipeline.read_batches(feed, _rows(batch_size)):
+        for batch, _ in batching.read_batches(feed, _rows(batch_size)):
             current, sums = train_fn(current, sums, batch)
         sums = parallel.fetch_first(sums)
         return float(sums.loss / sums.weight)
@@ -50,8 +50,8 @@ def create_train_epoch(variables, task, batch_size):
 
 
 def _rows(batch_size):
-    order = input_pipeline.epoch_order(np.arange(NUM_IMAGES), seed=0, epoch=1)
-    return input_pipeline.padded_rows(order, batch_size, batch_size)
+    order = batching.epoch_order(np.arange(NUM_IMAGES), seed=0, epoch=1)
+    return batching.padded_rows(order, batch_size, batch_size)
 
 
 def _create_feed(task, devices):
@@ -64,7 +64,7 @@ def _create_feed(task, devices):
         read_slabs=None,
         read=lambda indices: tuple(array[indices % 8] for array in stored),
     )
-    return input_pipeline.create_feed(dataset, np.arange(NUM_IMAGES), placement="device", devices=devices)
+    return batching.create_feed(dataset, np.arange(NUM_IMAGES), placement="device", devices=devices)
 
 
 def _create_state(variables):

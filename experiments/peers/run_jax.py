@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg import optim
 from auxseg.base import command
 from auxseg.models import create_inference, create_model
+from auxseg.training import optim
 from experiments.peers import run_epoch
 from experiments.peers.task import (
     ADAM_EPSILON,

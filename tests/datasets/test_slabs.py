@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from test_load import data_config, write_npz
 
-from auxseg import augment, datasets, input_pipeline, train
+from auxseg import datasets
 from auxseg.base.errors import InputError
 from auxseg.ct.images import read_slices
 from auxseg.datasets import join, resize, slabs
 from auxseg.devices import parallel
+from auxseg.training import augment, batching, setup
 from configs import base
 
 PHANTOM = {"num_scans": 3, "num_slices": 12, "matrix": 64}
@@ -59,12 +60,12 @@ def test_slabs_are_written_once_and_single_slices_stay_as_they_are(phantom, data
 @pytest.mark.parametrize("placement", ["device", "stream"])
 def test_batches_of_slabs(dataset, placement):
     devices = parallel.choose_devices(1)
-    feed = input_pipeline.create_feed(dataset, np.arange(3), placement=placement, devices=devices)
+    feed = batching.create_feed(dataset, np.arange(3), placement=placement, devices=devices)
     rows = [(np.array([1, 0], np.int32), np.array([1.0, 0.0], np.float32))]
-    ((batch, _),) = list(input_pipeline.read_batches(feed, rows))
+    ((batch, _),) = list(batching.read_batches(feed, rows))
     np.testing.assert_array_equal(np.asarray(batch.images)[0, 0], dataset.read_slabs([1])[0])
-    raw = input_pipeline.RawBatch(*(np.asarray(part)[0] for part in batch))
-    made = input_pipeline.to_batch(raw, window_hu=(-1000.0, 400.0), num_classes=4)
+    raw = batching.RawBatch(*(np.asarray(part)[0] for part in batch))
+    made = batching.to_batch(raw, window_hu=(-1000.0, 400.0), num_classes=4)
     assert made.images.shape == (2, 32, 32, 5)
 
 
@@ -111,4 +112,4 @@ def test_settings_that_do_not_fit_each_other(changes, words):
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=words):
-        train.check_settings(config)
+        setup.check_settings(config)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auxseg import steps
 from auxseg.base.errors import InputError
 from auxseg.models import NAMES, create_inference, create_model, initial
 from auxseg.models.compared import attention_res_unet, bidirectional_unet, parts, unet3d
+from auxseg.training import steps
 from configs.base import get_config
 
 IMAGES = np.random.default_rng(0).random((4, 16, 16, 1), np.float32)

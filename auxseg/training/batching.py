@@ -4,6 +4,8 @@ The order of an epoch is a function of (seed, epoch), so that a resumed run need
 iterator, and a data set on the device gives the same batches as one that streams from disk.
 """
 
+from __future__ import annotations
+
 import collections
 import concurrent.futures
 import dataclasses
@@ -16,7 +18,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg.base.classes import Batch
 from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
 from auxseg.models import interface
@@ -255,3 +256,19 @@ def _memory_budget_bytes(device):
     if limit is None or device.platform == "cpu":
         limit = host
     return min(limit, host) // 4
+
+
+class Batch(NamedTuple):
+    """One batch as the step takes it.
+
+    Attributes:
+        images: float32 [N, H, W, 1], HU mapped from the window to [0, 1]; of slabs [N, H, W, slices].
+        masks: uint8 or int32 [N, H, W], class indices.
+        labels: float32 [N, C], 1.0 where the class has a pixel in the slice.
+        weights: float32 [N], 1.0 for an example, 0.0 for padding.
+    """
+
+    images: Any
+    masks: Any
+    labels: Any
+    weights: Any

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg import augment, input_pipeline, insertion, losses
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
 from auxseg.scoring import pixel_counts
+from auxseg.training import augment, batching, insertion, losses
 
 
 class EpochSums(NamedTuple):
@@ -272,7 +272,7 @@ def _prepare(
         keys = augment.case_keys(augment_seed, step, raw.indices)
         images, masks = augment.augment(raw.images, raw.masks, keys, ranges=augmentation, window_hu=window_hu)
         raw = raw._replace(images=images, masks=masks)
-    return input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
+    return batching.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
 
 
 def _dropout_keys(model, seed, step, indices):
@@ -289,7 +289,7 @@ def eval_step(
 
     Padded rows are for the caller to drop; the other arguments are those of `train_step`.
     """
-    batch = input_pipeline.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
+    batch = batching.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
     outputs = model.apply(variables, batch.images)
     cases = case_losses(outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight)
     counts = _count(outputs, batch)

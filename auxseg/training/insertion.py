@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
-from auxseg import augment
 from auxseg.base.classes import LEFT, NODULE, RIGHT
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import nodule_shapes
 from auxseg.datasets.phantom.contents import DIAMETER_QUANTILES_MM
+from auxseg.training import augment
 
 NUM_DRAWN = 256
 """Shapes in a drawn bank."""

@@ -1,0 +1,224 @@
+"""NEW MODULE auxseg.training.setup."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from auxseg import models
+from auxseg.base.classes import NODULE
+from auxseg.base.errors import InputError
+from auxseg.datasets import cache_dir, load
+from auxseg.devices import parallel, processes
+from auxseg.runs import checkpoints, networks, run_folder, splits, state
+from auxseg.training import augment, batching, insertion, losses, optim, steps, validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What stays the same during a run; see `create_setup`."""
+
+    config: Any
+    workdir: pathlib.Path
+    devices: tuple
+    dataset: Any
+    members: dict
+    feed: batching.Feed
+    train_fn: Any
+    statistics_fn: Any
+    eval_fn: Any
+
+    @property
+    def steps_per_epoch(self):
+        """Updates in an epoch."""
+        return batching.num_batches(len(self.members["train"]), self.config.train.batch_size)
+
+
+def create_setup(config, workdir):
+    """Returns the Setup of a run: data read and split, functions compiled on first use.
+
+    Raises:
+        InputError: settings or data that cannot be used, or other ones than the run was started with.
+    """
+    check_settings(config)
+    parallel.keep_compiled_programs(cache_dir(config.data) / "compiled")
+    devices = parallel.choose_devices(config.train.num_devices)
+    if config.train.deterministic:
+        parallel.check_deterministic(devices)
+    dataset = load_once(config)
+    if processes.is_first():
+        for note in dataset.notes:
+            print(f"note: {note}", flush=True)
+        run_folder.claim_config(workdir, config)
+        computed = {"lowering": models.create_settings(config.model).lowering}
+        run_folder.write_json(workdir / "versions.json", run_folder.describe_machine(devices) | computed)
+    members = _share_splits(workdir, dataset, config.data)
+    _check_tuning(config, dataset, members)
+    used = np.concatenate(list(members.values()))
+    feed = batching.create_feed(dataset, used, placement=config.data.placement, devices=devices)
+    aux_labels = validation.read_aux_labels(config, dataset, members)
+    plan = insertion.create_plan(
+        config.insert, dataset, lidc=config.data.lidc, held_out=_held_out_series(dataset, members)
+    )
+    train_fn = create_train_fn(config, devices, aux_labels, plan)
+    eval_fn = validation.create_eval_fn(config, devices, aux_labels)
+    statistics_fn = create_statistics_fn(config, devices, plan)
+    return Setup(config, workdir, devices, dataset, members, feed, train_fn, statistics_fn, eval_fn)
+
+
+def load_once(config):
+    """Returns the data set; process 0 prepares what is missing while the others wait, then all read it.
+
+    Raises:
+        InputError: data that cannot be used, that process 0 took too long for, or that is not the same in
+        all.
+    """
+    dataset = load(config.data) if processes.is_first() else None
+    processes.share(True, label="preparing the data", minutes=config.train.wait_minutes)
+    if dataset is None:
+        dataset = load(config.data)
+    digest = hashlib.sha256("\n".join(dataset.table.case_id.tolist()).encode()).hexdigest()
+    processes.check_same("data.dir", f"{dataset.name}, {len(dataset)} cases of digest {digest[:16]}")
+    return dataset
+
+
+def _share_splits(workdir, dataset, data_config):
+    """Returns {split: indices} of `claim_splits` in all processes."""
+    members = splits.claim_splits(workdir, dataset, data_config) if processes.is_first() else {}
+    shared = processes.share({split: rows.tolist() for split, rows in members.items()})
+    return {split: np.array(rows, np.int64) for split, rows in shared.items()}
+
+
+def check_settings(config):
+    """Raises InputError for the first setting out of its range that no other file checks."""
+    least = {
+        "train.batch_size": 1,
+        "train.accumulate_steps": 1,
+        "train.num_epochs": 1,
+        "train.bn_refresh_batches": 0,
+        "optim.cosine_epochs": 0,
+        "eval.batch_size": 1,
+        "checkpoint.every_epochs": 1,
+    }
+    for name, low in least.items():
+        group, field = name.split(".")
+        if config[group][field] < low:
+            raise InputError(f"{name}: got {config[group][field]}, expected at least {low}")
+    if (config.model.name == "unet3d") != (config.data.slab > 1):
+        raise InputError(
+            f"data.slab: got {config.data.slab} with model.name={config.model.name!r}; 'unet3d' needs slabs of 3 or more "
+            "slices, and the other networks see one slice"
+        )
+    if config.data.slab > 1 and config.insert.enabled:
+        raise InputError("insert.enabled: nodules are inserted into single slices; give data.slab=1")
+    low, high = config.data.window_hu
+    if not low < high:
+        raise InputError(f"data.window_hu: got {(low, high)}, expected (low, high) in HU with low < high")
+    if len(config.loss.class_weights) != config.model.num_classes:
+        raise InputError(f"loss.class_weights: got {len(config.loss.class_weights)}, expected one a class")
+
+
+def _check_tuning(config, dataset, members):
+    """Raises InputError, before anything is trained, where no threshold can be chosen at the end."""
+    if config.eval.tune_nodules and not dataset.table.labels[members["val"], NODULE].any():
+        raise InputError(
+            "eval.tune_nodules: no validation slice has a nodule to choose a threshold by; choose another split "
+            "(data.split, data.split_seed) or leave it off"
+        )
+
+
+def _held_out_series(dataset, members):
+    """Returns the series UIDs of all splits but train."""
+    rows = [indices for split, indices in members.items() if split != "train"]
+    return set(dataset.table.series_uid[np.concatenate(rows)].tolist())
+
+
+def create_train_fn(config, devices, aux_labels=None, insertion_plan=None):
+    """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState,
+    EpochSums)."""
+    step = bind_train_step(
+        config, axis_name=parallel.AXIS, aux_labels=aux_labels, insertion_plan=insertion_plan
+    )
+    return parallel.parallelize(step, devices, donate_argnums=(0,))
+
+
+def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=None):
+    """Returns train_step with the settings of a config bound, not yet transformed.
+
+    Args:
+        config: a ConfigDict with the settings of configs/base.py.
+        axis_name: of the devices, or None.
+        aux_labels: as `input_pipeline.to_batch`.
+        insertion_plan: from `insertion.create_plan` of the same settings, or None.
+    """
+    return functools.partial(
+        steps.train_step,
+        model=models.create_model(config.model, axis_name=axis_name),
+        optimizer=create_optimizer(config.optim),
+        segmentation_loss=losses.create_segmentation_loss(config.loss, axis_name),
+        aux_weight=config.loss.aux_weight,
+        num_classes=config.model.num_classes,
+        window_hu=tuple(config.data.window_hu),
+        bn_momentum=config.model.bn_momentum,
+        bn_warmup=config.train.bn_warmup,
+        augmentation=_augmentation(config.augment),
+        augment_seed=config.augment.seed,
+        aux_labels=aux_labels,
+        insertion_plan=insertion_plan,
+        accumulate_steps=config.train.accumulate_steps,
+        axis_name=axis_name,
+    )
+
+
+def create_statistics_fn(config, devices, insertion_plan=None):
+    """Returns statistics_step compiled for `devices`: (TrainState, RawBatch, int32 index) -> TrainState."""
+    step = functools.partial(
+        steps.statistics_step,
+        model=models.create_model(config.model, axis_name=parallel.AXIS),
+        num_classes=config.model.num_classes,
+        window_hu=tuple(config.data.window_hu),
+        augmentation=_augmentation(config.augment),
+        augment_seed=config.augment.seed,
+        insertion_plan=insertion_plan,
+        axis_name=parallel.AXIS,
+    )
+    return parallel.parallelize(step, devices, donate_argnums=(0,))
+
+
+def _augmentation(config):
+    """Returns the augment.Ranges of `config.augment`, or None where it is off."""
+    return augment.Ranges(*(config[name] for name in augment.Ranges._fields)) if config.enabled else None
+
+
+def create_optimizer(config):
+    """Returns the optimiser of `config.optim`."""
+    return optim.create_optimizer(beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon)
+
+
+def create_state(config):
+    """Returns a TrainState with initialised weights."""
+    return state.create_state(
+        model=models.create_model(config.model),
+        optimizer=create_optimizer(config.optim),
+        seed=config.seed,
+        size_yx=tuple(config.data.size),
+    )
+
+
+def create_initial_state(config):
+    """Returns the TrainState before the first step: initialised, or from `train.init_from`.
+
+    Raises:
+        InputError: `train.init_from` is neither a run nor a 'saved' bundle, or its network has other weights.
+    """
+    initial = create_state(config)
+    source = config.train.init_from
+    if source is None:
+        return initial
+    variables = networks.read_trained(source).variables
+    return state.replace_variables(
+        initial, checkpoints.match_variables(variables, initial.variables, where=source)
+    )

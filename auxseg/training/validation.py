@@ -1,0 +1,92 @@
+"""NEW MODULE auxseg.training.validation."""
+
+import functools
+
+import jax
+import numpy as np
+
+from auxseg import models
+from auxseg.base import progress
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.devices import parallel, processes
+from auxseg.scoring import pixel_counts
+from auxseg.training import batching, losses, steps
+
+
+def create_eval_fn(config, devices, aux_labels=None):
+    """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults."""
+    step = functools.partial(
+        steps.eval_step,
+        model=models.create_model(config.model),
+        segmentation_loss=losses.create_segmentation_loss(config.loss),
+        aux_weight=config.loss.aux_weight,
+        num_classes=config.model.num_classes,
+        window_hu=tuple(config.data.window_hu),
+        aux_labels=aux_labels,
+    )
+    return parallel.parallelize(step, devices)
+
+
+def read_aux_labels(config, dataset, members):
+    """Returns the labels that the auxiliary head is trained on where they are not those of the masks, else None.
+
+    Args:
+        config: settings; those of a run from before `loss.shuffle_aux_labels` are read too.
+        dataset: structs.Dataset.
+        members: {split: indices}.
+    """
+    if not config.loss.get("shuffle_aux_labels", False):
+        return None
+    return batching.shuffle_labels(dataset.table.labels, members, seed=config.seed)
+
+
+def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None):
+    """Returns the CaseResults of the cases `indices` int [n], NumPy, in their order, in every process.
+
+    Args:
+        eval_fn: from `create_eval_fn`.
+        variables: the model's, replicated.
+        feed: input_pipeline.Feed that has the cases.
+        indices: rows of the data set.
+        batch_size: over all devices; a last batch is filled up and the filling dropped.
+        label: of the progress bar; None shows none.
+    """
+    size = parallel.round_up(batch_size, feed.devices)
+    rows = list(batching.padded_rows(indices, size, size))
+    batches = (batch for batch, _ in batching.read_batches(feed, rows))
+    if label:
+        batches = progress.track(batches, total=len(rows), label=label, unit="batch")
+    results = [parallel.fetch_rows(eval_fn(variables, batch)) for batch in batches]
+    kept = np.concatenate([weights for _, weights in rows]) > 0
+    return jax.tree.map(lambda x: x[kept], processes.gather_batches(results, feed.devices))
+
+
+def summarise(results):
+    """Returns the scores of CaseResults, JSON types; NaN becomes None.
+
+    'pooled_dsc' is the paper's score, over the pixels of all classes with background. 'dice' is per class
+    over the 'dice_cases' whose reference has it; cases that have it in the prediction alone are
+    'false_positive_cases'.
+    """
+    dice, cases = pixel_counts.mean_dice(results.counts)
+    false_positives = pixel_counts.false_positive_cases(results.counts)
+    return {
+        "cases": len(results.loss),
+        "loss": _number(np.mean(results.loss, dtype=np.float64)),
+        "segmentation_loss": _number(np.mean(results.segmentation, dtype=np.float64)),
+        "auxiliary_loss": _number(np.mean(results.auxiliary, dtype=np.float64)),
+        "accuracy": pixel_counts.pooled_accuracy(results.counts),
+        "pooled_dsc": pixel_counts.pooled_dsc(results.counts),
+        "dice": by_class(map(_number, dice)),
+        "dice_cases": by_class(map(int, cases)),
+        "false_positive_cases": by_class(map(int, false_positives)),
+    }
+
+
+def by_class(values):
+    """Returns {class name: value} for values in the order of the classes."""
+    return dict(zip(CLASS_NAMES, values, strict=True))
+
+
+def _number(value):
+    return float(value) if np.isfinite(value) else None
