@@ -4,23 +4,15 @@ python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:
     [--flip]
 """
 
-import dataclasses
 import json
 import pathlib
 
-import jax
-import numpy as np
 from absl import flags
 
-from auxseg import models
-from auxseg.base import command, files
+from auxseg.base import command
 from auxseg.base.classes import CLASS_NAMES
-from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import load
-from auxseg.devices import parallel
-from auxseg.runs import checkpoints, run_folder, splits, state
-from auxseg.scoring import operating_point, pixel_counts
-from auxseg.training import batching, validation
+from auxseg.base.errors import InputError
+from auxseg.evaluation import evaluate_run
 
 
 def main(argv):
@@ -30,9 +22,11 @@ def main(argv):
     explained = parse_explain(flags.FLAGS.explain)
     flip = flags.FLAGS.flip
     if flags.FLAGS.tune:
-        print(describe_decision(tune(workdir, flip=flip)))
+        print(evaluate_run.describe_decision(evaluate_run.tune(workdir, flip=flip)))
     tuned = flags.FLAGS.tuned or flags.FLAGS.tune
-    summary, page = report(workdir, split=flags.FLAGS.split, explained=explained, tuned=tuned, flip=flip)
+    summary, page = evaluate_run.report(
+        workdir, split=flags.FLAGS.split, explained=explained, tuned=tuned, flip=flip
+    )
     print(json.dumps(summary, indent=2))
     print(f"report: {page}")
 
@@ -53,208 +47,6 @@ def parse_explain(text):
                 f"{', '.join(CLASS_NAMES)}"
             )
     return tuple(pairs)
-
-
-def tune(workdir, *, flip=False):
-    """Returns what the nodule threshold and least size found on validation, after storing them with the run.
-
-    Args:
-        workdir: pathlib.Path of a run.
-        flip: of probabilities that are averaged with the mirrored slices'.
-
-    Raises:
-        InputError: as `evaluate`; the validation split has no nodule.
-    """
-    from auxseg import judge
-
-    subject, _, _ = open_run(workdir, "val", flip=flip)
-    allowed = subject.config.eval.get(
-        "max_false_per_slice", 1.0
-    )  # runs from before the setting are tuned too
-    chosen, found = judge.choose_decision(subject, max_false=allowed)
-    operating_point.write_decision(workdir, chosen, found, flip=flip)
-    return found
-
-
-def describe_decision(found):
-    """Returns one line of text on what `tune` chose."""
-    best = found["chosen"]
-    return (
-        f"nodules from a probability of {best['threshold']:g} and {best['min_mm']:g} mm on: {best['found']} of "
-        f"{found['nodules']} found, {best['false_per_slice']:.2f} false a slice on {found['slices']} validation "
-        f"slices (stored in {operating_point.FILE})"
-    )
-
-
-def report(workdir, *, split=None, explained=(), tuned=False, flip=False):
-    """Returns (summary, page) of a run's best weights on a split, after writing `workdir/report`.
-
-    Args:
-        workdir: pathlib.Path of a run.
-        split: as `evaluate`.
-        tuned: take the run's stored threshold and least size of nodules instead of the most likely class.
-        explained: (case id, class) pairs for Grad-CAM, () for a choice, None for none.
-        flip: average the probabilities with the mirrored slices'; losses stay those of the slices alone.
-
-    Raises:
-        InputError: as `evaluate`; a case to explain that is not there; a threshold for the other `flip`.
-    """
-    from auxseg import judge
-
-    subject, split, found = open_run(workdir, split, flip=flip)
-    judge.find_cases(subject.dataset, explained or ())
-    if tuned:
-        subject = dataclasses.replace(subject, decision=operating_point.read_decision(workdir, flip=flip))
-    results = _evaluate(subject, split)
-    judgement = judge.judge_split(subject, split)
-    page = judge.write(workdir, subject, judgement, explained=explained)
-    return {
-        "split": split,
-        "epoch": found["epoch"],
-        **_summarise_decided(results, judgement, tuned or flip),
-    }, page
-
-
-def _summarise_decided(results, judgement, otherwise):
-    """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
-    if not otherwise:
-        return validation.summarise(results)
-    rows = judgement.evaluation.rows
-    confusion = np.array([
-        [[row[f"pixels_{true}_as_{given}"] for given in CLASS_NAMES] for true in CLASS_NAMES] for row in rows
-    ])  # fmt: skip
-    counts = pixel_counts.Counts(
-        overlap=np.diagonal(confusion, axis1=1, axis2=2),
-        predicted=confusion.sum(axis=1),
-        reference=confusion.sum(axis=2),
-    )
-    return validation.summarise(results._replace(counts=counts))
-
-
-def evaluate(workdir, *, split=None):
-    """Returns the summary of a run's best weights on a split, from its workdir alone.
-
-    Args:
-        workdir: pathlib.Path of a run.
-        split: 'train', 'val' or 'test'; None: the test split, or val where the run has no test split.
-
-    Raises:
-        InputError: no run there, no such split, or other data than it was trained on.
-    """
-    subject, split, found = open_run(workdir, split)
-    return {"split": split, "epoch": found["epoch"], **validation.summarise(_evaluate(subject, split))}
-
-
-def open_run(workdir, split, *, flip=False):
-    """Returns (judge.Subject, split, what is stored with the weights) of a run; see `evaluate` and `report`."""
-    from auxseg import judge
-
-    config = run_folder.read_config(workdir)
-    dataset = load(config.data)
-    members = splits.read_splits(workdir, dataset)
-    split = check_choice("split", split or splits.default_split(members), tuple(members))
-    devices = parallel.choose_devices(config.train.num_devices)
-    variables, found = checkpoints.restore_best(workdir)
-    images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
-    shapes = jax.eval_shape(models.create_model(config.model).init, jax.random.key(0), images)
-    checkpoints.match_variables(variables, dict(shapes), where=str(workdir))
-    feed = batching.create_feed(dataset, members[split], placement=config.data.placement, devices=devices)
-    predict_fn = judge.create_predict_fn(config, devices, flip=flip)
-    subject = judge.Subject(config, dataset, members, feed, variables, predict_fn, flip=flip)
-    return subject, split, found
-
-
-def _evaluate(subject, split):
-    """Returns the CaseResults of a split of a judge.Subject."""
-    return validation.evaluate_cases(
-        validation.create_eval_fn(
-            subject.config,
-            subject.feed.devices,
-            validation.read_aux_labels(subject.config, subject.dataset, subject.members),
-        ),
-        parallel.replicate(subject.variables, subject.feed.devices),
-        subject.feed,
-        subject.members[split],
-        batch_size=subject.config.eval.batch_size,
-        label=f"evaluating {split}",
-    )
-
-
-def finish(workdir, *, config, dataset, members, feed, ended):
-    """Returns the summary of a run that has ended, after writing `summary.json`, `cases.csv` and the report.
-
-    Process 0 does it with its own devices; the others wait for it in `parallel.leave`.
-
-    The report is on the test split, else val; with eval.num_panels = 0 there is none.
-
-    Args:
-        workdir: pathlib.Path of the run.
-        config: its settings.
-        dataset: structs.Dataset.
-        members: {split: indices}.
-        feed: input_pipeline.Feed with the cases of all splits.
-        ended: why training ended.
-    """
-    from auxseg import judge
-
-    feed = dataclasses.replace(feed, devices=parallel.local(feed.devices))
-    variables, found = checkpoints.restore_best(workdir)
-    predict_fn = judge.create_predict_fn(config, feed.devices)
-    subject = judge.Subject(config, dataset, members, feed, variables, predict_fn)
-    tuned = config.eval.tune_nodules
-    if tuned:
-        chosen, on_val = judge.choose_decision(subject, max_false=config.eval.max_false_per_slice)
-        operating_point.write_decision(workdir, chosen, on_val)
-        print(describe_decision(on_val), flush=True)
-        subject = dataclasses.replace(subject, decision=chosen)
-    names = [split for split in ("val", "test") if split in members]
-    results = {split: _evaluate(subject, split) for split in names}
-    shown = splits.default_split(members) if config.eval.num_panels else None
-    judgements = {split: judge.judge_split(subject, split, native=split == shown) for split in names}
-    rows = [row for split in names for row in _case_rows(judgements[split], results[split])]
-    files.write_csv(workdir / "cases.csv", rows)
-    epochs = files.read_rows(workdir / "metrics.jsonl")
-    summary = {
-        "ended": ended,
-        "epochs": len(epochs),
-        "best_epoch": found["epoch"],
-        "seconds": sum(row["seconds"] for row in epochs),
-        "dataset": dataset.name,
-        "notes": list(dataset.notes),
-        "parameters": state.count_values(variables),
-        "scores": {split: _summarise_decided(results[split], judgements[split], tuned) for split in names},
-    }
-    run_folder.write_json(workdir / "summary.json", summary)
-    if not config.eval.num_panels:
-        return summary
-    return summary | {"report": str(judge.write(workdir, subject, judgements[splits.default_split(members)]))}
-
-
-def _case_rows(judgement, results):
-    """Returns the rows of `cases.csv` of a split: scores at the network's size, and the losses."""
-    pairs = zip(judgement.evaluation.rows, results.loss, strict=True)
-    return [row | {"loss": float(loss)} for row, loss in pairs]
-
-
-def describe(summary):
-    """Returns the summary of a run as a few lines of text."""
-    lines = [f"ended by {summary['ended']} after {summary['epochs']} epochs, {summary['seconds']:.0f} s"]
-    for split, scores in summary["scores"].items():
-        dice = ", ".join(
-            f"{name.replace('_', ' ')} {_three(scores['dice'][name])} ({scores['dice_cases'][name]} cases)"
-            for name in CLASS_NAMES[1:]
-        )
-        lines.append(
-            f"{split}, {scores['cases']} cases, weights of epoch {summary['best_epoch']}: mean Dice {dice}; "
-            f"pooled DSC (the paper's measure) {_three(scores['pooled_dsc'])}"
-        )
-    if "report" in summary:
-        lines.append(f"to look at: {summary['report']}")
-    return "\n".join(lines)
-
-
-def _three(value):
-    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

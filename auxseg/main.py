@@ -10,10 +10,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from auxseg import evaluate
 from auxseg.base import command
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel, processes
+from auxseg.evaluation import evaluate_run
 from auxseg.training import interruption, loop
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "settings: a Python file such as configs/phantom.py")
@@ -43,7 +43,7 @@ def main(argv):
         processes.await_loss()
         raise
     if summary is not None:
-        print(evaluate.describe(summary))
+        print(evaluate_run.describe(summary))
     return 0
 
 

@@ -20,9 +20,10 @@ import sys
 
 import numpy as np
 
-from auxseg import judge, predict
+from auxseg import predict
 from auxseg.base import errors
 from auxseg.datasets import load
+from auxseg.evaluation import score_cases
 from auxseg.runs import run_folder, splits
 from auxseg.runs.networks import load_network
 from auxseg.scoring import case_scores, components, statistics
@@ -71,7 +72,7 @@ def measure(workdirs, *, slices=None):
     dataset, stacks = _read_stacks(workdirs, slices)
     tables = {}
     for indices, references, maps in _read_predicted(dataset, stacks, networks):
-        spacing = judge.resized_spacing(dataset, indices[0])
+        spacing = score_cases.resized_spacing(dataset, indices[0])
         for name, number, masks in _decide_all(maps, spacing):
             rows = tables.setdefault((name, number), [])
             rows += [_score(*each, spacing) for each in zip(masks, references, strict=True)]

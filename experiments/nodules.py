@@ -28,10 +28,10 @@ import numpy as np
 from absl import flags
 from scipy import ndimage, stats
 
-from auxseg import evaluate, judge
 from auxseg.base import command, files
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
+from auxseg.evaluation import evaluate_run, score_cases
 from auxseg.runs import checkpoints, run_folder
 from auxseg.scoring import matching, operating_point, statistics
 from configs import base, recommended
@@ -142,7 +142,7 @@ def count_run(workdir, *, flip=False):
     path = kept(workdir, COUNTS_FILE, flip)
     if not path.exists():
         counted = {
-            split: judge.count_nodules(evaluate.open_run(workdir, split, flip=flip)[0], split)
+            split: score_cases.count_nodules(evaluate_run.open_run(workdir, split, flip=flip)[0], split)
             for split in ("val", "test")
         }
         stored = {
@@ -218,9 +218,9 @@ def score_run(workdir, pooled, *, flip=False):
     asked = {name: dataclasses.asdict(point) for name, point in points.items()}
     if path.exists() and (stored := files.read_json(path))["points"] == asked:
         return stored["rows"]
-    subject, _, _ = evaluate.open_run(workdir, "test", flip=flip)
+    subject, _, _ = evaluate_run.open_run(workdir, "test", flip=flip)
     rows, crops = [], []
-    for index, probabilities in judge.predict(subject, subject.members["test"]):
+    for index, probabilities in score_cases.predict(subject, subject.members["test"]):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
         crops += _crop_nodules(subject.dataset, index, predictions[SHOWN])
@@ -240,14 +240,14 @@ def score_phantom(workdir, source):
     path = workdir / PHANTOM_FILE
     if path.exists():
         return files.read_json(path)
-    subject, _, _ = evaluate.open_run(source, "test")
+    subject, _, _ = evaluate_run.open_run(source, "test")
     variables, _ = checkpoints.restore_best(workdir)
     subject = dataclasses.replace(
         subject, variables=checkpoints.match_variables(variables, subject.variables, where=str(workdir))
     )
     points = {POINTS[0]: operating_point.Decision()}
     rows = []
-    for index, probabilities in judge.predict(subject, subject.members["test"]):
+    for index, probabilities in score_cases.predict(subject, subject.members["test"]):
         predictions = _decide_native(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
     run_folder.write_json(path, rows)
@@ -257,7 +257,7 @@ def score_phantom(workdir, source):
 def _decide_native(dataset, index, probabilities, points):
     """Returns {operating point: mask uint8 [H0, W0]} of a case at the slice's own size."""
     table, size_yx = dataset.table, tuple(dataset.table.native_size_yx[index])
-    native = judge.resize_probabilities(probabilities, size_yx)
+    native = score_cases.resize_probabilities(probabilities, size_yx)
     return {
         name: operating_point.decide(
             native,
@@ -275,7 +275,7 @@ def _crop_nodules(dataset, index, prediction):
     reference = dataset.read_native_mask(index) == NODULE
     labels, count = ndimage.label(reference, np.ones((3, 3)))
     images, _ = dataset.read(np.array([index]))
-    image = judge.resize_probabilities(images[0][..., None].astype(np.float32), reference.shape)[..., 0]
+    image = score_cases.resize_probabilities(images[0][..., None].astype(np.float32), reference.shape)[..., 0]
     planes = np.stack([image, reference, prediction == NODULE]).astype(np.float32)
     padded = np.pad(planes, ((0, 0), (CROP_PX, CROP_PX), (CROP_PX, CROP_PX)), mode="edge")
     for y, x in ndimage.center_of_mass(reference, labels, range(1, count + 1)):

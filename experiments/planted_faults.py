@@ -15,10 +15,10 @@ import sys
 
 import numpy as np
 
-from auxseg import evaluate, judge
 from auxseg.base import command
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
+from auxseg.evaluation import evaluate_run, score_cases
 from auxseg.report import findings
 
 BACKGROUND, LEFT, RIGHT = (CLASS_NAMES.index(name) for name in ("background", "left_lung", "right_lung"))
@@ -61,7 +61,7 @@ def main(arguments=None):
     )
     given = parser.parse_args(arguments)
     try:
-        subject, split, _ = evaluate.open_run(pathlib.Path(given.run), given.split)
+        subject, split, _ = evaluate_run.open_run(pathlib.Path(given.run), given.split)
         seen = [
             plant(subject, split, pathlib.Path(given.run), pathlib.Path(given.out) / name, *fault)
             for name, fault in FAULTS.items()
@@ -85,8 +85,8 @@ def plant(subject, split, workdir, folder, fault, title):
     faulty = dataclasses.replace(
         subject, predict_fn=lambda variables, batch: fault(np.asarray(subject.predict_fn(variables, batch)))
     )
-    judgement = judge.judge_split(faulty, split)
-    page = judge.write(workdir, faulty, judgement, folder=folder)
+    judgement = score_cases.judge_split(faulty, split)
+    page = score_cases.write(workdir, faulty, judgement, folder=folder)
     found = findings.find_all(judgement.evaluation, split=split)
     print(f"{page}: {'; '.join(each.title for each in found if each.level == findings.FAULT)}", flush=True)
     return title in [each.title for each in found if each.level == findings.FAULT]

@@ -24,11 +24,11 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg import evaluate, judge
 from auxseg.base import command, files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import load, splits
+from auxseg.evaluation import evaluate_run, score_cases
 from auxseg.models import interface, sam, sam_weights
 from auxseg.report import tables
 from auxseg.report.markup import interval, number
@@ -71,9 +71,9 @@ def read_cases(protocol, *, workdir=None, split=None, limit=None):
         InputError: no such run, data or split.
     """
     if workdir is not None:
-        subject, split, _ = evaluate.open_run(workdir, split)
+        subject, split, _ = evaluate_run.open_run(workdir, split)
         indices = subject.members[split][:limit]
-        found = judge.predict(subject, indices, label="predicting")
+        found = score_cases.predict(subject, indices, label="predicting")
         predictions = {index: each.argmax(-1).astype(np.uint8) for index, each in found}
         return Cases(subject.dataset, indices, tuple(subject.config.data.window_hu), predictions)
     config = runner.override(runner.create_config(protocol), {"data.fold": protocol.folds[0]})

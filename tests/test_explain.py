@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import explain, models
+from auxseg import models
 from auxseg.base.errors import InputError
+from auxseg.evaluation import explain
 from auxseg.models import blocks
 from auxseg.report import figures
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import judge
 from auxseg.base.errors import InputError
+from auxseg.evaluation import score_cases
 from auxseg.training import batching
 
 
@@ -29,7 +29,7 @@ def make_subject(dataset, change=lambda masks: masks, *, batch_size=4, num_devic
     members = {"val": np.array([0, 2]), "test": np.array([5, 1, 4, 3, 6])}
     feed = batching.create_feed(dataset, np.arange(len(dataset)), placement="stream", devices=devices)
     variables = {"params": {"mask": {"kernel": np.zeros((4, 4), np.float32)}}}
-    return judge.Subject(config, dataset, members, feed, variables, predict_fn)
+    return score_cases.Subject(config, dataset, members, feed, variables, predict_fn)
 
 
 def enlarge(dataset, factor=2):
@@ -43,7 +43,7 @@ def enlarge(dataset, factor=2):
 
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_every_case_of_the_split_once_and_in_order(num_devices):
-    judgement = judge.judge_split(make_subject(fakes.two_discs(7), num_devices=num_devices), "test")
+    judgement = score_cases.judge_split(make_subject(fakes.two_discs(7), num_devices=num_devices), "test")
     rows = judgement.evaluation.rows
     assert [row["case_id"] for row in rows] == ["case005", "case001", "case004", "case003", "case006"]
     assert {row["split"] for row in rows} == {"test"}
@@ -53,7 +53,7 @@ def test_every_case_of_the_split_once_and_in_order(num_devices):
 
 
 def test_native_resolution_has_its_own_spacing():
-    judgement = judge.judge_split(make_subject(enlarge(fakes.two_discs(7, size=32))), "val")
+    judgement = score_cases.judge_split(make_subject(enlarge(fakes.two_discs(7, size=32))), "val")
     small, native = judgement.evaluation.rows[0], judgement.native.rows[0]
     assert (small["rows"], native["rows"]) == (32, 64)
     assert small["spacing_y_mm"] == pytest.approx(2 * native["spacing_y_mm"]) and native[
@@ -67,22 +67,22 @@ def test_resize_keeps_the_field_of_view():
     probabilities = np.zeros((4, 6, 4), np.float32)
     probabilities[..., 0] = 1
     probabilities[:2, :3] = (0, 1, 0, 0)
-    enlarged = judge.resize_probabilities(probabilities, (8, 12)).argmax(-1)
+    enlarged = score_cases.resize_probabilities(probabilities, (8, 12)).argmax(-1)
     assert (enlarged == np.kron(probabilities.argmax(-1), np.ones((2, 2), int))).all()
-    np.testing.assert_allclose(judge.resize_probabilities(probabilities, (7, 5)).sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(score_cases.resize_probabilities(probabilities, (7, 5)).sum(-1), 1, atol=1e-6)
 
 
 def test_an_empty_split_is_refused():
     subject = make_subject(fakes.two_discs(7))
     subject.members["test"] = np.array([], int)
     with pytest.raises(InputError, match="split 'test': got no case"):
-        judge.judge_split(subject, "test")
+        score_cases.judge_split(subject, "test")
 
 
 def test_chosen_cases_are_predicted_again():
     dataset = fakes.two_discs(7)
     subject = make_subject(dataset, lambda masks: np.where(masks == 1, 0, masks))
-    cases = judge.read_cases(subject, judge.judge_split(subject, "test"))
+    cases = score_cases.read_cases(subject, score_cases.judge_split(subject, "test"))
     for case in cases:
         index = int(case.case_id[-1])
         images, masks = dataset.read(np.array([index]))
@@ -96,7 +96,7 @@ def test_a_fault_of_the_network_reaches_the_page(tmp_path):
     (tmp_path / "config.json").write_text('{"eval": {"num_panels": 1}, "data": {"window_hu": [-1000, 400]}}')
     (tmp_path / "splits.json").write_text('{"train": ["x"], "test": ["case001"]}')
     subject = make_subject(fakes.two_discs(7, size=48), lambda masks: np.roll(masks, (3, 3), (-2, -1)))
-    page = judge.write(tmp_path, subject, judge.judge_split(subject, "test"))
+    page = score_cases.write(tmp_path, subject, score_cases.judge_split(subject, "test"))
     text = page.read_text(encoding="utf-8")
     assert page == tmp_path / "report" / "index.html"
     assert "Predictions are shifted" in text and "48 x 48 pixels, as the network sees" in text
@@ -121,15 +121,15 @@ def test_a_case_to_explain_that_is_not_there():
         lowering="plain",
     )
     with pytest.raises(InputError, match="--explain: got the case 'case9'"):
-        judge.explain_cases(subject, (), [("case9", "nodule")])
+        score_cases.explain_cases(subject, (), [("case9", "nodule")])
 
 
 def test_a_network_of_volumes_is_not_explained():
     subject = make_subject(fakes.two_discs(7))
     subject.config.model.name = "unet3d"
-    assert judge.explain_cases(subject, (), [("case9", "nodule")]) == ()
+    assert score_cases.explain_cases(subject, (), [("case9", "nodule")]) == ()
 
 
 def test_the_size_of_the_scan_is_left_out_where_nobody_asks_for_it():
     subject = make_subject(enlarge(fakes.two_discs(7, size=32)))
-    assert judge.judge_split(subject, "val", native=False).native is None
+    assert score_cases.judge_split(subject, "val", native=False).native is None

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import evaluate
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import load
 from auxseg.devices import parallel
 from auxseg.devices.processes import Agreement
+from auxseg.evaluation import evaluate_run
 from auxseg.runs import bundles, checkpoints, run_folder
 from auxseg.runs.splits import claim_splits
 from auxseg.training import augment, insertion, interruption, loop, validation
@@ -200,12 +200,12 @@ def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(unbroken, tmp
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     stored = files.read_json(unbroken / "summary.json")["scores"]
     for split in ("val", "test"):
-        found = evaluate.evaluate(copy, split=split)
+        found = evaluate_run.evaluate(copy, split=split)
         for name, value in stored[split].items():
             assert found[name] == value
-    assert evaluate.evaluate(copy)["split"] == "test"
+    assert evaluate_run.evaluate(copy)["split"] == "test"
     with pytest.raises(InputError, match="split: got 'tset', expected one of 'train', 'val', 'test'"):
-        evaluate.evaluate(copy, split="tset")
+        evaluate_run.evaluate(copy, split="tset")
 
 
 def test_resumed_run_equals_an_unbroken_one(half, unbroken, npz):
@@ -233,7 +233,7 @@ def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path,
     score = validation.create_eval_fn(config, devices)
     monkeypatch.setattr(training_setup, "create_train_fn", lambda *_: step)
     monkeypatch.setattr(validation, "create_eval_fn", lambda *_: score)
-    monkeypatch.setattr(evaluate, "finish", lambda *_, **__: {})
+    monkeypatch.setattr(evaluate_run, "finish", lambda *_, **__: {})
     loop.train(config, tmp_path / "whole")
     members = files.read_json(tmp_path / "whole" / "splits.json")["train"]
     real = dataset.table.labels[np.isin(dataset.table.case_id, members), 3].sum()

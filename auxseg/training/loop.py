@@ -15,11 +15,11 @@ import time
 import jax
 import numpy as np
 
-from auxseg import evaluate
 from auxseg.base import files, progress
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel, processes
+from auxseg.evaluation import evaluate_run
 from auxseg.runs import checkpoints, run_folder
 from auxseg.training import batching, journal, optim, steps, validation
 from auxseg.training.interruption import Interrupted, Interruption
@@ -71,7 +71,7 @@ def train(config, workdir):
             ended = _run_epochs(setup, current, sums, position, interruption)
         if not processes.is_first():
             return None
-        return evaluate.finish(
+        return evaluate_run.finish(
             workdir, config=config, dataset=setup.dataset, members=setup.members, feed=setup.feed, ended=ended
         )
 

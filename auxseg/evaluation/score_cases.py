@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from auxseg import explain, models
+from auxseg import models
 from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
+from auxseg.evaluation import explain
 from auxseg.report import macs, viewer, write_report
 from auxseg.runs import run_folder
 from auxseg.scoring import case_scores, operating_point
