@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from auxseg.report import findings, modelcard, paper, tables, viewer
+from auxseg.report import findings, model_card, paper, tables, viewer
 from auxseg.report.markup import Markup, element, interval, join, number, script_data, table
 from auxseg.scoring import calibration, case_scores, matching
 
@@ -30,7 +30,7 @@ def create_page(report, pictures, named=None):
     head = element(
         "header",
         element("h1", title),
-        element("p", element("span", modelcard.NOT_CLINICAL, class_="badge")),
+        element("p", element("span", model_card.NOT_CLINICAL, class_="badge")),
         element("p", _lead(report), class_="lead"),
         class_="top",
     )
@@ -44,7 +44,7 @@ def create_page(report, pictures, named=None):
         )
         for anchor, heading, content in sections
     ]
-    foot = element("footer", element("p", f"auxseg {_version(report)}. {modelcard.NOT_CLINICAL}"))
+    foot = element("footer", element("p", f"auxseg {_version(report)}. {model_card.NOT_CLINICAL}"))
     skip = element("a", "Skip to the content", class_="skip", href="#checks")
     nav = element("nav", element("ul", links), aria_label="Sections")
     return _document(title, join(skip, head, nav, element("main", body, id="main"), foot, _data(report)))
@@ -605,7 +605,7 @@ def _text(value):
 
 
 def _card(report, named):
-    card = modelcard.create_card(
+    card = model_card.create_card(
         report.run,
         score_table=named["scores"],
         objects=named["nodules"],

@@ -8,7 +8,7 @@ import made_up_run
 import numpy as np
 import pytest
 
-from auxseg.report import figures, macs, modelcard, paper, tables
+from auxseg.report import figures, macs, model_card, paper, tables
 from auxseg.runs import run_folder
 
 
@@ -132,7 +132,7 @@ def test_macs_of_an_unknown_network():
 def test_model_card_names_what_it_rests_on(tmp_path, evaluation):
     run = run_folder.read_run(made_up_run.write_workdir(tmp_path))
     card = dict(
-        modelcard.create_card(
+        model_card.create_card(
             run,
             score_table=tables.score_table(evaluation),
             objects=tables.object_table(evaluation),
@@ -149,7 +149,7 @@ def test_model_card_names_what_it_rests_on(tmp_path, evaluation):
 def test_airway_taken_for_nodules_is_named(tmp_path, evaluation):
     folder = made_up_run.write_workdir(tmp_path, data={"name": "luna16", "labels": "airway_as_nodule"})
     card = dict(
-        modelcard.create_card(
+        model_card.create_card(
             run_folder.read_run(folder),
             score_table=tables.score_table(evaluation),
             objects=tables.object_table(evaluation),
