@@ -20,10 +20,10 @@ import sys
 
 import numpy as np
 
-from auxseg import predict
 from auxseg.base import errors
 from auxseg.datasets import load
 from auxseg.evaluation import score_cases
+from auxseg.prediction import segment
 from auxseg.runs import run_folder, splits
 from auxseg.runs.networks import load_network
 from auxseg.scoring import case_scores, components, statistics
@@ -169,7 +169,7 @@ def _predict(network, images, flip, batch_size=8):
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-        found = predict.predict_probabilities(network, filled, flip=flip)
+        found = segment.predict_probabilities(network, filled, flip=flip)
         parts.append(np.asarray(found)[: len(part)])
     return np.concatenate(parts)
 

@@ -48,7 +48,7 @@ def measure(num_slices):
     """Prints one row: the network alone, then `predict` on a scan of as many slices."""
     import numpy as np
 
-    from auxseg import predict
+    from auxseg.prediction import outputs, segment
 
     network = create_network()
     images = np.random.default_rng(0).integers(-1000, 300, (BATCH_SIZE, *network.size_yx)).astype(np.int16)
@@ -62,8 +62,8 @@ def measure(num_slices):
 
         first = timed(run_network)
         before = peak_mib()
-        options = predict.Options(batch_size=BATCH_SIZE, force=True)
-        whole = timed(lambda: predict.predict(scan, pathlib.Path(name) / "out", [network], options=options))
+        options = segment.Options(batch_size=BATCH_SIZE, force=True)
+        whole = timed(lambda: outputs.predict(scan, pathlib.Path(name) / "out", [network], options=options))
         after = peak_mib()
         second = timed(run_network)
     alone = [(one + other) * num_slices / (2 * half * BATCH_SIZE) for one, other in zip(first, second)]

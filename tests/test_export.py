@@ -15,6 +15,7 @@ import pytest
 
 from auxseg import export, models, predict
 from auxseg.base.errors import InputError
+from auxseg.prediction import segment
 from auxseg.runs import bundles, checkpoints, networks, onnx_graph, run_folder
 from auxseg.scoring import operating_point
 from configs import base
@@ -241,9 +242,9 @@ def test_real_slices_through_a_bundle_and_predict(exported, real_data, kind):
     """The mask of a bundle is the mask of the run, on real CT; every pixel of a clear decision."""
     output, _ = exported[kind]
     scan = real_data / "luna16_middle" / "ID_0003.npz"
-    options = predict.Options(force=True, probabilities=True)
-    ours = predict.segment(scan, [networks.create_network(_trained())], options=options)
-    theirs = predict.segment(scan, [networks.load_network(output)], options=options)
+    options = segment.Options(force=True, probabilities=True)
+    ours = segment.segment(scan, [networks.create_network(_trained())], options=options)
+    theirs = segment.segment(scan, [networks.load_network(output)], options=options)
     np.testing.assert_allclose(theirs.probabilities, ours.probabilities, atol=bundles.TOLERANCE)
     two = np.sort(ours.probabilities, axis=0)[-2:]
     clear = two[1] - two[0] > 2 * bundles.TOLERANCE

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from auxseg import native
 from auxseg.base.errors import InputError
+from auxseg.prediction import upsample
 
 FIELDS = {
-    "square": native.Field((51, 51), (51, 51), (0, 0)),
-    "stretched": native.Field((60, 33), (60, 64), (0, 15)),
-    "same size": native.Field((24, 20), (24, 20), (0, 0)),
-    "an eighth more": native.Field((27, 23), (27, 23), (0, 0)),
+    "square": upsample.Field((51, 51), (51, 51), (0, 0)),
+    "stretched": upsample.Field((60, 33), (60, 64), (0, 15)),
+    "same size": upsample.Field((24, 20), (24, 20), (0, 0)),
+    "an eighth more": upsample.Field((27, 23), (27, 23), (0, 0)),
 }
 
 
@@ -50,8 +50,8 @@ def _assert_same(masks, probabilities):
 def test_borders_alone_give_the_mask_of_all_pixels(name):
     field, maps = FIELDS[name], _draw()
     expected = _by_scipy(maps, field)
-    fast, nothing = native.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
-    full, resized = native.create_decide(field, probabilities=True)([jnp.asarray(maps)])()
+    fast, nothing = upsample.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
+    full, resized = upsample.create_decide(field, probabilities=True)([jnp.asarray(maps)])()
     assert nothing is None and fast.dtype == full.dtype == np.uint8 and fast.shape == (3, *field.size_yx)
     np.testing.assert_allclose(resized, expected, atol=2e-6)
     _assert_same(fast, expected)
@@ -61,11 +61,11 @@ def test_borders_alone_give_the_mask_of_all_pixels(name):
 
 def test_a_smaller_slice_than_the_network_averages_all_that_a_pixel_covers():
     """Shrinking is antialiased: no fast way, and stripes of one pixel become grey."""
-    field = native.Field((8, 8), (8, 8), (0, 0))
+    field = upsample.Field((8, 8), (8, 8), (0, 0))
     maps = np.zeros((1, 32, 32, 4), np.float32)
     maps[:, ::2, :, 0], maps[:, 1::2, :, 1] = 0.4, 0.6
     maps[..., 2] = 0.25
-    masks, _ = native.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
+    masks, _ = upsample.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
     np.testing.assert_array_equal(masks, 1)
 
 
@@ -74,9 +74,9 @@ def test_networks_are_averaged_whatever_their_sizes():
     maps = [_draw(), _draw(seed=1), _draw((32, 32), seed=2)]
     for chosen in (maps[:2], maps):
         expected = np.mean([_by_scipy(one, field) for one in chosen], axis=0)
-        masks, _ = native.create_decide(field, probabilities=False)([jnp.asarray(one) for one in chosen])()
+        masks, _ = upsample.create_decide(field, probabilities=False)([jnp.asarray(one) for one in chosen])()
         _assert_same(masks, expected)
-    _, mean = native.create_decide(field, probabilities=True)([jnp.asarray(one) for one in maps])()
+    _, mean = upsample.create_decide(field, probabilities=True)([jnp.asarray(one) for one in maps])()
     np.testing.assert_allclose(mean, expected, atol=2e-6)
 
 
@@ -85,7 +85,7 @@ def test_networks_are_averaged_whatever_their_sizes():
 def test_probabilities_that_are_not_finite_are_refused(probabilities, value):
     maps = _draw()
     maps[1, 3, 4, 2] = value
-    finish = native.create_decide(FIELDS["square"], probabilities=probabilities)([jnp.asarray(maps)])
+    finish = upsample.create_decide(FIELDS["square"], probabilities=probabilities)([jnp.asarray(maps)])
     with pytest.raises(InputError, match="not finite"):
         finish()
 
@@ -93,5 +93,5 @@ def test_probabilities_that_are_not_finite_are_refused(probabilities, value):
 def test_a_tie_goes_to_the_lower_class_in_both_ways():
     maps = jnp.full((1, 8, 8, 4), 0.25)
     for probabilities in (False, True):
-        masks, _ = native.create_decide(FIELDS["square"], probabilities=probabilities)([maps])()
+        masks, _ = upsample.create_decide(FIELDS["square"], probabilities=probabilities)([maps])()
         np.testing.assert_array_equal(masks, 0)

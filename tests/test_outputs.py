@@ -9,11 +9,11 @@ import SimpleITK as sitk
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from auxseg import outputs
 from auxseg.base import classes
 from auxseg.base.errors import InputError
 from auxseg.ct import writers
 from auxseg.ct.geometry import Geometry
+from auxseg.prediction import overlay, pages
 
 
 def _geometry(matrix, size_xyz=(5, 4, 3)):
@@ -71,7 +71,7 @@ def test_tables_leave_out_what_is_not_known(tmp_path):
         {"a": 1, "b": 0.123456789, "c": np.inf},
         {"a": 0.0, "b": 2183741.6, "c": -1e-9},
     ]
-    outputs.write_table(tmp_path / "t.csv", rows)
+    pages.write_table(tmp_path / "t.csv", rows)
     assert (tmp_path / "t.csv").read_text(
         encoding="utf-8"
     ) == 'a,b,c\n"x, y",,\n1,0.123457,\n0,2183740,-0.000000001\n'
@@ -80,7 +80,7 @@ def test_tables_leave_out_what_is_not_known(tmp_path):
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match="a.json: cannot be read as JSON"):
-        outputs.read_json(tmp_path / "a.json")
+        pages.read_json(tmp_path / "a.json")
 
 
 def test_overlay_colours(tmp_path):
@@ -88,7 +88,7 @@ def test_overlay_colours(tmp_path):
 
     mask = np.zeros((8, 12), np.uint8)
     mask[2, 3], mask[4, 5], mask[6, 7] = 1, 2, 3
-    image = np.asarray(Image.open(io.BytesIO(outputs.encode_overlay(mask))).convert("RGBA"))
+    image = np.asarray(Image.open(io.BytesIO(overlay.encode_overlay(mask))).convert("RGBA"))
     assert (image[..., 3] == np.where(mask, 255, 0)).all()
     for value, colour in enumerate(classes.COLOURS.values(), start=1):
         assert tuple(image[mask == value][0][:3]) == colour
@@ -97,15 +97,15 @@ def test_overlay_colours(tmp_path):
 def test_pictures_are_no_larger_than_needed():
     import io
 
-    picture = Image.open(io.BytesIO(outputs.encode_picture(np.zeros((1024, 700), np.int16))))
+    picture = Image.open(io.BytesIO(overlay.encode_picture(np.zeros((1024, 700), np.int16))))
     assert picture.size == (350, 512)
-    assert Image.open(io.BytesIO(outputs.encode_overlay(np.zeros((1024, 700), np.uint8)))).size == (350, 512)
+    assert Image.open(io.BytesIO(overlay.encode_overlay(np.zeros((1024, 700), np.uint8)))).size == (350, 512)
 
 
 def test_the_overview_keeps_proportions():
-    pictures = [outputs.encode_picture(np.full((40, 20), -1000, np.int16))] * 5
+    pictures = [overlay.encode_picture(np.full((40, 20), -1000, np.int16))] * 5
     masks = [np.ones((40, 20), np.uint8)] * 5
-    canvas = outputs.draw_overview(pictures, masks, ["one"] * 5, (1.0, 4.0))
+    canvas = overlay.draw_overview(pictures, masks, ["one"] * 5, (1.0, 4.0))
     assert canvas.size == (4 * (360 + 6) + 6, 2 * (180 + 26) + 28)
     red = np.asarray(canvas)[30, 30].astype(int)
     assert red[0] > red[1] + 30 and red[0] > red[2] + 30

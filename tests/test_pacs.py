@@ -16,9 +16,9 @@ import fake_network
 import numpy as np
 import pytest
 
-from auxseg import predict
 from auxseg.ct import images, writers
 from auxseg.ct.geometry import Geometry, find_orientation, from_canonical, to_canonical
+from auxseg.prediction import outputs, segment
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 highdicom = pytest.importorskip("highdicom", reason="the dicom extra is not installed")
@@ -129,7 +129,7 @@ def test_round_trip_through_a_server(server, tmp_path):
     series = json.loads(_ask(f"{server}/series"))
     assert len(series) == 1
     (tmp_path / "fetched.zip").write_bytes(_ask(f"{server}/series/{series[0]}/archive"))
-    rows = predict.predict(tmp_path / "fetched.zip", tmp_path / "out", [fake_network.create((56, 56))],
+    rows = outputs.predict(tmp_path / "fetched.zip", tmp_path / "out", [fake_network.create((56, 56))],
                            formats=("dicom-seg", "nrrd"))  # fmt: skip
     assert rows[0]["status"] == "done"
     stored = _send(server, tmp_path / "out" / "mask.dcm")
@@ -171,10 +171,10 @@ def test_dicom_seg_lies_on_its_source(tmp_path, case, request):
         dicom_files.write_series(
             tmp_path / "in", array, spacing_zyx=spacing, orientation=orientation, step=step
         )
-    options = predict.Options(slices="middle" if case.endswith("slice") else "all")
+    options = segment.Options(slices="middle" if case.endswith("slice") else "all")
     network = [fake_network.create((56, 56))]
-    predict.predict(tmp_path / "in", tmp_path / "out", network, options=options, formats=("dicom-seg",))
-    result = predict.segment(tmp_path / "in", network, options=options)
+    outputs.predict(tmp_path / "in", tmp_path / "out", network, options=options, formats=("dicom-seg",))
+    result = segment.segment(tmp_path / "in", network, options=options)
     expected = np.zeros(result.scan.geometry.shape_zyx, np.uint8)
     expected[result.start : result.stop] = result.masks
     _check_segmentation(tmp_path / "out" / "mask.dcm", result.scan.volume, expected)
@@ -188,8 +188,8 @@ def test_a_tilted_stack_goes_to_nrrd_and_not_to_nifti(tmp_path):
     dicom_files.write_series(tmp_path / "in", chest.draw(), spacing_zyx=(6, 6, 6), step=(0, 1.2, 6.0))
     network = [fake_network.create((56, 56))]
     with pytest.raises(InputError, match="gantry tilt.*nrrd, mha or dicom-seg"):
-        predict.predict(tmp_path / "in", tmp_path / "out", network, formats=("nii.gz",))
-    predict.predict(tmp_path / "in", tmp_path / "out", network, formats=("nrrd", "mha"))
+        outputs.predict(tmp_path / "in", tmp_path / "out", network, formats=("nii.gz",))
+    outputs.predict(tmp_path / "in", tmp_path / "out", network, formats=("nrrd", "mha"))
     for form in ("nrrd", "mha"):
         mask = sitk.ReadImage(str(tmp_path / "out" / f"mask.{form}"))
         place = mask.TransformContinuousIndexToPhysicalPoint((2.0, 3.0, 7.0))

@@ -21,6 +21,7 @@ import SimpleITK as sitk
 from auxseg import predict
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, scans, writers
+from auxseg.prediction import measure, outputs, pages, segment
 from auxseg.runs.networks import Network
 from auxseg.scoring import components, operating_point
 
@@ -60,7 +61,7 @@ def _same_grid(first, second, atol=1e-4):
 
 
 def _run(path, output, *, formats=("nii.gz",), **options):
-    return predict.predict(path, output, [fake_network.create((56, 56))], options=predict.Options(**options),
+    return outputs.predict(path, output, [fake_network.create((56, 56))], options=segment.Options(**options),
                            formats=formats)  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def expected():
     volume = chest.draw()
     with tempfile.TemporaryDirectory() as folder:
         sitk.WriteImage(_image(volume), f"{folder}/a.mha")
-        return predict.segment(f"{folder}/a.mha", [fake_network.create((56, 56))]).masks
+        return segment.segment(f"{folder}/a.mha", [fake_network.create((56, 56))]).masks
 
 
 def test_the_chest_is_segmented_as_it_was_drawn(expected):
@@ -146,7 +147,7 @@ def test_a_slice_that_is_not_square_is_not_stretched(tmp_path):
     square = np.concatenate([air, volume[:, 4:-4], air], 1)
     for number, array in enumerate((square, volume[:, 4:-4])):
         sitk.WriteImage(_image(array), str(tmp_path / f"{number}.mha"))
-        predict.segment(tmp_path / f"{number}.mha", [network])
+        segment.segment(tmp_path / f"{number}.mha", [network])
     np.testing.assert_array_equal(seen[0], seen[1])
 
 
@@ -166,15 +167,15 @@ def test_a_slice_outside_the_scan_is_refused(tmp_path):
     with pytest.raises(InputError, match="--slice: got 24, expected 0 to 23"):
         _run(tmp_path / "scan.mha", tmp_path / "out", slices="24")
     with pytest.raises(InputError, match="--slice: got 'first'"):
-        predict.Options(slices="first")
+        segment.Options(slices="first")
     assert not (tmp_path / "out" / "mask.nii.gz").exists()
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 24, 100])
 def test_the_batch_size_changes_nothing(tmp_path, expected, batch_size):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
-    options = predict.Options(batch_size=batch_size)
-    result = predict.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))], options=options)
+    options = segment.Options(batch_size=batch_size)
+    result = segment.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))], options=options)
     np.testing.assert_array_equal(result.masks, expected)
 
 
@@ -215,8 +216,8 @@ def _lopsided(images):
 def test_mirrored_slices_are_averaged_with_left_and_right_exchanged(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw()[12])
     network = Network("n", (48, 56), "0" * 64, "anatomy", _lopsided)
-    options = predict.Options(flip=True, probabilities=True, force=True)
-    result = predict.segment(tmp_path / "a.npz", [network], options=options)
+    options = segment.Options(flip=True, probabilities=True, force=True)
+    result = segment.segment(tmp_path / "a.npz", [network], options=options)
     left, right = result.probabilities[1:3, 0, 24]
     np.testing.assert_allclose(left[3:25], 0.4, atol=1e-5)  # (0.7 + 0.1) / 2
     np.testing.assert_allclose(right[-25:-3], 0.4, atol=1e-5)
@@ -236,8 +237,8 @@ def test_networks_are_averaged_also_of_different_sizes(tmp_path):
         Network("a", (32, 32), "0" * 64, "anatomy", constant(0.1, 0.7, 0.1, 0.1)),
         Network("b", (64, 48), "1" * 64, "anatomy", constant(0.3, 0.2, 0.4, 0.1)),
     ]
-    options = predict.Options(probabilities=True, force=True)
-    result = predict.segment(tmp_path / "a.npz", networks, options=options)
+    options = segment.Options(probabilities=True, force=True)
+    result = segment.segment(tmp_path / "a.npz", networks, options=options)
     np.testing.assert_allclose(result.probabilities[:, 0].mean((1, 2)), (0.2, 0.45, 0.25, 0.1), atol=1e-5)
     assert (result.masks == 1).all()
 
@@ -245,8 +246,8 @@ def test_networks_are_averaged_also_of_different_sizes(tmp_path):
 def test_clean_up_is_measured(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
     clean = components.Options(largest_components=True, fill_holes=True, min_nodule_mm=200.0 / 2.1)
-    result = predict.segment(
-        tmp_path / "scan.mha", [fake_network.create((56, 56))], options=predict.Options(clean=clean)
+    result = segment.segment(
+        tmp_path / "scan.mha", [fake_network.create((56, 56))], options=segment.Options(clean=clean)
     )
     assert set(result.changed) == {"largest_components", "fill_holes", "min_nodule_mm"}
     assert result.changed["min_nodule_mm"] > 20 and not (result.masks == 3).any()
@@ -258,17 +259,17 @@ def test_threshold_of_nodules_decides_and_leaves_the_probabilities(tmp_path):
     flat = np.array([0.2, 0.3, 0.1, 0.4], np.float32)
     network = Network("flat", (32, 32), "0" * 64, "anatomy", lambda x: (np.tile(flat, (*x.shape, 1)), None))
     for threshold, expected in ((0.5, 3), (0.57, 3), (0.58, 1)):
-        options = predict.Options(force=True, nodule_threshold=threshold)
-        assert (predict.segment(tmp_path / "a.npz", [network], options=options).masks == expected).all()
+        options = segment.Options(force=True, nodule_threshold=threshold)
+        assert (segment.segment(tmp_path / "a.npz", [network], options=options).masks == expected).all()
         options = dataclasses.replace(options, probabilities=True)
-        result = predict.segment(tmp_path / "a.npz", [network], options=options)
+        result = segment.segment(tmp_path / "a.npz", [network], options=options)
         np.testing.assert_allclose(result.probabilities[:, 0].mean((1, 2)), flat, atol=1e-5)
         assert (result.masks == expected).all()
     # A least size in pixels is of the network's image, 32 pixels wide, and counts where there are no mm.
     for pixels, expected in ((30.0, 3), (40.0, 0)):
         clean = components.Options(min_nodule_mm=1.0, min_nodule_px=pixels)
-        result = predict.segment(
-            tmp_path / "a.npz", [network], options=predict.Options(force=True, clean=clean)
+        result = segment.segment(
+            tmp_path / "a.npz", [network], options=segment.Options(force=True, clean=clean)
         )
         assert (result.masks == expected).all()
 
@@ -292,7 +293,7 @@ def test_measurements_by_hand(tmp_path):
     image = _turn(_image(np.zeros(masks.shape, np.int16), (0.5, 0.8, 2.0), (-10.0, 20.0, 30.0)), "flipped")
     sitk.WriteImage(image, str(tmp_path / "scan.mha"))
     scan = scans.open_scan(scans.find_scans(tmp_path / "scan.mha")[0], tmp_path)
-    rows = {row["structure"]: row for row in predict.measure(masks, scan, 0)}
+    rows = {row["structure"]: row for row in measure.measure(masks, scan, 0)}
     nodule = rows["nodule_1"]
     assert nodule["voxels"] == 24 and nodule["inside"] == "left_lung" and nodule["area_pixels"] == 12
     assert nodule["volume_mm3"] == pytest.approx(24 * 0.8) and nodule["area_mm2"] == pytest.approx(12 * 0.4)
@@ -333,7 +334,7 @@ def test_the_report_is_one_whole_page(tmp_path):
 
 def test_a_slice_without_anything_is_said(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw((40, 48, 56)))
-    result = predict.segment(tmp_path / "a.npz", [fake_network.create()], options=predict.Options(slices=0))
+    result = segment.segment(tmp_path / "a.npz", [fake_network.create()], options=segment.Options(slices=0))
     assert not result.masks.any()
     assert any(finding.code == "no-lung" and finding.severity == "warning" for finding in result.findings)
 
@@ -348,18 +349,18 @@ def test_an_empty_mask_is_refused(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
     network = Network("n", (56, 56), "0" * 64, "anatomy", _silent)
     with pytest.raises(InputError, match="no lung was found"):
-        predict.predict(tmp_path / "scan.mha", tmp_path / "out", [network])
+        outputs.predict(tmp_path / "scan.mha", tmp_path / "out", [network])
     assert list((tmp_path / "out").iterdir()) == []
-    predict.predict(tmp_path / "scan.mha", tmp_path / "out", [network], options=predict.Options(force=True))
+    outputs.predict(tmp_path / "scan.mha", tmp_path / "out", [network], options=segment.Options(force=True))
     assert "no lung" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_lungs_on_the_wrong_sides_are_noticed():
     masks = np.zeros((2, 10, 10), np.uint8)
     masks[:, 2:8, 1:4], masks[:, 2:8, 6:9] = 1, 2
-    assert [finding.code for finding in predict.check_masks(masks, whole=True)] == ["sides"]
-    assert predict.check_masks(masks[:, :, ::-1], whole=True) == []
-    assert [f.code for f in predict.check_masks(np.where(masks == 1, 0, masks), whole=True)] == ["one-lung"]
+    assert [finding.code for finding in segment.check_masks(masks, whole=True)] == ["sides"]
+    assert segment.check_masks(masks[:, :, ::-1], whole=True) == []
+    assert [f.code for f in segment.check_masks(np.where(masks == 1, 0, masks), whole=True)] == ["one-lung"]
 
 
 def test_what_is_no_chest_is_refused_unless_forced(tmp_path):
@@ -369,7 +370,7 @@ def test_what_is_no_chest_is_refused_unless_forced(tmp_path):
     with pytest.raises(InputError, match="not a chest"):
         _run(tmp_path / "scan.mha", tmp_path / "out")
     network = Network("n", (56, 56), "0" * 64, "anatomy", _lopsided)
-    result = predict.segment(tmp_path / "scan.mha", [network], options=predict.Options(force=True))
+    result = segment.segment(tmp_path / "scan.mha", [network], options=segment.Options(force=True))
     assert any(f.code == "not-a-chest" and f.severity == "warning" for f in result.findings)
 
 
@@ -380,10 +381,10 @@ def test_a_wrong_unit_and_swapped_axes_are_refused_unless_forced(tmp_path):
     np.savez(tmp_path / "axes.npz", image=np.moveaxis(square, 0, 2))
     for name, match in (("unit", "its unit may not be mm"), ("axes", "move it to the front")):
         with pytest.raises(InputError, match=match):
-            predict.predict(tmp_path / f"{name}.npz", tmp_path / name, network)
+            outputs.predict(tmp_path / f"{name}.npz", tmp_path / name, network)
         assert not list((tmp_path / name).iterdir())
-        options = predict.Options(force=True)
-        predict.predict(tmp_path / f"{name}.npz", tmp_path / name, network, options=options)
+        options = segment.Options(force=True)
+        outputs.predict(tmp_path / f"{name}.npz", tmp_path / name, network, options=options)
         assert (tmp_path / name / "prediction.json").is_file()
 
 
@@ -395,14 +396,14 @@ def test_weights_that_are_not_finite_give_one_line_and_no_mask(tmp_path):
 
     network = Network("n", (56, 56), "0" * 64, "anatomy", forward)
     with pytest.raises(InputError, match="not finite"):
-        predict.predict(tmp_path / "a.npz", tmp_path / "out", [network])
+        outputs.predict(tmp_path / "a.npz", tmp_path / "out", [network])
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_network_of_airways_says_so(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw())
     network = Network("n", (56, 56), "0" * 64, "airway_as_nodule", fake_network.create().forward)
-    result = predict.segment(tmp_path / "a.npz", [network])
+    result = segment.segment(tmp_path / "a.npz", [network])
     assert any("airway" in finding.text for finding in result.findings)
 
 
@@ -482,7 +483,7 @@ def test_a_killed_run_leaves_whole_scans_and_goes_on(tmp_path):
 
 def test_two_processes_do_not_share_an_output(tmp_path):
     np.savez(tmp_path / "a.npz", image=chest.draw())
-    with predict._claimed(tmp_path / "out"), pytest.raises(InputError, match="another process"):
+    with outputs._claimed(tmp_path / "out"), pytest.raises(InputError, match="another process"):
         _run(tmp_path / "a.npz", tmp_path / "out")
 
 
@@ -568,10 +569,10 @@ def test_real_scans_through_every_format_and_back(real_data, tmp_path, form):
     path = real_data / "cip" / "ct-64.nrrd"
     image = sitk.ReadImage(str(path))
     network = fake_network.create((128, 128))
-    expected = predict.segment(path, [network]).masks
+    expected = segment.segment(path, [network]).masks
     name = "scan.nii.gz" if form == "npz" else f"scan.{form}"
     sitk.WriteImage(image, str(tmp_path / name))
-    predict.predict(tmp_path / name, tmp_path / "out", [network], formats=(form,))
+    outputs.predict(tmp_path / name, tmp_path / "out", [network], formats=(form,))
     if form == "npz":
         with np.load(tmp_path / "out" / "mask.npz") as arrays:
             mask = arrays["mask"]
@@ -590,10 +591,10 @@ def test_real_scans_through_every_format_and_back(real_data, tmp_path, form):
 def test_turned_copies_of_a_real_scan(real_data, tmp_path, turn):
     image = sitk.ReadImage(str(real_data / "cip" / "ct-64.nrrd"))
     network = fake_network.create((128, 128))
-    expected = predict.segment(real_data / "cip" / "ct-64.nrrd", [network]).masks
+    expected = segment.segment(real_data / "cip" / "ct-64.nrrd", [network]).masks
     turned = _turn(image, turn)
     sitk.WriteImage(turned, str(tmp_path / "scan.nii.gz"))
-    predict.predict(tmp_path / "scan.nii.gz", tmp_path / "out", [network], formats=("mha",))
+    outputs.predict(tmp_path / "scan.nii.gz", tmp_path / "out", [network], formats=("mha",))
     mask = sitk.ReadImage(str(tmp_path / "out" / "mask.mha"))
     _same_grid(mask, turned, atol=1e-4)
     np.testing.assert_array_equal(_in_patient(mask), expected)
@@ -606,10 +607,10 @@ def test_real_middle_slices(real_data, tmp_path):
         with np.load(path) as arrays:
             image, truth = arrays["image"], arrays["mask"]
         network = fake_network.create((320, 320))
-        first = predict.segment(path, [network]).masks
+        first = segment.segment(path, [network]).masks
         for suffix in ("mhd", "nii.gz"):
             sitk.WriteImage(_image(image[None], (0.7, 0.7, 2.5)), str(tmp_path / f"{name}.{suffix}"))
-            again = predict.segment(tmp_path / f"{name}.{suffix}", [network]).masks
+            again = segment.segment(tmp_path / f"{name}.{suffix}", [network]).masks
             np.testing.assert_array_equal(again, first)
         lungs, reference = np.isin(first[0], (1, 2)), np.isin(truth, (1, 2))
         assert 2 * (lungs & reference).sum() / (lungs.sum() + reference.sum()) > 0.85
@@ -618,7 +619,7 @@ def test_real_middle_slices(real_data, tmp_path):
 def test_stored_masks_fit_the_file(tmp_path):
     image = _turn(_image(chest.draw()), "coronal")
     sitk.WriteImage(image, str(tmp_path / "scan.mha"))
-    result = predict.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
+    result = segment.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
     assert result.stored_masks.shape == image.GetSize()[::-1] == result.geometry.shape_zyx
     assert writers.is_orthogonal(result.geometry)
     assert geometry.geometry_difference(result.geometry, result.scan.stored) == ""
@@ -627,13 +628,13 @@ def test_stored_masks_fit_the_file(tmp_path):
 
 def test_the_page_has_rows_that_fit_and_the_csv_all(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
-    result = predict.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
-    rows = predict.shorten_rows(result.measurements)
+    result = segment.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
+    rows = pages.shorten_rows(result.measurements)
     assert [row["structure"] for row in rows] == ["left lung", "right lung", "nodule 1"]
     nodule, full = rows[2], result.measurements[2]
     assert nodule["inside"] == "left lung" and len(nodule) == 8
     assert float(nodule["volume, mL"]) == pytest.approx(full["volume_ml"], rel=0.01)
     assert nodule["slices"] == f"{full['first_slice']} to {full['last_slice']}"
     assert max(len(str(value)) for row in rows for value in row.values()) < 20
-    unknown = predict.shorten_rows([{**full, **dict.fromkeys(("x_mm", "volume_ml", "area_mm2"), np.nan)}])
+    unknown = pages.shorten_rows([{**full, **dict.fromkeys(("x_mm", "volume_ml", "area_mm2"), np.nan)}])
     assert (unknown[0]["volume, mL"], unknown[0]["centre x, y, z, mm (LPS)"]) == ("", "")

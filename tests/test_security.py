@@ -18,11 +18,11 @@ import pytest
 import tensorstore
 import test_checkpoints
 
-from auxseg import outputs
 from auxseg.base import npz
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import records
 from auxseg.datasets.npz import read_npz
+from auxseg.prediction import pages
 from auxseg.runs import checkpoints, run_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -170,7 +170,7 @@ def test_settings_without_end_are_one_clear_line(tmp_path):
 
 def test_names_are_escaped_on_the_page_of_a_scan(tmp_path):
     evil = '</script><!--<script>alert("x")</script><img src=x onerror=alert(1)>'
-    outputs.write_report(
+    pages.write_report(
         tmp_path / "page.html",
         title=evil,
         pictures=[b"jpeg"],

@@ -16,13 +16,10 @@ import pathlib
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES, COLOURS
 from auxseg.base.errors import InputError
-
-PICTURE_WINDOW_HU = (-1350.0, 150.0)
-"""A radiologist's lung window (width 1500, level -600); for pictures only."""
-_OVERLAY_ALPHA = 110
-_MAX_PICTURE_PIXELS = 512
+from auxseg.ct import geometry
+from auxseg.prediction import overlay
+from auxseg.prediction.segment import NUM_PANELS
 
 
 def write_table(path, rows):
@@ -61,96 +58,6 @@ def read_json(path):
         raise InputError(f"{path}: cannot be read as JSON ({error}); remove it and start again") from error
 
 
-def encode_picture(image_hu):
-    """Returns one slice as a JPEG in the lung window, at most 512 pixels wide or high.
-
-    Args:
-        image_hu: int16 [H, W].
-    """
-    buffer = io.BytesIO()
-    _shrink(_grey(image_hu)).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def encode_overlay(mask):
-    """Returns one mask as a PNG with a transparent background, at most 512 pixels wide or high.
-
-    Args:
-        mask: uint8 [H, W], class indices.
-    """
-    from PIL import Image
-
-    image = _shrink(Image.fromarray(np.ascontiguousarray(mask), "L"), nearest=True)
-    image = Image.frombytes("P", image.size, image.tobytes())
-    image.putpalette([0, 0, 0, *(v for name in CLASS_NAMES[1:] for v in COLOURS[name])])
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=bytes([0, 255, 255, 255]), bits=2)
-    return buffer.getvalue()
-
-
-def _grey(image_hu):
-    from PIL import Image
-
-    low, high = PICTURE_WINDOW_HU
-    grey = (np.clip(image_hu, low, high) - low) * (255.0 / (high - low))
-    return Image.fromarray(grey.astype(np.uint8), "L")
-
-
-def _shrink(image, nearest=False):
-    from PIL import Image
-
-    factor = _MAX_PICTURE_PIXELS / max(image.size)
-    if factor >= 1:
-        return image
-    size = tuple(max(1, round(n * factor)) for n in image.size)
-    return image.resize(size, Image.NEAREST if nearest else Image.BILINEAR)
-
-
-def draw_overview(pictures, masks, captions, spacing_yx_mm):
-    """Returns panels of slices with overlay as a PIL image, four to a row, in true proportions.
-
-    Args:
-        pictures: JPEGs of the slices (`encode_picture`).
-        masks: uint8 [H, W] of the same slices.
-        captions: one line a slice.
-        spacing_yx_mm: pixel size; its ratio sets the proportions.
-    """
-    from PIL import Image, ImageDraw
-
-    height, width = np.array(masks[0].shape) * spacing_yx_mm
-    tall, wide = (round(360 * n / max(height, width)) for n in (height, width))
-    columns = min(4, len(masks))
-    rows = -(-len(masks) // columns)
-    canvas = Image.new("RGB", (columns * (wide + 6) + 6, rows * (tall + 26) + 28), "white")
-    draw = ImageDraw.Draw(canvas)
-    for index, (picture, mask, caption) in enumerate(zip(pictures, masks, captions)):
-        x, y = 6 + index % columns * (wide + 6), 6 + index // columns * (tall + 26)
-        canvas.paste(_blend(picture, mask, (wide, tall)), (x, y))
-        draw.text((x + 2, y + tall + 4), caption, fill="black")
-    x, y = 8, canvas.height - 20
-    for name in CLASS_NAMES[1:]:
-        draw.rectangle((x, y + 2, x + 10, y + 12), fill=COLOURS[name])
-        draw.text((x + 16, y), name.replace("_", " "), fill="black")
-        x += 110
-    return canvas
-
-
-def _blend(picture, mask, size):
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(picture)).convert("RGB").resize(size, Image.BILINEAR)
-    overlay = Image.open(io.BytesIO(encode_overlay(mask))).convert("RGBA").resize(size, Image.NEAREST)
-    visible = overlay.getchannel("A").point(lambda a: _OVERLAY_ALPHA if a else 0)
-    image.paste(overlay.convert("RGB"), (0, 0), visible)
-    return image
-
-
-def write_overview(path, *args):
-    """Writes `draw_overview(*args)` as PNG."""
-    with files.write_whole(path) as file:
-        draw_overview(*args).save(file, "PNG", compress_level=3)  # level 6 takes three times as long for 4%
-
-
 def write_report(path, *, title, pictures, masks, labels, spacing_yx_mm, tables, notes, start):
     """Writes one self-contained page in which the scan can be scrolled with the overlay.
 
@@ -177,7 +84,7 @@ def write_report(path, *, title, pictures, masks, labels, spacing_yx_mm, tables,
             file.write(_html_table(heading, rows).encode())
         file.write(b"<script>\nconst slices=[\n")
         for picture, mask, label in zip(pictures, masks, labels):
-            parts = [_data_url("jpeg", picture), _data_url("png", encode_overlay(mask)), label]
+            parts = [_data_url("jpeg", picture), _data_url("png", overlay.encode_overlay(mask)), label]
             file.write((json.dumps(parts).replace("<", "\\u003c") + ",\n").encode())
         file.write(b"];\n" + _SCRIPT.encode() + b"</script>\n</main></body></html>\n")
 
@@ -251,3 +158,72 @@ document.addEventListener('keydown', e => {
 for (const id of ['at', 'on', 'see']) by(id).addEventListener('input', show);
 show();
 """
+
+
+def write_pictures(folder, result, networks):
+    scan, masks = result.scan, result.masks
+    spacing = scan.geometry.spacing_zyx_mm[1:]
+    heights = [geometry.index_to_mm(scan.geometry, (0, 0, k))[2] for k in range(result.start, result.stop)]
+    labels = [f"slice {k}" + (f", z {mm:.1f} mm" if scan.has_geometry else "")
+              for k, mm in zip(range(result.start, result.stop), heights)]  # fmt: skip
+    shown = choose_panels(result)
+    overlay.write_overview(
+        folder / "overview.png", [result.pictures[k] for k in shown], [masks[k] for k in shown],
+        [labels[k] for k in shown], spacing,
+    )  # fmt: skip
+    nodules = [row for row in result.measurements if row["structure"].startswith("nodule")]
+    first = nodules[0]["slice"] - result.start if nodules else len(masks) // 2
+    facts = [{"scan": scan.path.name, "form": scan.kind, "size": " x ".join(map(str, scan.stored.size_xyz)),
+              "spacing mm": " x ".join(f"{v:.3g}" for v in scan.stored.spacing_xyz_mm)}]  # fmt: skip
+    models = [{"network": one.name, "SHA-256 of the weights": one.checksum} for one in networks]
+    tables = [("Measurements", shorten_rows(result.measurements)), ("Scan", facts), ("Made by", models)]
+    write_report(
+        folder / "report.html",
+        title=f"Lungs and nodules: {scan.name}",
+        pictures=result.pictures,
+        masks=masks,
+        labels=labels,
+        spacing_yx_mm=spacing,
+        tables=tables,
+        notes=[(finding.severity, finding.text) for finding in result.findings],
+        start=first,
+    )
+
+
+def shorten_rows(measurements):
+    """Returns what of `measure`'s rows fits the width of a page, in words and rounded; the CSV has it all."""
+    rows = []
+    for row in measurements:
+        place = [row[f"{axis}_mm"] for axis in "xyz"]
+        rows.append({
+            "structure": row["structure"].replace("_", " "),
+            "inside": row["inside"].replace("_", " "),
+            "volume, mL": _digits(row["volume_ml"]),
+            "largest area, mm2": _digits(row["area_mm2"]),
+            "its diameter, mm": _digits(row["equivalent_diameter_mm"]),
+            "its slice": row["slice"],
+            "slices": f"{row['first_slice']} to {row['last_slice']}",
+            "centre x, y, z, mm (LPS)": ", ".join(f"{v:.0f}" for v in place) if np.isfinite(place).all() else "",
+        })  # fmt: skip
+    return rows
+
+
+def _digits(value):
+    """Returns a number with three digits, or all those before the point; '' where it is not known."""
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def choose_panels(result):
+    """Returns the slices to show: the largest of the largest nodules, and others spread over the lungs."""
+    nodules = [
+        row["slice"] - result.start for row in result.measurements if row["structure"].startswith("nodule")
+    ]
+    lungs = [row for row in result.measurements if row["structure"].endswith("lung")]
+    low = min((row["first_slice"] for row in lungs), default=result.start) - result.start
+    high = max((row["last_slice"] for row in lungs), default=result.stop - 1) - result.start
+    shown = list(dict.fromkeys(nodules))[: NUM_PANELS // 2]
+    spread = np.rint(np.linspace(low, high, NUM_PANELS + 2)[1:-1]).astype(int).tolist()
+    shown += [k for k in dict.fromkeys(spread) if k not in shown][: NUM_PANELS - len(shown)]
+    return sorted(shown)

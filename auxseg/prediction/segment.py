@@ -1,0 +1,349 @@
+"""NEW MODULE auxseg.prediction.segment."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from auxseg.base import progress
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
+from auxseg.ct import checks, scans, writers
+from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
+from auxseg.ct.geometry import from_canonical
+from auxseg.datasets.resize import AIR_HU, resize_image
+from auxseg.models import interface
+from auxseg.prediction import measure, overlay, upsample
+from auxseg.prediction.measure import LEFT, NODULE, RIGHT
+from auxseg.scoring import components, operating_point
+
+NUM_CHECKED, NUM_PANELS = 16, 12
+_MAX_SIDE = 8192
+_FORCED = ("not-a-chest", "spacing")
+"""Findings that --force makes warnings of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to segment.
+
+    Attributes:
+        slices: 'all', 'middle' (slice n // 2, the paper's), or a 0-based index from inferior to superior.
+        batch_size: slices that the network takes at once.
+        flip: test-time augmentation: averages with the mirrored slice, left and right exchanged back.
+        clean: clean-up of the mask.
+        probabilities: keep the probabilities of each class.
+        force: segment also what does not look like a chest, and keep a mask without lungs.
+        nodule_threshold: least share of the nodule's probability in it and the most likely other class; 0.5
+            is the most likely class (`decision`).
+    """
+
+    slices: str | int = "all"
+    batch_size: int = 8
+    flip: bool = False
+    clean: components.Options = components.Options()
+    probabilities: bool = False
+    force: bool = False
+    nodule_threshold: float = 0.5
+
+    def __post_init__(self):
+        operating_point.Decision(self.nodule_threshold)
+        if not 1 <= self.batch_size <= 1024:
+            raise InputError(f"--batch_size: got {self.batch_size}, expected 1 to 1024")
+        if self.slices not in ("all", "middle") and not str(self.slices).isdigit():
+            raise InputError(f"--slice: got {self.slices!r}, expected 'all', 'middle' or an index from 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """What was found in one scan.
+
+    Attributes:
+        scan: the scan.
+        start, stop: the slices segmented, canonical.
+        masks: uint8 [stop - start, H, W], canonical: 0 background, 1 left lung, 2 right lung, 3 nodule.
+        probabilities: float32 [C, stop - start, H, W], canonical, or None.
+        findings: about the scan and the mask.
+        changed: voxels that each step of the clean-up changed.
+        measurements: one dict a lung and nodule.
+        pictures: JPEGs of the slices.
+    """
+
+    scan: scans.Scan
+    start: int
+    stop: int
+    masks: np.ndarray
+    probabilities: np.ndarray | None
+    findings: tuple[Finding, ...]
+    changed: dict
+    measurements: tuple[dict, ...]
+    pictures: tuple[bytes, ...]
+
+    @property
+    def geometry(self):
+        """Geometry of `stored_masks`: the scan's own, of the slices segmented."""
+        return writers.crop_geometry(self.scan, self.start, self.stop)
+
+    @property
+    def stored_masks(self):
+        """The mask with the axes of the file, uint8 [z, y, x]; a view."""
+        return from_canonical(self.masks, self.scan.orientation)
+
+
+def segment(path, networks, *, options=Options(), series=None):
+    """Returns the `Segmentation` of one scan, with its arrays in memory.
+
+    Args:
+        path: the scan, in any form that `scans.find_scans` knows.
+        networks: `bundle.Network`s; their probabilities are averaged.
+        options: `Options`.
+        series: SeriesInstanceUID or SeriesNumber of a DICOM study, or None for the chest CT.
+
+    Raises:
+        InputError: no scan or several there, or it cannot be used; the line says why and what to do.
+    """
+    found = scans.find_scans(path)
+    if len(found) != 1:
+        names = ", ".join(source.name for source in found[:5])
+        raise InputError(f"input: {path} holds {len(found)} scans ({names}, ...), expected one")
+    with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
+        scan = scans.open_scan(found[0], scratch, series=series)
+        result = segment_scan(scan, networks, options, pathlib.Path(scratch))
+        probabilities = None if result.probabilities is None else np.array(result.probabilities)
+        return dataclasses.replace(result, masks=np.array(result.masks), probabilities=probabilities)
+
+
+def segment_scan(scan, networks, options, scratch, *, show_progress=False):
+    """Returns the `Segmentation` of an open scan; its arrays lie on disk, in `scratch`.
+
+    Args:
+        scan: `scans.Scan`.
+        networks: `bundle.Network`s, at least one.
+        options: `Options`.
+        scratch: folder for temporary files; must outlive the result.
+        show_progress: draw a bar.
+
+    Raises:
+        InputError: the scan's values are no HU, it shows no chest, or no lung was found in it.
+    """
+    if not options.force:
+        checks.raise_errors(scan.findings, scan.path)
+    findings = [*scan.findings, *_network_findings(networks), *_check(scan, options)]
+    start, stop = choose_slices(scan, options.slices)
+    shape = (stop - start, *scan.geometry.shape_zyx[1:])
+    masks = np.lib.format.open_memmap(scratch / "masks.npy", "w+", np.uint8, shape)
+    kept = (len(CLASS_NAMES), *shape)
+    probabilities = (
+        np.lib.format.open_memmap(scratch / "probabilities.npy", "w+", np.float32, kept)
+        if options.probabilities
+        else None
+    )
+    pictures = []
+    batches = _read_batches(
+        scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures
+    )
+    if show_progress:
+        total = -(-(stop - start) // options.batch_size)
+        batches = progress.track(batches, total=total, label=f"segmenting {scan.name}", unit="batch")
+    for first, mask, probability in _predict_batches(batches, networks, options, _field(scan)):
+        masks[first - start : first - start + len(mask)] = mask
+        if probabilities is not None:
+            probabilities[:, first - start : first - start + len(mask)] = probability
+    pixel_mm2 = float(np.prod(scan.geometry.spacing_zyx_mm[1:])) if scan.has_geometry else np.nan
+    field = _field(scan)
+    # A least size in pixels is of the network's image, whose pixels are larger than the scan's.
+    scale = field.padded_yx[1] / networks[0].size_yx[1]
+    clean = dataclasses.replace(options.clean, min_nodule_px=options.clean.min_nodule_px * scale)
+    changed = components.clean(masks, clean, pixel_mm2=pixel_mm2)
+    findings += [
+        Finding(INFO, "clean-up", f"{name}: {count} voxels changed") for name, count in changed.items()
+    ]
+    findings += check_masks(masks, whole=options.slices == "all")
+    if not options.force:
+        checks.raise_errors(findings, scan.path)
+    rows = measure.measure(masks, scan, start)
+    return Segmentation(scan, start, stop, masks, probabilities, tuple(findings), changed, tuple(rows),
+                        tuple(pictures))  # fmt: skip
+
+
+def choose_slices(scan, slices):
+    """Returns (start, stop) of the canonical slices that an option names.
+
+    Raises:
+        InputError: the index is outside the scan.
+    """
+    if slices == "all":
+        return 0, scan.num_slices
+    index = scan.num_slices // 2 if slices == "middle" else int(slices)
+    if index >= scan.num_slices:
+        raise InputError(f"--slice: got {index}, expected 0 to {scan.num_slices - 1}, in {scan.path}")
+    return index, index + 1
+
+
+def _network_findings(networks):
+    if all(one.labels == "anatomy" for one in networks):
+        return []
+    text = (
+        "the network was trained with the airway in place of nodules (data.labels): its 'nodule' is "
+        "the airway"
+    )
+    return [Finding(WARNING, "labels", text)]
+
+
+def _check(scan, options):
+    """Returns the findings about a sample of slices; stops at the first error."""
+    indices = checks.pick_slices(scan.num_slices, NUM_CHECKED)
+    images = np.concatenate([scan.read(int(k), int(k) + 1) for k in indices])
+    spacing = scan.geometry.spacing_zyx_mm[1:] if scan.has_geometry else None
+    findings = checks.check_scan(images, spacing_yx_mm=spacing, native_dtype=scan.dtype)
+    if options.force:
+        return [dataclasses.replace(f, severity=WARNING) if f.code in _FORCED else f for f in findings]
+    checks.raise_errors(findings, scan.path)
+    return findings
+
+
+def _field(scan):
+    size, spacing = scan.geometry.shape_zyx[1:], scan.geometry.spacing_zyx_mm[1:]
+    side_mm = max(n * mm for n, mm in zip(size, spacing))
+    padded = tuple(max(n, round(side_mm / mm)) for n, mm in zip(size, spacing))
+    if max(padded) > _MAX_SIDE:
+        raise InputError(
+            f"scan: {scan.path} has slices of {size} pixels of {spacing} mm, expected a field about as "
+            "high as wide; "
+            "check the spacing"
+        )
+    return upsample.Field(size, padded, tuple((p - n) // 2 for p, n in zip(padded, size)))
+
+
+def _read_batches(scan, start, stop, batch_size, sizes, pictures):
+    """Yields (first slice, {size: int16 [batch, *size]}, count), one batch read ahead in a thread.
+
+    The last batch is filled up with air; JPEGs of the slices are appended to `pictures`.
+    """
+    field = _field(scan)
+
+    def read(first):
+        last = min(first + batch_size, stop)
+        images = scan.read(first, last)
+        return (
+            first,
+            _prepare(images, field, sizes, batch_size),
+            [overlay.encode_picture(one) for one in images],
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = []
+        for first in range(start, stop, batch_size):
+            waiting.append(pool.submit(read, first))
+            if len(waiting) > 1:
+                yield _take(waiting.pop(0).result(), pictures)
+        yield _take(waiting.pop(0).result(), pictures)
+
+
+def _take(batch, pictures):
+    first, inputs, encoded = batch
+    pictures += encoded
+    return first, inputs, len(encoded)
+
+
+def _prepare(images, field, sizes, batch_size):
+    """Returns {size: int16 [batch_size, *size]}: padded to the square, resized, filled up with air."""
+    before = np.array(field.offset_yx)
+    after = np.array(field.padded_yx) - field.size_yx - before
+    padded = np.pad(images, ((0, 0), *zip(before, after)), constant_values=AIR_HU)
+    filled = {size: np.full((batch_size, *size), AIR_HU, np.int16) for size in sizes}
+    for size, array in filled.items():
+        for index, image in enumerate(padded):
+            array[index] = resize_image(image, size)
+    return filled
+
+
+def _predict_batches(batches, networks, options, field):
+    """Yields (first slice, masks uint8 [n, H, W], probabilities [C, n, H, W] or None).
+
+    One batch is computed while the one before it is brought to the slices' size.
+    """
+    decide = upsample.create_decide(field, probabilities=options.probabilities)
+    before = None
+    weights = np.ones(len(CLASS_NAMES), np.float32)
+    weights[NODULE] = operating_point.Decision(options.nodule_threshold).nodule_weight
+    for first, inputs, count in batches:
+        maps = [predict_probabilities(one, inputs[one.size_yx], flip=options.flip) for one in networks]
+        finish = decide([_weigh(each, weights) for each in maps] if weights[NODULE] != 1.0 else maps)
+        if before is not None:
+            yield _finish(*before, weights)
+        before = first, count, finish
+    yield _finish(*before, weights)
+
+
+@jax.jit
+def _weigh(probabilities, weights):
+    """Returns probabilities [N, h, w, C] times weights [C], of the same dtype."""
+    return probabilities * jnp.broadcast_to(weights, probabilities.shape).astype(probabilities.dtype)
+
+
+def _finish(first, count, finish, weights):
+    masks, probabilities = finish()
+    if probabilities is not None:
+        probabilities = np.moveaxis(probabilities[:count] / weights, -1, 0)
+    return first, masks[:count], probabilities
+
+
+def predict_probabilities(network, images, *, flip):
+    """Returns a network's probabilities, float32 [N, h, w, C], perhaps still being computed.
+
+    Args:
+        network: `bundle.Network`.
+        images: int16 [N, h, w] in HU, of the network's size.
+        flip: average with the mirrored images, left and right exchanged back.
+    """
+    probabilities = jnp.asarray(network.probabilities(images))
+    if not flip:
+        return probabilities
+    mirrored = network.probabilities(np.ascontiguousarray(images[:, :, ::-1]))
+    return _average_mirrored(probabilities, jnp.asarray(mirrored))
+
+
+@jax.jit
+def _average_mirrored(probabilities, mirrored):
+    return 0.5 * (probabilities + interface.turn_back(mirrored))
+
+
+def check_masks(masks, *, whole):
+    """Returns the findings about a mask: no lung at all, or left and right on the wrong sides.
+
+    Args:
+        masks: uint8 [D, H, W], canonical.
+        whole: whether that is a whole scan, in which a lung must be.
+    """
+    columns = np.arange(masks.shape[2])
+    sums = {value: np.zeros(2) for value in (LEFT, RIGHT)}
+    for mask in masks:
+        for value, total in sums.items():
+            profile = (mask == value).sum(0)
+            total += (profile.sum(), (profile * columns).sum())
+    if not sums[LEFT][0] and not sums[RIGHT][0]:
+        text = "no lung was found; the network is untrained, or the scan unlike what it has seen"
+        return [
+            Finding(
+                ERROR if whole else WARNING,
+                "no-lung",
+                f"{text} (--force keeps the empty mask)" if whole else text,
+            )
+        ]
+    missing = [CLASS_NAMES[value] for value, total in sums.items() if not total[0]]
+    if missing:
+        return [Finding(WARNING, "one-lung", f"no {missing[0].replace('_', ' ')} was found")]
+    if sums[LEFT][1] / sums[LEFT][0] < sums[RIGHT][1] / sums[RIGHT][0]:
+        text = (
+            "the left lung lies to the right of the right lung: the scan may be mirrored; check its "
+            "orientation"
+        )
+        return [Finding(WARNING, "sides", text)]
+    return []
