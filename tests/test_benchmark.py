@@ -10,9 +10,9 @@ from PIL import Image
 from auxseg.base.errors import InputError
 from auxseg.models import create_model
 from configs import base
-from experiments import benchmark, speed_chart
-from experiments.peers import run_epoch
-from experiments.peers.task import PAPER, Task, create_config
+from experiments.speed import benchmark, chart
+from experiments.speed.peers import run_epoch
+from experiments.speed.peers.task import PAPER, Task, create_config
 
 TASK = Task(32, 8, "float32", "")
 
@@ -134,7 +134,7 @@ def test_the_chart_shows_what_was_measured(tmp_path):
     }
     path = tmp_path / "speed.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    with Image.open(speed_chart.main(path)) as picture:
+    with Image.open(chart.main(path)) as picture:
         assert picture.size == (396, 308)
 
 

@@ -11,7 +11,7 @@ from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.runs import networks, run_folder
 from auxseg.runs import splits as runs_splits
 from configs import base
-from experiments import cleanup
+from experiments.checks import cleanup
 
 
 def _stack(count=6, size=48):

@@ -6,7 +6,7 @@ from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
 from configs import base
-from experiments import collect
+from experiments.checks import collect
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from auxseg.base.errors import InputError
 from configs.base import get_config
-from experiments import compare
+from experiments.studies import compare, comparison
 
 CLASSES = ("left_lung", "right_lung", "nodule")
 
@@ -45,7 +45,7 @@ def test_a_setting_that_came_after_a_run_sets_it_not_apart(tmp_path):
     config = json.loads((new / "config.json").read_text(encoding="utf-8"))
     config["optim"] = {"cosine_epochs": get_config().optim.cosine_epochs}
     (new / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    result = compare.compare([old, new])
+    result = comparison.compare([old, new])
     assert len({row["arm"] for row in result["arms"]}) == 1
     assert result["differences"] == []
 
@@ -53,7 +53,7 @@ def test_a_setting_that_came_after_a_run_sets_it_not_apart(tmp_path):
 def test_a_true_difference_over_seeds_is_supported(tmp_path):
     runs = [write_run(tmp_path / f"se{seed}", seed=seed) for seed in (1, 2, 3)]
     runs += [write_run(tmp_path / f"no{seed}", seed=seed + 10, se=False, gain=-0.05) for seed in (1, 2, 3)]
-    result = compare.compare(runs)
+    result = comparison.compare(runs)
     assert [row["arm"] for row in result["arms"][::3]] == ["model.se=true", "model.se=false"]
     nodule = find(result, "nodule")
     assert nodule["difference"] == pytest.approx(-0.05, abs=0.002)
@@ -64,7 +64,7 @@ def test_a_true_difference_over_seeds_is_supported(tmp_path):
 
 def test_no_difference_is_said_to_be_none(tmp_path):
     runs = [write_run(tmp_path / "a", seed=1), write_run(tmp_path / "b", seed=2, se=False)]
-    result = compare.compare(runs)
+    result = comparison.compare(runs)
     assert not any(row["supported"] for row in result["differences"])
     assert all("is not supported" in sentence for sentence in result["sentences"])
 
@@ -76,24 +76,24 @@ def test_a_difference_within_the_spread_of_seeds_is_not_supported(tmp_path):
         for arm, both in gains.items()
         for i, gain in enumerate(both)
     ]
-    lung = find(compare.compare(runs), "left_lung")
+    lung = find(comparison.compare(runs), "left_lung")
     assert lung["p_holm"] < 0.05 and not lung["supported"] and "no larger than between runs" in lung["why"]
 
 
 def test_one_run_a_side_says_so(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", se=False, gain=0.05)]
-    lung = find(compare.compare(runs), "left_lung")
+    lung = find(comparison.compare(runs), "left_lung")
     assert lung["supported"] and "may be one of initialisation" in lung["why"]
 
 
 def test_too_few_patients_are_named(tmp_path):
     runs = [write_run(tmp_path / n, se=n == "a", gain=g, num_cases=6) for n, g in (("a", 0.0), ("b", 0.1))]
-    lung = find(compare.compare(runs), "left_lung")
+    lung = find(comparison.compare(runs), "left_lung")
     assert not lung["supported"] and "so few patients allow no p below 0.75" in lung["why"]
 
 
 def test_seeds_alone_are_one_arm(tmp_path):
-    result = compare.compare([write_run(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)])
+    result = comparison.compare([write_run(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)])
     assert result["differences"] == [] and "only a spread" in result["sentences"][0]
     row = result["arms"][0]
     means = [each["left_lung_dice"] for each in result["runs"]]
@@ -103,19 +103,19 @@ def test_seeds_alone_are_one_arm(tmp_path):
 
 def test_cases_not_in_common_are_left_out(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", se=False, first=16)]
-    assert find(compare.compare(runs), "left_lung")["cases"] == 8
+    assert find(comparison.compare(runs), "left_lung")["cases"] == 8
 
 
 def test_no_case_in_common(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", se=False, first=100)]
-    result = compare.compare(runs)
+    result = comparison.compare(runs)
     assert all("no case in common" in sentence for sentence in result["sentences"])
     assert compare.write(tmp_path / "out", result).is_file()
 
 
 def test_val_where_there_is_no_test_split(tmp_path):
     runs = [write_run(tmp_path / n, se=n == "a", split="val") for n in "ab"]
-    assert compare.compare(runs)["split"] == "val"
+    assert comparison.compare(runs)["split"] == "val"
 
 
 def test_cases_without_the_class_do_not_count(tmp_path):
@@ -124,9 +124,9 @@ def test_cases_without_the_class_do_not_count(tmp_path):
         (folder / "cases.csv").read_text(encoding="utf-8").replace(",0,\r", ",0,0.0\r")
     )  # as a false-positive case may be stored
     (folder / "cases.csv").write_text(text)
-    settings, rows = compare.read_run(folder)
-    run = compare._select(folder, settings, rows, "test")
-    assert len(compare.case_scores(run, "dice", "nodule")) == 16
+    settings, rows = comparison.read_run(folder)
+    run = comparison._select(folder, settings, rows, "test")
+    assert len(comparison.case_scores(run, "dice", "nodule")) == 16
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,13 @@ def test_damaged_runs_are_one_clear_line(tmp_path, capsys, spoil, words):
 def test_the_same_run_twice_is_refused(tmp_path):
     run = write_run(tmp_path / "a")
     with pytest.raises(InputError, match="at least two different"):
-        compare.compare([run, run])
+        comparison.compare([run, run])
 
 
 def test_a_score_that_is_not_there(tmp_path):
     runs = [write_run(tmp_path / n, se=n == "a") for n in "ab"]
     with pytest.raises(InputError, match="no column left_lung_hd95_mm"):
-        compare.compare(runs, names=["hd95_mm"])
+        comparison.compare(runs, names=["hd95_mm"])
 
 
 def test_page_and_tables(tmp_path, capsys):

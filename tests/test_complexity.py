@@ -8,7 +8,8 @@ import pytest
 
 from auxseg.report import macs
 from configs import base
-from experiments import comparators, complexity
+from experiments.checks import complexity
+from experiments.studies import comparators
 
 
 @pytest.fixture(scope="module")

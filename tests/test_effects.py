@@ -5,7 +5,7 @@ import pytest
 
 from auxseg.runs import run_folder
 from configs import base
-from experiments import ablations, compare, effects
+from experiments.studies import ablations, comparison, effects
 
 TITLES = {arm: arm for arm in ("se_aux", "no_se", "no_aux", "plain", "plain_matched", "placebo")}
 CLASSES = ("left_lung", "right_lung", "nodule")
@@ -25,9 +25,9 @@ def make_arm(name, gain, *, draws=((1, 0), (2, 0), (1, 1), (2, 1)), noise=0.0, n
                 there = nodules or key != "nodule"
                 row |= {f"{key}_dice": dice if there else np.nan, f"{key}_reference_px": 50 * there}
             cases[case] = row
-        draw = tuple({"seed": seed, "data.fold": fold}.get(key) for key in compare.SEEDS)
-        members.append(compare.RunScores(f"{name}-{seed}-{fold}", {}, cases, draw))
-    return compare.Arm(name, tuple(members))
+        draw = tuple({"seed": seed, "data.fold": fold}.get(key) for key in comparison.SEEDS)
+        members.append(comparison.RunScores(f"{name}-{seed}-{fold}", {}, cases, draw))
+    return comparison.Arm(name, tuple(members))
 
 
 def measure(gains, **settings):
@@ -56,7 +56,7 @@ def test_an_effect_of_one_run_is_not_supported():
     arms = [make_arm(name, 0.0) for name in ("no_se", "no_aux", "plain")]
     first, *others = make_arm("se_aux", 0.0).runs
     lucky = make_arm("se_aux", 0.06, draws=(first.draw[0::4],)).runs
-    arms.append(compare.Arm("se_aux", (*lucky, *others)))
+    arms.append(comparison.Arm("se_aux", (*lucky, *others)))
     row = find(effects.measure(arms, ablations.create_effects(TITLES)), "interaction")
     assert row["between_runs_low"] < 0 < row["between_runs_high"] and not row["supported"]
 

@@ -6,8 +6,8 @@ import pytest
 
 from auxseg.models import create_model
 from auxseg.report import macs
-from experiments import layer_profile
-from experiments.peers.task import Task, create_config
+from experiments.speed import layer_profile
+from experiments.speed.peers.task import Task, create_config
 
 TASK = Task(32, 4, "float32", "")
 

@@ -3,7 +3,7 @@
 from auxseg.runs import run_folder
 from auxseg.training.losses import create_segmentation_loss
 from configs import base
-from experiments import losses, runner
+from experiments.studies import losses, runner
 
 
 def test_every_arm_is_a_loss_that_can_be_made():

@@ -11,12 +11,17 @@ from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
 from auxseg.scoring import operating_point
 from configs import recommended
-from experiments import nodules, runner, second_look
+from experiments import second_look
+from experiments.nodules import pictures, scores
+from experiments.nodules import study as nodules_study
+from experiments.nodules.arms import STARTS, TITLES, create_arms, create_config
+from experiments.nodules.study import find_others
+from experiments.studies import runner
 
 
 def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
-    arms = nodules.create_arms("runs/pretrained", starts={arm: f"runs/{arm}" for arm in nodules.STARTS})
-    assert set(arms) == set(nodules.TITLES)
+    arms = create_arms("runs/pretrained", starts={arm: f"runs/{arm}" for arm in STARTS})
+    assert set(arms) == set(TITLES)
     config = recommended.get_config()
     for name, changes in arms.items():
         changed = runner.override(config, changes)
@@ -28,7 +33,7 @@ def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
     paper = runner.override(config, arms["paper"])
     assert (paper.loss.name, paper.insert.enabled, paper.train.init_from) == ("dice_ce", False, None)
     assert (paper.train.num_epochs, paper.optim.cosine_epochs, paper.train.bn_refresh_batches) == (50, 0, 0)
-    assert nodules.create_arms(None, epochs=2)["paper"]["train.num_epochs"] == 2
+    assert create_arms(None, epochs=2)["paper"]["train.num_epochs"] == 2
 
 
 def row(case, seed, *, point, diameters=(), found=(), false=0, dice=None, lung=0.98):
@@ -43,7 +48,7 @@ def row(case, seed, *, point, diameters=(), found=(), false=0, dice=None, lung=0
 
 
 def test_scores_by_hand():
-    point = nodules.POINTS[0]
+    point = scores.POINTS[0]
     rows = [
         row("a", 1, point=point, diameters=(7.0,), found=(True,), dice=0.8, lung=0.97),
         row("a", 2, point=point, diameters=(7.0,), found=(False,), dice=0.0, false=1),
@@ -53,7 +58,7 @@ def test_scores_by_hand():
         row("c", 2, point=point),
     ]
     baseline = {(r["case_id"], r["seed"]): {**r, "left_lung_dice": 0.98} for r in rows}
-    table = nodules.summarise(rows, baseline)
+    table = scores.summarise(rows, baseline)
     assert (table["slices"], table["nodules"], table["found"]) == (6, 4, 3)
     assert table["sensitivity"]["estimate"] == 0.75 and table["sensitivity"]["num_patients"] == 2
     assert table["sensitivity, 6-10 mm"]["estimate"] == 0.5
@@ -70,7 +75,7 @@ def test_scores_by_hand():
 
 
 def test_contrasts_by_hand():
-    point = nodules.POINTS[0]
+    point = scores.POINTS[0]
     cases = [f"case {n}" for n in range(4)]
 
     def arm(name, seeds, *, found, false, lung):
@@ -84,7 +89,7 @@ def test_contrasts_by_hand():
     rows += arm("paper", (2, 3), found=True, false=4, lung=0.97) + arm(
         "no_se", (5,), found=1, false=1, lung=1
     )
-    table = nodules.contrast(rows + [{**rows[0], "point": nodules.POINTS[1], "false": 99}], point)
+    table = scores.contrast(rows + [{**rows[0], "point": scores.POINTS[1], "false": 99}], point)
     assert list(table) == ["paper"]  # seed 5 of the other arm has no partner
     assert table["paper"]["false per slice"] == {
         "estimate": 3.0, "low": 3.0, "high": 3.0, "num_cases": 4, "num_patients": 4, "seeds": 1,
@@ -93,16 +98,16 @@ def test_contrasts_by_hand():
     assert table["paper"]["left_lung Dice"]["estimate"] == pytest.approx(-0.01)
     assert (table["paper"]["found"]["estimate"], table["paper"]["found"]["p"]) == (1.0, None)  # one patient
     assert table["paper"]["nodule Dice"]["estimate"] is None
-    lines = nodules._contrast_lines(table)
+    lines = pictures._contrast_lines(table)
     assert lines[-1].startswith(
         "| the paper's recipe | 1 | +1.00 [-, -] | +3.00 [+3.00, +3.00] p=0.250 | - |"
     )
-    assert nodules._contrast_lines({}) == []
+    assert pictures._contrast_lines({}) == []
 
 
 def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_path, capsys):
     protocol = runner.Protocol(data="npz", data_dir="FOLDER", seeds=(1,), folds=(0,), num_folds=3)
-    config, arms = nodules.create_config(protocol), nodules.create_arms("runs/pretrained")
+    config, arms = create_config(protocol), create_arms("runs/pretrained")
     both = dataclasses.replace(protocol, seeds=(1, 2), folds=(0, 1))
     for run in runner.plan(config, {arm: arms[arm] for arm in ("paper", "recommended", "no_aux_loss")}, both):
         if run.name in ("paper-f0-s1", "recommended-f1-s2", "no_aux_loss-f0-s1"):
@@ -114,20 +119,20 @@ def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_
             )
             run_folder.write_json(path / "summary.json", {})
     planned = runner.plan(config, {"paper": arms["paper"]}, protocol)
-    others = nodules.find_others(tmp_path, planned, config, arms, protocol)
+    others = find_others(tmp_path, planned, config, arms, protocol)
     assert [(run.name, run.arm) for run in others] == [("recommended-f1-s2", "recommended")]
     out = capsys.readouterr().out
     assert "no_aux_loss-f0-s1 is left out" in out and "learning_rate" in out
 
 
 def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
-    assert nodules.exact_interval(0, 2) == pytest.approx((0.0, 0.841886), abs=1e-6)  # 1 - 0.025 ** (1 / 2)
-    assert nodules.exact_interval(8, 8) == pytest.approx((0.630583, 1.0), abs=1e-6)  # 0.025 ** (1 / 8)
-    low, high = nodules.exact_interval(4.5, 8)  # nine of 8 x 2: as wide as those of one seed
-    assert nodules.exact_interval(4, 8)[0] < low < 0.5625 < high < nodules.exact_interval(5, 8)[1]
-    assert nodules.exact_interval(0, 0) == (None, None)
+    assert scores.exact_interval(0, 2) == pytest.approx((0.0, 0.841886), abs=1e-6)  # 1 - 0.025 ** (1 / 2)
+    assert scores.exact_interval(8, 8) == pytest.approx((0.630583, 1.0), abs=1e-6)  # 0.025 ** (1 / 8)
+    low, high = scores.exact_interval(4.5, 8)  # nine of 8 x 2: as wide as those of one seed
+    assert scores.exact_interval(4, 8)[0] < low < 0.5625 < high < scores.exact_interval(5, 8)[1]
+    assert scores.exact_interval(0, 0) == (None, None)
     missed = [("a", {"stratum": "6-10 mm", "found": False})] * 2
-    interval = nodules._interval(missed, ("6-10 mm",), num_seeds=2)
+    interval = scores._interval(missed, ("6-10 mm",), num_seeds=2)
     assert interval["exact_high"] == pytest.approx(0.975) and interval["estimate"] == 0.0
 
 
@@ -137,7 +142,7 @@ def write_run(folder, *, val, test, found):
     sums = np.zeros((len(operating_point.create_choices(1.0)), len(operating_point.COUNTED)))
     sums[0, 0], sums[:, 1], sums[:, 4] = found, len(val) - found, len(val)
     stored = {"slices": len(val), "sums": sums.tolist()}
-    run_folder.write_json(folder / nodules.COUNTS_FILE, {"val": stored, "test": stored})
+    run_folder.write_json(folder / scores.COUNTS_FILE, {"val": stored, "test": stored})
     return folder
 
 
@@ -150,11 +155,11 @@ def test_no_slice_of_the_test_split_has_a_say_in_the_threshold(tmp_path):
         val = list(folds[(fold + 1) % 3])
         paths.append(write_run(path, val=val, test=list(cases), found=fold))
     for fold, path in enumerate(paths):
-        pooled = nodules.pool_counts(path, paths)
+        pooled = scores.pool_counts(path, paths)
         # The run of the fold before has this one's test as its val.
         others = [n for n in range(3) if n != (fold - 1) % 3]
         assert pooled.slices == 4 and pooled.sums[0, 0] == sum(others)
-    assert nodules.pool_counts(paths[0], []).slices == 2
+    assert scores.pool_counts(paths[0], []).slices == 2
 
 
 def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
@@ -168,61 +173,61 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
         data="npz", data_dir=str(folder), seeds=(1,), folds=(0,), num_folds=3, base_width=4, size=16, epochs=1
     )
     with pytest.raises(InputError, match="--init_from: not given"):
-        nodules.study(protocol, tmp_path / "study", init_from=None)
+        nodules_study.study(protocol, tmp_path / "study", init_from=None)
     with pytest.raises(InputError, match="--arms: got 'ours', expected one of 'paper'"):
-        nodules.study(protocol, tmp_path / "study", init_from=None, only=("ours",))
-    result = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
+        nodules_study.study(protocol, tmp_path / "study", init_from=None, only=("ours",))
+    result = nodules_study.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
     assert "the paper's recipe | tuned on val" in capsys.readouterr().out
     about = result["arms"]["paper"]
-    for point in nodules.POINTS:
+    for point in scores.POINTS:
         table = about[point]
         assert table["slices"] == 6 and table["nodules"] == 2
         assert table["left_lung Dice"]["num_cases"] == 6 and 0 <= table["false per slice"]["estimate"]
     # With one fold there is nothing to pool: both choices are the same.
-    assert about[nodules.POINTS[1]] == about[nodules.POINTS[2]]
+    assert about[scores.POINTS[1]] == about[scores.POINTS[2]]
     curve = about["curve"]
     assert [each["threshold"] for each in curve] == list(operating_point.THRESHOLDS)
     assert all(0 <= each["found"] <= each["nodules"] == 2 for each in curve)
-    assert about[nodules.POINTS[0]]["left_lung Dice - baseline"]["estimate"] == 0.0
+    assert about[scores.POINTS[0]]["left_lung Dice - baseline"]["estimate"] == 0.0
     assert np.isfinite(about["seconds a run"]) and about["runs"] == 1
-    with np.load(tmp_path / "study" / "runs" / "paper-f0-s1" / nodules.CROPS_FILE) as crops:
+    with np.load(tmp_path / "study" / "runs" / "paper-f0-s1" / scores.CROPS_FILE) as crops:
         assert len(crops) == 2
         for image, reference, prediction in crops.values():
-            assert reference[nodules.CROP_PX, nodules.CROP_PX] and set(np.unique(prediction)) <= {0.0, 1.0}
+            assert reference[scores.CROP_PX, scores.CROP_PX] and set(np.unique(prediction)) <= {0.0, 1.0}
             assert image.min() < -500
     for name in ("nodules.png", "nodules_curves.png"):
         assert (tmp_path / "study" / name).stat().st_size > 1000
     only = tmp_path / "study" / "runs" / "paper-f0-s1"
-    scored = nodules.score_phantom(only, only)  # its own data in the place of the phantom's
+    scored = scores.score_phantom(only, only)  # its own data in the place of the phantom's
     assert scored == points_of(only)
     started = runner.override(run_folder.read_config(only), {"train.init_from": str(only)})
     planned = {
         runner.Run("one", "recommended", started): only,
         runner.Run("two", "paper", run_folder.read_config(only)): only,
     }
-    tables = nodules.score_phantoms(planned, only)
+    tables = scores.score_phantoms(planned, only)
     assert list(tables) == ["start", "recommended"]  # not the arm that began with nothing
     assert tables["start"] == tables["recommended"] and tables["start"]["nodules"] == 2
     looked_again(tmp_path / "study", str(folder))
-    mirrored = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",), flip=True)
+    mirrored = nodules_study.study(protocol, tmp_path / "study", init_from=None, only=("paper",), flip=True)
     assert mirrored == files.read_json(tmp_path / "study" / "nodules_flip.json") != result
     assert (tmp_path / "study" / "nodules_curves_flip.png").stat().st_size > 1000
     with pytest.raises(InputError, match="--init_from_no_se: not given; no_se needs a run on the phantom"):
-        nodules.study(protocol, tmp_path / "study", init_from=str(only), only=("no_se",))
+        nodules_study.study(protocol, tmp_path / "study", init_from=str(only), only=("no_se",))
     # Everything is there already: a second start computes the same from what is stored.
-    again = nodules.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
+    again = nodules_study.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
     assert again == result == files.read_json(tmp_path / "study" / "nodules.json")
 
 
 def points_of(path):
     """Returns the stored rows of a run at the most likely class."""
-    rows = files.read_json(path / nodules.CASES_FILE)["rows"]
-    return [row for row in rows if row["point"] == nodules.POINTS[0]]
+    rows = files.read_json(path / scores.CASES_FILE)["rows"]
+    return [row for row in rows if row["point"] == scores.POINTS[0]]
 
 
 def looked_again(study, data_dir):
     """A closer look at the runs of the study; its first look is what the study counted, at another size."""
-    workdirs = nodules.find_runs(study, "paper")
+    workdirs = scores.find_runs(study, "paper")
     (path,) = workdirs.values()
     looks = second_look.count_looks([path], (16, 32), data_dir)
     assert list(looks) == ["16", "32", "mean of 16 and 32", "mean of 16 and its mirror image"]

@@ -12,7 +12,7 @@ from auxseg.base.errors import InputError
 from auxseg.ct import geometry, images
 from auxseg.runs import run_folder, splits
 from auxseg.training import loop
-from experiments import paper_labels, runner
+from experiments.studies import paper_labels, runner
 
 
 def write_masks(folder, areas):

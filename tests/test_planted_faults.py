@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import test_judge
 
-from experiments import planted_faults
+from experiments.checks import planted_faults
 
 
 def test_faults_keep_probabilities():

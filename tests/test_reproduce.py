@@ -5,7 +5,7 @@ import pytest
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from configs import smoke
-from experiments import reproduce, runner
+from experiments.studies import reproduce, runner
 
 
 def quick_protocol(folder, **settings):

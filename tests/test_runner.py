@@ -11,7 +11,7 @@ from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
 from auxseg.training import interruption, loop, setup
 from configs import base
-from experiments import runner
+from experiments.studies import runner
 
 ARMS = {"se": {}, "no_se": {"model.se": False}}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from auxseg import models
-from experiments import scaling
+from experiments.speed import scaling
 
 
 def test_two_devices_agree_with_one(monkeypatch):

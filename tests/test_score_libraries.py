@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import score_libraries
+from experiments.checks import score_libraries
 
 
 @pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")

@@ -7,7 +7,7 @@ from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
 from auxseg.training import loop
 from configs import base
-from experiments import ablations, comparators, runner, table2
+from experiments.studies import ablations, comparators, runner, table2
 
 
 @pytest.mark.parametrize("name", ["plain", "unet_plus_plus"])

@@ -43,7 +43,7 @@ def make_deterministic():
     """Has XLA compute the same bits on a GPU each time; to be called before anything is computed.
 
     The same program on a CPU does so anyway. It costs speed: sums by atomic additions, and the choice among
-    kernels by trying them out, are left out (`python -m experiments.benchmark --deterministic`).
+    kernels by trying them out, are left out (`python -m experiments.speed.benchmark --deterministic`).
     """
     if _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()

@@ -43,7 +43,7 @@ def _networks(index):
     """Returns our model and variables, the Keras model with the same weights, and its first draw."""
     import keras
 
-    from experiments.peers.keras_unet import create_keras_unet, get_keras_weights, set_keras_weights
+    from experiments.speed.peers.keras_unet import create_keras_unet, get_keras_weights, set_keras_weights
 
     keras.utils.set_random_seed(4)
     config = _config(**SWITCHES[index])
@@ -103,7 +103,7 @@ def test_training_logits_and_statistics_equal_keras(index):
 
 
 def test_there_and_back_is_exact():
-    from experiments.peers.keras_unet import get_keras_weights
+    from experiments.speed.peers.keras_unet import get_keras_weights
 
     _, variables, keras_model, _ = _networks(0)
     back = from_keras_weights(get_keras_weights(keras_model), variables)

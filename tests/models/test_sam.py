@@ -8,7 +8,20 @@ import pytest
 import tiny_sam
 
 from auxseg.base.errors import InputError
-from auxseg.models import sam, sam_weights
+from experiments.sam.model import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    SamSettings,
+    _image_attention,
+    _join_windows,
+    _split_windows,
+    decode_masks,
+    encode_boxes,
+    encode_images,
+    preprocess,
+    read_settings,
+)
+from experiments.sam.weights import read_weights
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +31,17 @@ def weights():
 
 @pytest.fixture(scope="module")
 def settings(weights):
-    return sam.read_settings(weights)
+    return read_settings(weights)
 
 
 def test_sizes_are_read_from_the_weights(settings):
-    assert settings == sam.SamSettings(32, 8, 3, 2, (3, 0, 3), 2)
+    assert settings == SamSettings(32, 8, 3, 2, (3, 0, 3), 2)
 
 
 @pytest.mark.parametrize("missing", ["image_encoder.pos_embed", "image_encoder.blocks.1.attn.rel_pos_h"])
 def test_other_weights_are_refused(weights, missing):
     with pytest.raises(InputError, match=f"no {missing} in them; they are not those of a SAM"):
-        sam.read_settings({name: array for name, array in weights.items() if name != missing})
+        read_settings({name: array for name, array in weights.items() if name != missing})
 
 
 def test_image_attention_by_loops(weights):
@@ -49,22 +62,22 @@ def test_image_attention_by_loops(weights):
             shares = np.exp(logits) / np.exp(logits).sum()
             mixed[y, x, part] = np.einsum("rc,rcd->d", shares, value[..., part])
     expected = mixed @ weights[f"{name}.proj.weight"].T + weights[f"{name}.proj.bias"]
-    np.testing.assert_allclose(sam._image_attention(weights, name, tokens, heads)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(_image_attention(weights, name, tokens, heads)[0], expected, atol=1e-5)
 
 
 def test_windows_are_split_and_joined():
     tokens = np.arange(2 * 4 * 5 * 1, dtype=np.float32).reshape(2, 4, 5, 1)
-    windows, padded = sam._split_windows(tokens, 3)
+    windows, padded = _split_windows(tokens, 3)
     assert windows.shape == (2 * 4, 3, 3, 1) and padded == (6, 6)
     np.testing.assert_array_equal(windows[1, :, :2, 0], tokens[0, :3, 3:, 0])
     assert (windows[1, :, 2] == 0).all()
-    np.testing.assert_array_equal(sam._join_windows(windows, padded, tokens.shape), tokens)
+    np.testing.assert_array_equal(_join_windows(windows, padded, tokens.shape), tokens)
 
 
 def test_tokens_of_a_box_by_hand(weights, settings):
     matrix = weights["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
     box = np.array([[3.5, 7.5, 15.5, 31.5]], np.float32)
-    found = sam.encode_boxes(weights, box, settings)
+    found = encode_boxes(weights, box, settings)
     for corner, point in enumerate(((4 / 32, 8 / 32), (16 / 32, 32 / 32))):
         angles = 2 * np.pi * ((2 * np.array(point) - 1) @ matrix)
         expected = np.concatenate([np.sin(angles), np.cos(angles)])
@@ -76,8 +89,8 @@ def test_masks_depend_on_image_and_box(weights, settings):
     images = np.random.default_rng(0).random((2, 20, 20), np.float32)
 
     def segment(weights, images, boxes):
-        embeddings = sam.encode_images(weights, sam.preprocess(images, settings), settings)
-        return sam.decode_masks(weights, embeddings, boxes, settings)
+        embeddings = encode_images(weights, preprocess(images, settings), settings)
+        return decode_masks(weights, embeddings, boxes, settings)
 
     boxes = np.array([[2, 3, 20, 25], [2, 3, 20, 25]], np.float32)
     masks, scores = jax.jit(segment)(weights, images, boxes)
@@ -89,9 +102,9 @@ def test_masks_depend_on_image_and_box(weights, settings):
 
 
 def test_preprocessing_by_hand(settings):
-    found = sam.preprocess(np.full((1, 16, 16), 0.5, np.float32), settings)
+    found = preprocess(np.full((1, 16, 16), 0.5, np.float32), settings)
     assert found.shape == (1, 32, 32, 3)
-    np.testing.assert_allclose(found[0, 7, 9], (127.5 - np.array(sam.PIXEL_MEAN)) / sam.PIXEL_STD, rtol=1e-5)
+    np.testing.assert_allclose(found[0, 7, 9], (127.5 - np.array(PIXEL_MEAN)) / PIXEL_STD, rtol=1e-5)
 
 
 @pytest.mark.skipif(
@@ -123,10 +136,10 @@ def test_the_whole_against_transformers(tmp_path):
         expected = model(pixel_values=images, input_boxes=boxes, multimask_output=False)
         embedding = model.get_image_embeddings(images)
     torch.save(model.state_dict(), tmp_path / "tiny.pth")
-    weights = sam_weights.read_weights(tmp_path / "tiny.pth")
-    settings = sam.read_settings(weights)
-    found = sam.encode_images(weights, images.numpy().transpose(0, 2, 3, 1), settings)
+    weights = read_weights(tmp_path / "tiny.pth")
+    settings = read_settings(weights)
+    found = encode_images(weights, images.numpy().transpose(0, 2, 3, 1), settings)
     np.testing.assert_allclose(found, embedding.numpy().transpose(0, 2, 3, 1), atol=1e-4)
-    masks, scores = sam.decode_masks(weights, found, boxes[:, 0].numpy(), settings)
+    masks, scores = decode_masks(weights, found, boxes[:, 0].numpy(), settings)
     np.testing.assert_allclose(masks, expected.pred_masks[:, 0, 0].numpy(), atol=1e-3)
     np.testing.assert_allclose(scores, expected.iou_scores[:, 0, 0].numpy(), atol=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import tiny_sam
 
 from auxseg.base.errors import InputError
-from auxseg.models import sam_weights
+from experiments.sam.weights import read_weights, rename
 
 RENAMED = {
     "vision_encoder.pos_embed": "image_encoder.pos_embed",
@@ -37,12 +37,12 @@ RENAMED = {
 
 
 def test_names_of_transformers_are_the_published_ones():
-    found = sam_weights.rename({name: np.ones(i + 1) for i, name in enumerate(RENAMED)})
+    found = rename({name: np.ones(i + 1) for i, name in enumerate(RENAMED)})
     assert {name: len(array) for name, array in found.items()} == {
         name: i + 1 for i, name in enumerate(RENAMED.values())
     }
     published = tiny_sam.create_weights()
-    assert sam_weights.rename(published).keys() == published.keys()
+    assert rename(published).keys() == published.keys()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
@@ -55,7 +55,7 @@ def test_files(tmp_path, suffix):
         torch.save({"model": {name: torch.tensor(array) for name, array in weights.items()}}, path)
     else:
         tiny_sam.write_safetensors(path, weights)
-    found = sam_weights.read_weights(path)
+    found = read_weights(path)
     assert found.keys() == weights.keys()
     for name, array in weights.items():
         np.testing.assert_array_equal(found[name], array)
@@ -69,7 +69,7 @@ def test_half_precision_in_safetensors(tmp_path):
         entries[name] = {"dtype": kind, "shape": [2], "data_offsets": [start, start + 4]}
     text = json.dumps(entries).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + half + brain)
-    found = sam_weights.read_weights(path)
+    found = read_weights(path)
     for name in "ab":
         np.testing.assert_array_equal(found[name], [1.5, -2.0])
         assert found[name].dtype == np.float32
@@ -94,7 +94,7 @@ def test_code_in_a_file_is_not_run(tmp_path, suffix):
     else:
         np.savez(path, a=np.array([Evil(trace)], dtype=object))
     with pytest.raises(InputError, match="--weights: .*evil"):
-        sam_weights.read_weights(path)
+        read_weights(path)
     assert not trace.exists()
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_without_torch_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="only PyTorch reads safely: install torch, or convert it to safetensors"
     ):
-        sam_weights.read_weights(tmp_path / "sam.pth")
+        read_weights(tmp_path / "sam.pth")
 
 
 def damage(path, content):
@@ -120,10 +120,10 @@ def test_damaged_and_other_files(tmp_path):
     lying = len(header).to_bytes(8, "little") + header + good[-12:]
     for content in (good[:-1], b"", b"\xff" * 20, lying, good[:8] + b"{" * (len(good) - 8)):
         with pytest.raises(InputError, match="no intact safetensors file"):
-            sam_weights.read_weights(damage(tmp_path / "bad.safetensors", content))
+            read_weights(damage(tmp_path / "bad.safetensors", content))
     with pytest.raises(InputError, match="does not exist"):
-        sam_weights.read_weights(tmp_path / "none.npz")
+        read_weights(tmp_path / "none.npz")
     with pytest.raises(InputError, match="expected a file that ends in .safetensors"):
-        sam_weights.read_weights(damage(tmp_path / "weights.h5", b""))
+        read_weights(damage(tmp_path / "weights.h5", b""))
     with pytest.raises(InputError, match="cannot be read"):
-        sam_weights.read_weights(damage(tmp_path / "bad.npz", b"PK"))
+        read_weights(damage(tmp_path / "bad.npz", b"PK"))

@@ -1,0 +1,98 @@
+"""Plants faults in a run's predictions and writes the report of each: does the page show them at a glance?
+
+    python -m experiments.checks.planted_faults RUN [--split=test] [--out=runs/planted_faults]
+
+Three faults: everything 3 pixels down and to the right; left and right lung swapped; the right lung lost.
+The checks of each page are printed; the command ends with 1 where a fault is not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+
+import numpy as np
+
+from auxseg.base import command
+from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.errors import InputError
+from auxseg.evaluation import evaluate_run, score_cases
+from auxseg.report import findings
+
+BACKGROUND, LEFT, RIGHT = (CLASS_NAMES.index(name) for name in ("background", "left_lung", "right_lung"))
+
+
+def shift(probabilities):
+    """Returns [..., H, W, C], 3 pixels down and to the right."""
+    return np.roll(probabilities, (3, 3), (-3, -2))
+
+
+def swap(probabilities):
+    """Returns [..., C] with the two lungs in each other's place."""
+    order = np.arange(probabilities.shape[-1])
+    order[[LEFT, RIGHT]] = RIGHT, LEFT
+    return probabilities[..., order]
+
+
+def lose(probabilities):
+    """Returns [..., C] with the right lung taken for background."""
+    changed = probabilities.copy()
+    changed[..., BACKGROUND] += changed[..., RIGHT]
+    changed[..., RIGHT] = 0
+    return changed
+
+
+FAULTS = {
+    "shifted": (shift, "Predictions are shifted"),
+    "swapped": (swap, "Left and right are swapped"),
+    "lost": (lose, "Right lung is never found"),
+}
+
+
+def main(arguments=None):
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="experiments.checks.planted_faults", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("run", metavar="RUN", help="workdir of a run")
+    parser.add_argument("--split", default=None, help="split to judge; default: test, else val")
+    parser.add_argument(
+        "--out", default="runs/planted_faults", help="folder for the pages, one folder a fault"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        subject, split, _ = evaluate_run.open_run(pathlib.Path(given.run), given.split)
+        seen = [
+            plant(subject, split, pathlib.Path(given.run), pathlib.Path(given.out) / name, *fault)
+            for name, fault in FAULTS.items()
+        ]
+    except InputError as error:
+        return command.fail(error)
+    return 0 if all(seen) else 1
+
+
+def plant(subject, split, workdir, folder, fault, title):
+    """Writes the page of a run with a fault; returns whether a check of that title is among its faults.
+
+    Args:
+        subject: judge.Subject.
+        split: to judge.
+        workdir: of the run.
+        folder: to write to.
+        fault: probabilities [..., H, W, C] -> the same shape.
+        title: of the check that is expected.
+    """
+    faulty = dataclasses.replace(
+        subject, predict_fn=lambda variables, batch: fault(np.asarray(subject.predict_fn(variables, batch)))
+    )
+    judgement = score_cases.judge_split(faulty, split)
+    page = score_cases.write(workdir, faulty, judgement, folder=folder)
+    found = findings.find_all(judgement.evaluation, split=split)
+    print(f"{page}: {'; '.join(each.title for each in found if each.level == findings.FAULT)}", flush=True)
+    return title in [each.title for each in found if each.level == findings.FAULT]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Time and peak memory of segmenting a whole scan, beside the network's own time on as many slices.
+
+    python experiments/speed/scan_cost.py [NUM_SLICES ...]
+
+Writes `experiments/results/predict_cost.json`. The scan is a phantom chest of 512x512 pixels, stored
+compressed; the network is the paper's, untrained, at 320x320. Both are measured in one process with the
+network compiled: half of the network's batches, the whole prediction, the other half, so that what else the
+machine does falls on both. `ratio` is everything (reading, resizing, checks, measurements, mask,
+pictures, report) over the network alone. CPU seconds are those of all threads. Peaks are the resident memory
+that the kernel reports, before and after the scan, so that their difference is what the scan costs.
+"""
+
+import json
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+NUM_SLICES = (60, 240)
+BATCH_SIZE = 8
+RESULT = pathlib.Path(__file__).parent / "results" / "predict_cost.json"
+
+
+def main():
+    """Measures each number of slices in a process of its own and writes the result."""
+    rows = []
+    for num_slices in map(int, sys.argv[1:] or NUM_SLICES):
+        code = [sys.executable, "-c", f"import predict_cost; predict_cost.measure({num_slices})"]
+        done = subprocess.run(
+            code, cwd=pathlib.Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=True
+        )
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+    result = {
+        "matrix": 512,
+        "network": [320, 320],
+        "batch_size": BATCH_SIZE,
+        **describe_machine(),
+        "rows": rows,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure(num_slices):
+    """Prints one row: the network alone, then `predict` on a scan of as many slices."""
+    import numpy as np
+
+    from auxseg.prediction import outputs, segment
+
+    network = create_network()
+    images = np.random.default_rng(0).integers(-1000, 300, (BATCH_SIZE, *network.size_yx)).astype(np.int16)
+    np.asarray(network.probabilities(images))  # compiles
+    with tempfile.TemporaryDirectory(prefix="predict-cost-") as name:
+        scan = write_scan(pathlib.Path(name), num_slices)
+        half = num_slices // BATCH_SIZE // 2
+
+        def run_network():
+            return [np.asarray(network.probabilities(images)) for _ in range(half)]
+
+        first = timed(run_network)
+        before = peak_mib()
+        options = segment.Options(batch_size=BATCH_SIZE, force=True)
+        whole = timed(lambda: outputs.predict(scan, pathlib.Path(name) / "out", [network], options=options))
+        after = peak_mib()
+        second = timed(run_network)
+    alone = [(one + other) * num_slices / (2 * half * BATCH_SIZE) for one, other in zip(first, second)]
+    row = {
+        "num_slices": num_slices,
+        "network_seconds": alone[0],
+        "predict_seconds": whole[0],
+        "ratio": whole[0] / alone[0],
+        "network_cpu_seconds": alone[1],
+        "predict_cpu_seconds": whole[1],
+        "cpu_ratio": whole[1] / alone[1],
+        "peak_mib_before": before,
+        "peak_mib_after": after,
+    }
+    print(json.dumps({key: round(value, 3) for key, value in row.items()}))
+
+
+def timed(work):
+    """Returns (seconds, CPU seconds) of a call."""
+    start, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def create_network():
+    """Returns the paper's network with weights drawn from a seed."""
+    import jax
+    import numpy as np
+
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+    from auxseg import models
+    from auxseg.runs import networks
+    from configs import base
+
+    config = base.get_config()
+    model = models.create_model(config.model)
+    sample = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
+    random = np.random.default_rng(0)
+
+    def draw(shape):
+        if len(shape) == 1:
+            return np.float32(random.uniform(0.5, 1.5, shape))
+        return np.float32(random.normal(0, 1.0 / np.sqrt(np.prod(shape[:-1])), shape))
+
+    variables = jax.tree.map(lambda one: draw(one.shape), dict(shapes))
+    return networks.create_network(networks.Trained("untrained", config, variables))
+
+
+def write_scan(folder, num_slices):
+    """Writes a phantom chest as compressed MetaImage; returns its path."""
+    import SimpleITK as sitk
+
+    from auxseg.datasets.phantom import drawing
+    from configs import base
+
+    settings = base.get_config().data.phantom
+    with settings.unlocked():
+        settings.update({"num_scans": 1, "num_slices": num_slices, "matrix": 512, "prone_fraction": 0.0})
+    (path,) = drawing.ensure(folder / "phantom", settings).glob("subset*/*.mhd")
+    sitk.WriteImage(sitk.ReadImage(str(path)), str(folder / "scan.mha"), useCompression=True)
+    return folder / "scan.mha"
+
+
+def peak_mib():
+    """Returns the largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def describe_machine():
+    """Returns the processor and how many of them."""
+    import os
+
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.processor(), "processors": os.cpu_count()}
+
+
+if __name__ == "__main__":
+    main()

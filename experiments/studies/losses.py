@@ -1,0 +1,72 @@
+"""The losses that the paper tried, and near relatives, under one protocol.
+
+    python -m experiments.studies.losses --data=phantom --seeds=1,2,3 --folds=0,1,2,3,4
+    python -m experiments.studies.losses --data=luna16 --data_dir=LUNA16 --dry_run
+
+The paper trains with Dice + cross-entropy and says that IoU, hybrid, weighted and Tversky losses were worse; it
+defines none of them. Here each is what `auxseg.training.losses` documents; the weighted cross-entropy counts a nodule's
+pixels thirtyfold (as configs/phantom.py does), and so does the weighted form of the paper's loss. Everything but
+the loss is the same, the auxiliary term included; each run stops by its own validation loss, and all are
+compared on Dice. The study's folder has the same files as that of `experiments.studies.ablations`.
+"""
+
+from __future__ import annotations
+
+from auxseg.base import command
+from experiments.studies import effects, runner
+
+ONES, RARE = (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 30.0)
+TITLES = {
+    "dice_ce": "Dice + cross-entropy",
+    "dice_ce_weighted": "Dice + cross-entropy, nodules weighted",
+    "ce": "cross-entropy",
+    "weighted_ce": "cross-entropy, nodules weighted",
+    "dice": "Dice",
+    "iou": "IoU",
+    "tversky": "Tversky",
+    "focal_tversky": "focal Tversky",
+    "hybrid": "hybrid: focal cross-entropy + IoU",
+}
+"""The first is the paper's, with which all others are compared."""
+
+
+def create_arms():
+    """Returns {arm: changes}: a loss by name, with its weights of the pixels by class."""
+    arms = {
+        name: {"loss.name": name.removesuffix("_weighted"), "loss.class_weights": ONES} for name in TITLES
+    }
+    for name in ("dice_ce_weighted", "weighted_ce"):
+        arms[name]["loss.class_weights"] = RARE
+    return arms
+
+
+def create_effects(titles):
+    """Returns the Effects of the study: each loss against the paper's."""
+    first, *others = titles
+    return [
+        effects.Effect(arm, f"{titles[arm]} against {titles[first]}", {titles[arm]: 1, titles[first]: -1})
+        for arm in others
+    ]
+
+
+def plan(protocol, only=()):
+    """Returns the Runs of the study; arguments and errors as `study`."""
+    return runner.plan(runner.create_config(protocol), runner.choose_arms(create_arms(), only), protocol)
+
+
+def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):
+    """Runs the study and writes its tables and page; arguments, result and errors as `ablations.study`."""
+    planned = plan(protocol, only)
+    workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
+    if dry_run:
+        return None
+    config = runner.create_config(protocol)
+    titles = {name: title for name, title in TITLES.items() if name in only or not only}
+    return effects.write(
+        folder, workdirs, config, titles, create_effects(titles), names=names, heading="Losses"
+    )
+
+
+if __name__ == "__main__":
+    runner.define_flags(out="runs/losses")
+    command.run(runner.main_of(study))
