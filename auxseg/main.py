@@ -34,7 +34,7 @@ def main(argv):
         parallel.make_deterministic()
     processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
-        summary = loop.train(CONFIG.value, workdir)
+        summary = loop.train(CONFIG.value, workdir, finish=evaluate_run.finish)
     except interruption.Interrupted as stop:
         if processes.is_first():
             print(stop, file=sys.stderr)

@@ -72,13 +72,14 @@ def test_npz_holds_what_the_records_hold(folder, tmp_path, size):
 def test_killed_npz_goes_on_and_another_process_waits_its_turn(folder, tmp_path, monkeypatch):
     flags = [f"--data_dir={folder}", "--format=npz", f"--output={tmp_path / 'npz'}", "--workers=1"]
     code = (
-        "import os, signal, sys; from auxseg import cli, prepare; from auxseg.datasets import luna16_folder\n"
-        "read = luna16_folder.read_slices\n"
+        "import os, signal, sys; from auxseg import prepare; from auxseg.base import command\n"
+        "from auxseg.datasets.luna16 import layout\n"
+        "read = layout.read_slices\n"
         "def stop(scan, *rest):\n"
         f"    if scan.uid == {fixtures_luna16.UIDS[2]!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(scan, *rest)\n"
-        "luna16_folder.read_slices = stop\n"
-        "cli.run(prepare.main)"
+        "layout.read_slices = stop\n"
+        "command.run(prepare.main)"
     )
     killed = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL

@@ -82,7 +82,7 @@ def _act(name, folder, detail):
 
 
 def _start(*arguments, prefix=()):
-    paths = [str(TESTS), str(TESTS.parent)]
+    paths = [str(TESTS), str(TESTS / "runs"), str(TESTS.parent)]
     code = f"import sys; sys.path[:0] = {paths!r}; import test_survival; test_survival._act(*sys.argv[1:])"
     return subprocess.Popen(
         [*prefix, sys.executable, "-c", code, *map(str, arguments)],

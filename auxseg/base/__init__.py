@@ -1,0 +1,1 @@
+"""What every shelf needs: files, errors, class names, progress, the command line."""

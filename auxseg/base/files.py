@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.base.files."""
+"""Files written whole and read strictly: text, JSON, CSV, locks."""
 
 from __future__ import annotations
 

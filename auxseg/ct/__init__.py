@@ -1,0 +1,1 @@
+"""Scans: reading, checking and writing them, with their geometry."""

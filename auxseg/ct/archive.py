@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.ct.images.archive."""
+"""Unpacks a zip of a scan, with limits on what it may hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.ct.images.dicom_seg."""
+"""Writes masks as DICOM-SEG, by highdicom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.ct.images.dicom_volume."""
+"""Makes one volume of a DICOM series: sorts its slices, finds what does not belong, computes the geometry."""
 
 from __future__ import annotations
 

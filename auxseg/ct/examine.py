@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.ct.images.examine."""
+"""Describes a scan or a label map: geometry, values, anatomy, sides, meanings of the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""NEW MODULE auxseg.ct.images.geometry."""
+"""Where voxels lie in the patient: spacing, origin, direction, and the canonical order of axes.
+
+Canonical arrays are [z, y, x] with x to the patient's left, y to the back and z to the head.
+Coordinates are mm in LPS, as in DICOM and ITK; sizes are xyz, arrays zyx."""
 
 from __future__ import annotations
 

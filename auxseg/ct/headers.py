@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.ct.images.headers."""
+"""Checks headers against the file before a library reads the voxels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.ct.images.writers."""
+"""Writes volumes with their exact geometry: NIfTI, NRRD, MetaImage, NPZ."""
 
 from __future__ import annotations
 

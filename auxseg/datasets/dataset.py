@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.datasets.dataset."""
+"""The form that every source of cases has."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The work spread over devices and processes."""

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.devices.parallel."""
+"""One step over all devices: choosing them, spreading batches, replicating state, fetching results."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.evaluation.evaluate_run."""
+"""Evaluates a run from its folder: scores a split, tunes the nodule threshold, ends a training with its report."""
 
 import dataclasses
 

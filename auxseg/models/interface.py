@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.models.interface."""
+"""What a network takes and gives: HU to its input, its outputs, mirrored masks turned back."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Networks taken back to scans."""

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.prediction.measure."""
+"""Measures a mask: volumes of the lungs, place and size of each nodule."""
 
 from __future__ import annotations
 

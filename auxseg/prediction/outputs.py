@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.prediction.outputs."""
+"""Segments scans to folders: one a scan, written whole, skipped when it is done."""
 
 from __future__ import annotations
 

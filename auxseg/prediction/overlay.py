@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.prediction.overlay."""
+"""Pictures of slices with their masks over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.prediction.segment."""
+"""Segments one scan, a batch of slices at a time, at its own resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.runs.run_folder.bundles."""
+"""Writes a trained network as a bundle that runs without auxseg, checked against the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.runs.run_folder.splits."""
+"""Which case is in which split of a run: written once, read again by every command."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.scoring.calibration."""
+"""Calibration of probabilities: counts by bin, expected calibration error, reliability diagram."""
 
 from __future__ import annotations
 

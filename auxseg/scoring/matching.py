@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.scoring.matching."""
+"""Nodules as objects: reference and predicted ones matched by overlap, by size."""
 
 from __future__ import annotations
 

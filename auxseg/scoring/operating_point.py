@@ -17,7 +17,6 @@ import numpy as np
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
-from auxseg.runs import run_folder
 from auxseg.scoring import components, matching
 
 FILE = "nodules.json"
@@ -95,7 +94,7 @@ def read_decision(workdir, *, flip=False):
 
 def write_decision(workdir, decision, found, *, flip=False):
     """Stores a Decision with what it found on validation, JSON types; `flip` as in `read_decision`."""
-    run_folder.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), "flip": flip, **found})
+    files.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), "flip": flip, **found})
 
 
 def decide(probabilities, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.scoring.surfaces."""
+"""Distances between surfaces, in millimetres."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The loop and the stops on its way."""

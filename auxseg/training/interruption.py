@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.training.interruption."""
+"""A signal to stop becomes a saved state and exit status 75."""
 
 import contextlib
 import signal

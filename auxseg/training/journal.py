@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.training.journal."""
+"""What a run writes while it trains: lines, TensorBoard events, times and memory."""
 
 import dataclasses
 import resource

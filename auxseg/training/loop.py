@@ -19,7 +19,6 @@ from auxseg.base import files, progress
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel, processes
-from auxseg.evaluation import evaluate_run
 from auxseg.runs import checkpoints, run_folder
 from auxseg.training import batching, journal, optim, steps, validation
 from auxseg.training.interruption import Interrupted, Interruption
@@ -53,12 +52,13 @@ class Position:
         return cls(value["epoch"], optim.Schedule(**value["schedule"]), value["seconds"])
 
 
-def train(config, workdir):
-    """Trains, or goes on with, the run in `workdir`; returns its summary, JSON types; None but in process 0.
+def train(config, workdir, *, finish):
+    """Trains, or goes on with, the run in `workdir`; returns what `finish` makes of it; None but in process 0.
 
     Args:
         config: a ConfigDict with the settings of configs/base.py.
         workdir: folder, made where it is not there.
+        finish: `evaluation.evaluate_run.finish`, called in process 0 while the folder is still held.
 
     Raises:
         InputError: settings, data, or a loss that is not finite (the last good weights are kept).
@@ -71,7 +71,7 @@ def train(config, workdir):
             ended = _run_epochs(setup, current, sums, position, interruption)
         if not processes.is_first():
             return None
-        return evaluate_run.finish(
+        return finish(
             workdir, config=config, dataset=setup.dataset, members=setup.members, feed=setup.feed, ended=ended
         )
 

@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.training.setup."""
+"""What a run trains with, made from its config: data, splits, step, optimiser, state."""
 
 import dataclasses
 import functools

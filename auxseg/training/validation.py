@@ -1,4 +1,4 @@
-"""NEW MODULE auxseg.training.validation."""
+"""Scores of a split while a network trains: counts of pixels and losses, batch by batch."""
 
 import functools
 

@@ -1,0 +1,1 @@
+"""Checks of parts against others, and of the phantom."""

@@ -20,8 +20,8 @@ import sys
 
 import numpy as np
 
+from auxseg import datasets
 from auxseg.base import errors
-from auxseg.datasets import load
 from auxseg.evaluation import score_cases
 from auxseg.prediction import segment
 from auxseg.runs import networks as run_networks
@@ -94,7 +94,7 @@ def measure(workdirs, *, slices=None):
 def _read_stacks(workdirs, slices):
     """Returns (structs.Dataset, list of indices int [D] of the slices of a scan, in order)."""
     config = run_folder.read_config(workdirs[0])
-    dataset = load(config.data)
+    dataset = datasets.load(config.data)
     members = run_splits.read_splits(workdirs[0], dataset)
     cases = members[run_splits.default_split(members)]
     for other in workdirs[1:]:
@@ -107,7 +107,7 @@ def _read_stacks(workdirs, slices):
         patients = set(dataset.table.patient[cases].tolist())
         with config.unlocked():
             config.data.slices = slices
-        dataset = load(config.data)
+        dataset = datasets.load(config.data)
         cases = np.flatnonzero([one in patients for one in dataset.table.patient.tolist()])
     return dataset, _group(dataset.table, cases)
 

@@ -12,7 +12,7 @@ from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
 from configs import base
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def collect(workdir):

@@ -1,4 +1,4 @@
-"""NEW MODULE experiments.nodules.study.arms."""
+"""The arms of the study of nodules, each a config."""
 
 from __future__ import annotations
 

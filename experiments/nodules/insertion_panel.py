@@ -24,7 +24,7 @@ from auxseg.runs import run_folder
 from auxseg.training import batching, insertion
 from configs import base
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 NUM_INSERTED = 16
 REACH_MM = 25.0
 WINDOW_HU = (-1000.0, 400.0)

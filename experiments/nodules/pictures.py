@@ -1,4 +1,4 @@
-"""NEW MODULE experiments.nodules.study.pictures."""
+"""Draws the study of nodules: each nodule with what was found of it, free-response curves, Markdown tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NEW MODULE experiments.nodules.study.scores."""
+"""Scores of the study of nodules: counts by case, pooled thresholds, contrasts between arms."""
 
 from __future__ import annotations
 

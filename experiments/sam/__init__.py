@@ -1,0 +1,1 @@
+"""SAM with transfer learning, beside the paper's networks."""

@@ -21,7 +21,7 @@ import numpy as np
 SIZE_XYZ = (512, 512, 240)
 SPACING_XYZ_MM = (0.7, 0.7, 1.25)
 NUM_SCANS = {"middle": (0, 1, 8, 32, 96), "nodule": (0, 1, 2, 4, 8), "lung": (0, 1, 2, 4, 8)}
-RESULT = pathlib.Path(__file__).parent / "results" / "prepare_cost.json"
+RESULT = pathlib.Path(__file__).parents[1] / "results" / "prepare_cost.json"
 
 
 def main():

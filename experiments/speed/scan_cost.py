@@ -21,7 +21,7 @@ import time
 
 NUM_SLICES = (60, 240)
 BATCH_SIZE = 8
-RESULT = pathlib.Path(__file__).parent / "results" / "predict_cost.json"
+RESULT = pathlib.Path(__file__).parents[1] / "results" / "predict_cost.json"
 
 
 def main():
@@ -93,7 +93,7 @@ def create_network():
     import jax
     import numpy as np
 
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     from auxseg import models
     from auxseg.runs import networks
     from configs import base

@@ -1,0 +1,1 @@
+"""Studies: their runner, arms and comparisons."""

@@ -29,6 +29,7 @@ from ml_collections import config_flags
 
 from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
+from auxseg.evaluation import evaluate_run
 from auxseg.report import html
 from auxseg.runs import run_folder
 from experiments.studies import compare, comparison
@@ -291,7 +292,7 @@ def _run_in_turn(left, workdirs):
         workdir.mkdir(parents=True, exist_ok=True)
         try:
             with open(workdir / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-                loop.train(run.config, workdir)
+                loop.train(run.config, workdir, finish=evaluate_run.finish)
         except InputError as error:
             failed[run] = str(error)
         jax.clear_caches()
@@ -407,7 +408,7 @@ def estimate_seconds(config, *, in_child=False):
     """
     if in_child:
         code = (
-            "import json, sys, ml_collections; from auxseg import runs; from experiments import runner; "
+            "import json, sys, ml_collections; from auxseg.runs import run_folder; from experiments.studies import runner; "
             "config = ml_collections.ConfigDict(runs.to_tuples(json.load(sys.stdin))); "
             "print(runner.estimate_seconds(config))"
         )
@@ -611,7 +612,7 @@ def train_one(workdir):
     """Trains the run whose settings lie in a workdir: what `CHILD` does; returns the exit status."""
     from auxseg.training import loop
 
-    loop.train(run_folder.read_config(workdir), workdir)
+    loop.train(run_folder.read_config(workdir), workdir, finish=evaluate_run.finish)
     return 0
 
 

@@ -14,6 +14,7 @@ import pytest
 from fixtures_luna16 import UIDS
 
 from auxseg.base.errors import InputError
+from auxseg.ct import images as ct_images
 from auxseg.datasets import resize
 from auxseg.datasets.luna16 import layout
 from auxseg.datasets.luna16 import pieces as luna16_pieces
@@ -97,9 +98,9 @@ def test_records_follow_a_change_of_the_folder(tmp_path):
 def test_prepared_records_need_neither_scans_nor_simpleitk(folder, cache):
     load(folder, cache_dir=cache, settings=SMALL)
     code = (
-        "import sys; from auxseg.datasets import luna16; import numpy as np\n"
-        f"s = luna16.Settings(size_yx=(48, 48), slices='nodule')\n"
-        f"d = luna16.load({str(folder)!r}, cache_dir={str(cache)!r}, settings=s)\n"
+        "import sys; from auxseg.datasets.luna16 import records; import numpy as np\n"
+        f"s = records.Settings(size_yx=(48, 48), slices='nodule')\n"
+        f"d = records.load({str(folder)!r}, cache_dir={str(cache)!r}, settings=s)\n"
         "d.read(np.arange(len(d))); d.read_native_mask(0)\n"
         "print(len(d), [m for m in ('SimpleITK', 'tensorflow', 'matplotlib') if m in sys.modules])"
     )
@@ -154,8 +155,8 @@ def test_scan_that_fails_while_it_is_read(tmp_path):
     """A mask with values that are none is seen only when it is read; here it is all of its subset."""
     folder = fixtures_luna16.write_folder(tmp_path / "luna")
     path = folder / "seg-lungs-LUNA16" / f"{UIDS[2]}.mhd"
-    volume, geometry = layout.ct.read_volume(path), layout.ct.read_geometry(path)
-    layout.ct.write_volume(path, volume + np.int16(1), geometry)
+    volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
+    ct_images.write_volume(path, volume + np.int16(1), geometry)
     settings = Settings(size_yx=(48, 48))
     with pytest.raises(BadScansError, match=f"{UIDS[2]}: mask values: got 1, "):
         load(folder, cache_dir=tmp_path / "cache", settings=settings)
@@ -168,7 +169,7 @@ def test_scan_that_fails_amid_its_subset_leaves_the_others_whole(tmp_path):
     folder = fixtures_luna16.write_folder(tmp_path / "luna")
     fixtures_luna16.write_scan(folder, "1.2.840.4", 0)
     path = folder / "seg-lungs-LUNA16" / f"{UIDS[1]}.mhd"
-    layout.ct.write_volume(path, layout.ct.read_volume(path) * np.int16(0), layout.ct.read_geometry(path))
+    ct_images.write_volume(path, ct_images.read_volume(path) * np.int16(0), ct_images.read_geometry(path))
     settings = Settings(size_yx=(48, 48), slices="lung")
     with pytest.raises(BadScansError, match=f"{UIDS[1]}: the mask has no lung"):
         load(folder, cache_dir=tmp_path / "cache", settings=settings)
@@ -210,14 +211,14 @@ def test_no_slice_at_all_is_said(tmp_path):
 
 def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_path, monkeypatch):
     code = (
-        "import os, signal; from auxseg.datasets import luna16, luna16_folder\n"
-        "read = luna16_folder.read_slices\n"
+        "import os, signal; from auxseg.datasets.luna16 import layout, records\n"
+        "read = layout.read_slices\n"
         "def stop(scan, *rest):\n"
         f"    if scan.uid == {UIDS[2]!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(scan, *rest)\n"
-        "luna16_folder.read_slices = stop\n"
-        "s = luna16.Settings(size_yx=(48, 48))\n"
-        f"luna16.prepare({str(folder)!r}, cache_dir={str(tmp_path)!r}, settings=s)"
+        "layout.read_slices = stop\n"
+        "s = records.Settings(size_yx=(48, 48))\n"
+        f"records.prepare({str(folder)!r}, cache_dir={str(tmp_path)!r}, settings=s)"
     )
     killed = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
@@ -239,14 +240,14 @@ def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_pat
 
 def test_two_processes_prepare_one_after_the_other(folder, tmp_path):
     code = (
-        "from auxseg.datasets import luna16, luna16_folder; import sys, time\n"
-        "read = luna16_folder.read_slices\n"
+        "from auxseg.datasets.luna16 import layout, records; import sys, time\n"
+        "read = layout.read_slices\n"
         "def slow(scan, *rest):\n"
         "    print('read', file=sys.stderr); time.sleep(0.2)\n"
         "    return read(scan, *rest)\n"
-        "luna16_folder.read_slices = slow\n"
-        "s = luna16.Settings(size_yx=(48, 48))\n"
-        f"d = luna16.load({str(folder)!r}, cache_dir={str(tmp_path)!r}, settings=s); print('cases', len(d))"
+        "layout.read_slices = slow\n"
+        "s = records.Settings(size_yx=(48, 48))\n"
+        f"d = records.load({str(folder)!r}, cache_dir={str(tmp_path)!r}, settings=s); print('cases', len(d))"
     )
 
     def run(_):

@@ -12,6 +12,7 @@ import pytest
 from fixtures_luna16 import UIDS
 
 from auxseg.base.errors import InputError
+from auxseg.ct import images as ct_images
 from auxseg.datasets.luna16 import layout, pieces
 from auxseg.datasets.luna16.records import prepare, read_records
 
@@ -23,15 +24,15 @@ def folder(tmp_path_factory):
     """Returns the tiny LUNA16 folder with the lungs of a mask exchanged, and one scan that cannot be used."""
     folder = fixtures_luna16.write_folder(tmp_path_factory.mktemp("luna16"))
     path = folder / "seg-lungs-LUNA16" / f"{UIDS[0]}.mhd"
-    volume, geometry = layout.ct.read_volume(path), layout.ct.read_geometry(path)
+    volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
     swapped = np.where(volume == 3, 4, np.where(volume == 4, 3, volume)).astype(np.int16)
-    layout.ct.write_volume(path, swapped, geometry)
+    ct_images.write_volume(path, swapped, geometry)
     fixtures_luna16.write_scan(folder, "1.2.840.4", 4)
     with open(folder / "annotations.csv", "a", encoding="utf-8") as file:
         file.write("1.2.840.4,15.5,0.0,15.0,8.0\n")
     path = folder / "seg-lungs-LUNA16" / "1.2.840.4.mhd"
-    volume, geometry = layout.ct.read_volume(path), layout.ct.read_geometry(path)
-    layout.ct.write_volume(path, volume + np.int16(1), geometry)
+    volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
+    ct_images.write_volume(path, volume + np.int16(1), geometry)
     return folder
 
 
@@ -60,7 +61,7 @@ def start_instead(monkeypatch, code):
     start = subprocess.Popen
 
     def popen(command, **settings):
-        main = "from auxseg.datasets import luna16_worker; luna16_worker.main()"
+        main = "from auxseg.datasets.luna16 import worker; worker.main()"
         return start([sys.executable, "-c", f"{code}\n{main}"], **settings)
 
     monkeypatch.setattr(pieces.subprocess, "Popen", popen)
@@ -76,14 +77,14 @@ def test_workers_prepare_the_same_and_one_that_dies_is_replaced(folder, by_one, 
     """The first worker that comes to the second scan kills itself; whoever comes to it again does not."""
     code = f"""
 import os, pathlib, signal
-from auxseg.datasets import luna16_folder
-read, mark = luna16_folder.read_slices, pathlib.Path({str(tmp_path / "mark")!r})
+from auxseg.datasets.luna16 import layout
+read, mark = layout.read_slices, pathlib.Path({str(tmp_path / "mark")!r})
 def read_or_die(scan, *rest):
     if scan.uid == {UIDS[1]!r} and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return read(scan, *rest)
-luna16_folder.read_slices = read_or_die
+layout.read_slices = read_or_die
 """
     start_instead(monkeypatch, code)
     write_all = functools.partial(pieces.write_all, num_workers=2)

@@ -277,8 +277,8 @@ def test_a_killed_generation_resumes(folder, tmp_path):
     """kill -9 while slices are on their way to the disk; leftovers go once they are an hour old."""
     target = tmp_path / "phantom"
     program = (
-        "import sys, types; from auxseg.datasets import phantom; "
-        f"phantom.ensure(sys.argv[1], types.SimpleNamespace(**{vars(_config())!r}))"
+        "import sys, types; from auxseg.datasets.phantom import drawing; "
+        f"drawing.ensure(sys.argv[1], types.SimpleNamespace(**{vars(_config())!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(target)], cwd=_ROOT)
     deadline = time.monotonic() + 120

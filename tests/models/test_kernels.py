@@ -10,7 +10,7 @@ from auxseg.models.kernels import build
 
 COMPILER = build.find_compiler()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-PROGRAM = "from auxseg.models import kernels; print(kernels.load())"
+PROGRAM = "from auxseg.models.kernels import build; print(build.load())"
 
 
 def load(cache, **environment):

@@ -1,0 +1,1 @@
+"""LUNA16: its folder, records of its slices, their preparation."""

@@ -298,7 +298,7 @@ class _Hand:
 
 
 def _start_worker(job):
-    root = str(pathlib.Path(__file__).resolve().parents[2])
+    root = str(pathlib.Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     worker = subprocess.Popen(
         [sys.executable, "-m", "auxseg.datasets.luna16.worker"],

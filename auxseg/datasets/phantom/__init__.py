@@ -1,0 +1,1 @@
+"""A phantom of chest CT in LUNA16's own layout."""

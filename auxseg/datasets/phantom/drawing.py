@@ -370,7 +370,7 @@ def _report_from_workers(folder, settings, num_workers):
 
 def _start_worker(folder, share, num_workers, lines):
     """Returns a process that writes its share of the scans; what it says goes to the queue `lines`."""
-    root = str(pathlib.Path(__file__).resolve().parents[2])
+    root = str(pathlib.Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [
         sys.executable,

@@ -1,0 +1,1 @@
+"""The CPU's compiled kernels: their build and their operators."""

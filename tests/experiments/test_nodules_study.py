@@ -11,7 +11,6 @@ from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
 from auxseg.scoring import operating_point
 from configs import recommended
-from experiments import second_look
 from experiments.nodules import pictures, scores
 from experiments.nodules import study as nodules_study
 from experiments.nodules.arms import STARTS, TITLES, create_arms, create_config
@@ -208,7 +207,6 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
     tables = scores.score_phantoms(planned, only)
     assert list(tables) == ["start", "recommended"]  # not the arm that began with nothing
     assert tables["start"] == tables["recommended"] and tables["start"]["nodules"] == 2
-    looked_again(tmp_path / "study", str(folder))
     mirrored = nodules_study.study(protocol, tmp_path / "study", init_from=None, only=("paper",), flip=True)
     assert mirrored == files.read_json(tmp_path / "study" / "nodules_flip.json") != result
     assert (tmp_path / "study" / "nodules_curves_flip.png").stat().st_size > 1000
@@ -223,66 +221,3 @@ def points_of(path):
     """Returns the stored rows of a run at the most likely class."""
     rows = files.read_json(path / scores.CASES_FILE)["rows"]
     return [row for row in rows if row["point"] == scores.POINTS[0]]
-
-
-def looked_again(study, data_dir):
-    """A closer look at the runs of the study; its first look is what the study counted, at another size."""
-    workdirs = scores.find_runs(study, "paper")
-    (path,) = workdirs.values()
-    looks = second_look.count_looks([path], (16, 32), data_dir)
-    assert list(looks) == ["16", "32", "mean of 16 and 32", "mean of 16 and its mirror image"]
-    for each in looks.values():
-        assert (each["val"].slices, each["test"].slices) == (6, 6)
-        assert (each["test"].sums[:, :2].sum(axis=1) == 2).all()
-    assert not np.array_equal(looks["16"]["test"].sums, looks["32"]["test"].sums)
-    assert [each["cost"] for each in looks.values()] == [1.0, 4.0, 5.0, 2.0]
-    table = second_look.collect({path: looks}, workdirs)
-    first = table["16"]["most likely class"]
-    rows = points_of(path)
-    assert first["found"] == sum(n["found"] for row in rows for n in row["nodules"])
-    assert first["false per slice"] == pytest.approx(sum(row["false"] for row in rows) / 6)
-    # Networks that are the same have the mean of one; a mirrored look at a mirrored slice is the plain one.
-    twice = second_look.count_looks([path, path], (16,), data_dir)["16"]
-    np.testing.assert_array_equal(twice["test"].sums, looks["16"]["test"].sums)
-    subject = second_look.open_at(path, 16, data_dir)
-    plain = second_look.predict_native(subject, "test", mirrored=False)
-    turned = dataclasses.replace(
-        subject, predict_fn=second_look._mirror(second_look._mirror(subject.predict_fn))
-    )
-    again = second_look.predict_native(turned, "test", mirrored=False)
-    once = second_look.predict_native(subject, "test", mirrored=True)
-    case = next(iter(plain))
-    np.testing.assert_array_equal(again[case], plain[case])
-    assert not np.array_equal(once[case], plain[case])
-
-
-def test_what_crops_along_the_lungs_cost():
-    mask = np.zeros((64, 64), np.uint8)
-    assert second_look.share_of_boxes(mask) == 0.0
-    mask[10:20, 4:8] = 1  # 10 x 4 with a margin of 2: 14 x 8, in steps of 4: 16 x 8
-    assert second_look.share_of_boxes(mask, margin=2, step=4) == 16 * 8 / 64**2
-    mask[:, 40:44] = 2
-    assert second_look.share_of_boxes(mask, margin=2, step=4) == (16 * 8 + 64 * 8) / 64**2
-
-
-def test_the_operating_point_of_a_look_is_chosen_by_its_own_validation_slices(tmp_path):
-    choices = operating_point.create_choices(1.0)
-    plain, high = (choices.index(operating_point.Decision(threshold)) for threshold in (0.5, 0.9))
-
-    def counts(*rows):
-        sums = np.zeros((len(choices), len(operating_point.COUNTED)))
-        sums[:] = (0, 2, 40, 0, 1)
-        for index, row in rows:
-            sums[index] = row
-        return operating_point.Counts(10, sums)
-
-    write_run(tmp_path, val=["a"], test=["b"], found=0)
-    val = counts((plain, (2, 0, 30, 0.9, 1)), (high, (1, 1, 5, 0.6, 1)))
-    test = counts((plain, (1, 1, 25, 0.5, 1)), (high, (2, 0, 7, 0.8, 1)))
-    workdirs = {runner.Run("one", "recommended", recommended.get_config()): tmp_path}
-    counted = {tmp_path: {"256": {"val": val, "test": test, "cost": 2.25}}}
-    about = second_look.collect(counted, workdirs)["256"]
-    assert about["most likely class"]["found"] == 1 and about["most likely class"]["false per slice"] == 2.5
-    # At most one false one a slice: the high threshold, whatever it does on the test slices.
-    assert (about["tuned"]["found"], about["tuned"]["false per slice"]) == (2, 0.7)
-    assert about["tuned"]["nodule Dice"] == pytest.approx(0.8) and about["cost"] == 2.25

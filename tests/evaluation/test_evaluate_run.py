@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
         config.data.dir = str(fakes.write_npz(folder / "npz", fakes.two_discs(24, size=24)))
         config.model.base_width, config.model.depth, config.model.lowering = 4, 1, "plain"
         config.train.num_epochs, config.train.num_devices, config.eval.num_panels = 1, 1, 2
-    loop.train(config, folder / "run")
+    loop.train(config, folder / "run", finish=evaluate_run.finish)
     return folder / "run"
 
 

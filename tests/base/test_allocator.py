@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import json, resource, sys
-from auxseg.allocator import keep_freed_memory
+from auxseg.base.command import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 import numpy as np
 def faults():

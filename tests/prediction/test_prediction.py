@@ -462,7 +462,9 @@ def test_a_killed_run_leaves_whole_scans_and_goes_on(tmp_path):
     """SIGKILL in the middle: what has prediction.json is whole; the next run clears up and completes."""
     _write_many(tmp_path / "in", 3)
     code = _SLOW_RUN.format(
-        tests=os.path.dirname(__file__), source=str(tmp_path / "in"), output=str(tmp_path / "out")
+        tests=os.path.dirname(os.path.dirname(__file__)),
+        source=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -545,7 +547,7 @@ def test_no_extra_is_needed_but_for_dicom(tmp_path):
 import sys
 for name in ("pydicom", "highdicom", "onnx", "onnxruntime"):
     sys.modules[name] = None
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 import fake_network
 from auxseg import predict
 folder, network = {str(tmp_path)!r}, [fake_network.create((56, 56))]

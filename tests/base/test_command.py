@@ -9,7 +9,7 @@ import pytest
 from auxseg.base.command import EXIT_USER_ERROR, _guarded
 from auxseg.base.errors import InputError, check_choice
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def guarded(main, *argv):

@@ -122,9 +122,7 @@ def test_deterministic_is_told_to_xla_before_it_starts(monkeypatch):
 
 def test_xla_knows_the_switch():
     """XLA ends the process at a flag that it does not know."""
-    code = (
-        "import jax; from auxseg import parallel as p; p.make_deterministic(); print(jax.numpy.ones(2).sum())"
-    )
+    code = "import jax; from auxseg.devices import parallel as p; p.make_deterministic(); print(jax.numpy.ones(2).sum())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", timeout=120
     )

@@ -30,7 +30,7 @@ from auxseg.training import setup as training_setup
 from auxseg.training.setup import bind_train_step, create_initial_state, create_state, create_train_fn
 from configs import base
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 NUM_EPOCHS = 4
 
 
@@ -65,7 +65,7 @@ def npz(tmp_path_factory):
 def unbroken(npz, tmp_path_factory):
     """A run that was never stopped."""
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    loop.train(small_config(npz), workdir)
+    loop.train(small_config(npz), workdir, finish=evaluate_run.finish)
     return workdir
 
 
@@ -73,7 +73,7 @@ def unbroken(npz, tmp_path_factory):
 def half(unbroken, npz, tmp_path):
     """The run as it was when half of its epochs were over."""
     workdir = tmp_path / "half"
-    loop.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir)
+    loop.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir, finish=evaluate_run.finish)
     stored = files.read_json(workdir / "config.json")
     stored["train"]["num_epochs"] = NUM_EPOCHS
     run_folder.write_json(workdir / "config.json", stored)
@@ -109,9 +109,9 @@ def command(npz, workdir, *flags, **variables):
 import pathlib
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-import test_train
+import test_loop
 def get_config():
-    return test_train.small_config(pathlib.Path({str(npz)!r})).lock()
+    return test_loop.small_config(pathlib.Path({str(npz)!r})).lock()
 """
     (config / "small.py").write_text(text, encoding="utf-8")
     arguments = [
@@ -209,7 +209,7 @@ def test_evaluate_gives_the_same_numbers_from_the_checkpoint_alone(unbroken, tmp
 
 
 def test_resumed_run_equals_an_unbroken_one(half, unbroken, npz):
-    loop.train(small_config(npz), half)
+    loop.train(small_config(npz), half, finish=evaluate_run.finish)
     assert_same_run(half, unbroken)
 
 
@@ -219,7 +219,7 @@ def stopped_after(num_steps, config, workdir, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Agreement, "reached", lambda *_: next(calls) == num_steps)
         with pytest.raises(interruption.Interrupted, match="in epoch 2 after 2 of 5 steps"):
-            loop.train(config, workdir)
+            loop.train(config, workdir, finish=evaluate_run.finish)
 
 
 def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path, monkeypatch):
@@ -234,13 +234,13 @@ def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path,
     monkeypatch.setattr(training_setup, "create_train_fn", lambda *_: step)
     monkeypatch.setattr(validation, "create_eval_fn", lambda *_: score)
     monkeypatch.setattr(evaluate_run, "finish", lambda *_, **__: {})
-    loop.train(config, tmp_path / "whole")
+    loop.train(config, tmp_path / "whole", finish=evaluate_run.finish)
     members = files.read_json(tmp_path / "whole" / "splits.json")["train"]
     real = dataset.table.labels[np.isin(dataset.table.case_id, members), 3].sum()
     for row in files.read_rows(tmp_path / "whole" / "metrics.jsonl"):
         assert row["train"]["dice_cases"]["nodule"] > real + 4  # something was inserted
     stopped_after(7, config, tmp_path / "told", monkeypatch)
-    loop.train(config, tmp_path / "told")
+    loop.train(config, tmp_path / "told", finish=evaluate_run.finish)
     assert_same_training(tmp_path / "told", tmp_path / "whole")
 
 
@@ -248,12 +248,12 @@ def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkey
     past = itertools.count(time.time() - 1e6, -3600.0)
     monkeypatch.setattr(time, "time", lambda: next(past))
     monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * next(past)))
-    loop.train(small_config(npz), half)
+    loop.train(small_config(npz), half, finish=evaluate_run.finish)
     assert_same_run(half, unbroken)
 
 
 def test_run_on_streamed_data_equals_one_on_the_device(unbroken, npz, tmp_path, capsys):
-    loop.train(small_config(npz, data__placement="stream"), tmp_path / "stream")
+    loop.train(small_config(npz, data__placement="stream"), tmp_path / "stream", finish=evaluate_run.finish)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == NUM_EPOCHS and all(re.search(r"  waited for data \d+%", line) for line in lines)
     assert_same_run(tmp_path / "stream", unbroken)
@@ -261,7 +261,7 @@ def test_run_on_streamed_data_equals_one_on_the_device(unbroken, npz, tmp_path, 
 
 def test_other_settings_are_refused(half, npz):
     with pytest.raises(InputError, match="model.se: true -> false"):
-        loop.train(small_config(npz, model__se=False), half)
+        loop.train(small_config(npz, model__se=False), half, finish=evaluate_run.finish)
 
 
 def test_checkpoint_of_another_run_is_refused(half, npz):
@@ -269,7 +269,7 @@ def test_checkpoint_of_another_run_is_refused(half, npz):
     splits["train"] = splits["train"][:4]
     run_folder.write_json(half / "splits.json", splits)
     with pytest.raises(InputError, match="update 10 does not lie in epoch 3 of 1 steps"):
-        loop.train(small_config(npz), half)
+        loop.train(small_config(npz), half, finish=evaluate_run.finish)
 
 
 def test_damaged_checkpoint_costs_an_epoch_and_not_the_run(half, unbroken, npz, caplog):
@@ -278,7 +278,7 @@ def test_damaged_checkpoint_costs_an_epoch_and_not_the_run(half, unbroken, npz, 
     content = bytearray(largest.read_bytes())
     content[len(content) // 3] ^= 4
     largest.write_bytes(content)
-    loop.train(small_config(npz), half)
+    loop.train(small_config(npz), half, finish=evaluate_run.finish)
     assert "trying the one before" in caplog.text
     assert_same_run(half, unbroken)
 
@@ -321,7 +321,7 @@ def test_sigterm_outside_of_training_ends_the_run_at_once(npz, tmp_path, monkeyp
     monkeypatch.setattr(loop, stop, told)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(interruption.Interrupted, match="SIGTERM outside of training; nothing is lost"):
-        loop.train(small_config(npz), tmp_path)
+        loop.train(small_config(npz), tmp_path, finish=evaluate_run.finish)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -365,7 +365,7 @@ def test_loss_that_is_not_finite_names_step_batch_and_cases_and_keeps_the_weight
     with pytest.raises(
         InputError, match=r"step 11 \(epoch 3, batch 3\): the loss is not finite, on the cases ID|case"
     ):
-        loop.train(small_config(npz), half)
+        loop.train(small_config(npz), half, finish=evaluate_run.finish)
     after, _ = checkpoints.restore_best(half)
     for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -405,9 +405,11 @@ def test_init_from_starts_from_a_bundle_of_weights(unbroken, npz, tmp_path):
 
 def test_stop_file_and_max_minutes_end_a_run_cleanly(half, npz, tmp_path):
     (half / loop.STOP_FILE).touch()
-    assert loop.train(small_config(npz), half)["ended"] == "stop file"
+    assert loop.train(small_config(npz), half, finish=evaluate_run.finish)["ended"] == "stop file"
     assert not (half / loop.STOP_FILE).exists() and (half / "summary.json").exists()
-    summary = loop.train(small_config(npz, train__max_minutes=0.0001), tmp_path / "short")
+    summary = loop.train(
+        small_config(npz, train__max_minutes=0.0001), tmp_path / "short", finish=evaluate_run.finish
+    )
     assert summary["ended"] == "max_minutes" and summary["epochs"] == 1
 
 

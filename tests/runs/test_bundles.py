@@ -143,7 +143,7 @@ def test_a_bundle_says_what_it_needs_and_imports_no_more(exported):
         imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
         assert imported <= {"json", "pathlib", "sys", "numpy", "onnxruntime", "jax"}
     setup = configparser.ConfigParser()
-    setup.read(pathlib.Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
+    setup.read(pathlib.Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
     assert "flatbuffers" in setup["options"]["install_requires"]
 
 

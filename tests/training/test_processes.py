@@ -17,8 +17,8 @@ import fixtures_luna16
 import jax
 import numpy as np
 import pytest
+import test_loop
 import test_steps
-import test_train
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
@@ -28,7 +28,7 @@ from auxseg.runs import checkpoints
 from auxseg.training import batching, setup
 from configs import base
 
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 ROOT = TESTS.parent
 DEVICES, NUM_EPOCHS = 4, 8
 
@@ -107,7 +107,7 @@ def slurm_variables():
 def start(arguments, **variables):
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS), str(TESTS / "training")]),
         "JAX_NUM_CPU_DEVICES": str(DEVICES),
         **variables,
     }
@@ -133,7 +133,7 @@ def start_pair(config, workdir):
 
 
 def finish(pair):
-    return [test_train.finish(process) for process in pair]
+    return [test_loop.finish(process) for process in pair]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def config(tmp_path_factory):
     npz = fakes.write_npz(folder / "npz", fakes.two_discs(24))
     text = f"""
 import pathlib
-import test_train
+import test_loop
 def get_config():
     changes = {{
         "train__num_devices": {DEVICES},
@@ -151,7 +151,7 @@ def get_config():
         "train__batch_size": 6,
         "data__placement": "stream",
     }}
-    return test_train.small_config(pathlib.Path({str(npz)!r}), **changes).lock()
+    return test_loop.small_config(pathlib.Path({str(npz)!r}), **changes).lock()
 """
     (folder / "pair.py").write_text(text, encoding="utf-8")
     return folder / "pair.py"
@@ -217,7 +217,7 @@ def test_a_killed_partner_stops_the_other_and_the_pair_goes_on_to_the_same_end(c
     assert (code, other) == (0, 0), (err, other_err)
     assert "resuming" in out and "of 2 processes" in out and "mean Dice" in out
     assert not (workdir.parent / "not_to_be_written").exists()
-    code, _, err = test_train.finish(alone)
+    code, _, err = test_loop.finish(alone)
     assert code == 0, err
     (weights, rows), (expected, expected_rows) = weights_and_rows(workdir), weights_and_rows(unbroken)
     assert len(rows) == NUM_EPOCHS

@@ -3,7 +3,7 @@
 import fakes
 import numpy as np
 import pytest
-import test_judge
+import test_score_cases
 
 from experiments.checks import planted_faults
 
@@ -21,7 +21,7 @@ def test_faults_keep_probabilities():
 def test_each_fault_is_seen(tmp_path, capsys, name):
     (tmp_path / "config.json").write_text('{"eval": {"num_panels": 0}}')
     (tmp_path / "splits.json").write_text('{"test": ["case001"]}')
-    subject = test_judge.make_subject(fakes.two_discs(7, size=48))
+    subject = test_score_cases.make_subject(fakes.two_discs(7, size=48))
     assert planted_faults.plant(subject, "test", tmp_path, tmp_path / name, *planted_faults.FAULTS[name])
     assert planted_faults.FAULTS[name][1] in capsys.readouterr().out
     assert (tmp_path / name / "index.html").is_file() and not (tmp_path / "report").exists()
