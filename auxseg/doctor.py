@@ -11,7 +11,6 @@ is 1 if there are any.
 from __future__ import annotations
 
 import pathlib
-import sys
 
 import numpy as np
 from absl import flags
@@ -107,14 +106,6 @@ def format_report(report):
     return "\n".join(lines)
 
 
-def positional_as_flag(arguments):
-    """Returns command line arguments with one that is no flag as --input=ARGUMENT."""
-    plain = [argument for argument in arguments if not argument.startswith("-")]
-    if len(plain) != 1:
-        return arguments
-    return [f"--input={argument}" if argument == plain[0] else argument for argument in arguments]
-
-
 def _define_flags():
     flags.DEFINE_string("input", None, "what to examine; may be given without --input=")
     flags.DEFINE_integer("scans", 10, "of a LUNA16 folder: scans to open; 0 for all")
@@ -137,5 +128,4 @@ def main(argv):
 
 if __name__ == "__main__":
     _define_flags()
-    sys.argv[1:] = positional_as_flag(sys.argv[1:])
-    command.run(main)
+    command.run(main, positional=("input",))

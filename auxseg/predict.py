@@ -127,4 +127,4 @@ def _describe_row(row):
 
 if __name__ == "__main__":
     _define_flags()
-    command.run(main)
+    command.run(main, positional=("input", "output"))

@@ -154,11 +154,6 @@ def test_the_command(tmp_path):
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
 
 
-def test_positional_argument():
-    assert doctor.positional_as_flag(["x", "--scans=3"]) == ["--input=x", "--scans=3"]
-    assert doctor.positional_as_flag(["x", "y"]) == ["x", "y"]
-
-
 def test_real_label_maps_and_scans(real_data):
     for path in sorted((real_data / "seg-lungs-LUNA16").glob("*.mhd")):
         facts, codes, report = _one(path)

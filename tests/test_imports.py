@@ -18,7 +18,7 @@ SHELVES = (
 )
 """From the lowest; shelves that stand side by side know nothing of each other."""
 
-COMMANDS = ("main", "prepare", "evaluate", "predict", "export", "doctor")
+COMMANDS = ("__main__", "main", "prepare", "evaluate", "predict", "export", "doctor")
 """Files at the top of the package; each imports shelves alone, and nothing imports it."""
 
 

@@ -13,15 +13,38 @@ EXIT_INTERRUPTED = 75
 """The run was told to stop, saved its state, and goes on when it is started again (EX_TEMPFAIL)."""
 
 
-def run(main, leave=sys.exit):
+def run(main, leave=sys.exit, positional=()):
     """Runs `main(argv)` as a command line program and exits, by `leave(status)`.
 
     The exit status is what `main` returns (None: 0); 2 with one line on stderr for whatever a user
     or a scan can cause (`InputError`, a missing or unreadable file, a full disk); 130 on Ctrl-C.
     Faults of the program keep their traceback.
+
+    Args:
+        main: argv -> exit status or None.
+        leave: ends the process with a status.
+        positional: names of the flags that arguments without `--name=` stand for, in their order.
     """
     keep_freed_memory()
-    app.run(lambda argv: _run_and_leave(main, argv, leave), flags_parser=_parse_flags)
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow such arguments
+    app.run(
+        lambda argv: _run_and_leave(main, argv, leave),
+        flags_parser=lambda argv: take_positional(_parse_flags(argv), positional),
+    )
+
+
+def take_positional(argv, names):
+    """Returns argv without the arguments that stand for the flags `names`, which they set.
+
+    Args:
+        argv: the program's name and what is no flag.
+        names: of text flags.
+    """
+    for name, value in zip(names, argv[1:]):
+        if flags.FLAGS[name].present:
+            sys.exit(fail(f"--{name}: given twice, as {flags.FLAGS[name].value!r} and as {value!r}"))
+        setattr(flags.FLAGS, name, value)
+    return [argv[0], *argv[1 + len(names) :]]
 
 
 def fail(message):

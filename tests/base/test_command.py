@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
-from auxseg.base.command import EXIT_USER_ERROR, _guarded
+from auxseg.base.command import EXIT_USER_ERROR, _guarded, take_positional
 from auxseg.base.errors import InputError, check_choice
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -49,6 +50,32 @@ def test_mistake_gets_one_line_and_status_2(error, words, capsys):
 def test_stray_argument_is_refused(capsys):
     assert guarded(lambda argv: 0, "configs/phantom.py") == EXIT_USER_ERROR
     assert "got the argument 'configs/phantom.py', expected only flags" in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_flags(monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_string("input", None, "", flag_values=values)
+    flags.DEFINE_string("output", None, "", flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    values(["program"])
+    return values
+
+
+def test_arguments_stand_for_flags_in_their_order(own_flags):
+    assert take_positional(["program", "CT", "OUT", "more"], ("input", "output")) == ["program", "more"]
+    assert (own_flags.input, own_flags.output) == ("CT", "OUT")
+    own_flags.output = None
+    assert take_positional(["program", "CT2"], ("input", "output")) == ["program"]
+    assert (own_flags.input, own_flags.output) == ("CT2", None)
+
+
+def test_an_argument_and_its_flag_are_one_too_many(own_flags, capsys):
+    own_flags(["program", "--input=a"])
+    with pytest.raises(SystemExit) as stop:
+        take_positional(["program", "b"], ("input",))
+    assert stop.value.code == EXIT_USER_ERROR
+    assert "--input: given twice, as 'a' and as 'b'" in capsys.readouterr().err
 
 
 def test_interruption_has_its_own_status(capsys):

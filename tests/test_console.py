@@ -1,0 +1,81 @@
+"""The console command and the public names: light, and the same as `python -m auxseg.COMMAND`."""
+
+import configparser
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import auxseg
+from auxseg import __main__ as console
+
+ROOT = pathlib.Path(__file__).parent.parent
+HEAVY = ("jax", "numpy", "absl", "SimpleITK", "matplotlib")
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+
+
+def test_names_and_help_import_nothing_heavy():
+    code = f"""
+import sys, auxseg.__main__
+sys.argv = ["auxseg", "--help"]
+auxseg.__main__.main()
+print([name for name in {HEAVY} if name in sys.modules])
+print(auxseg.create_model.__module__)
+"""
+    done = run_python(code)
+    *usage, loaded, module = done.stdout.splitlines()
+    assert loaded == "[]" and module == "auxseg.models", done.stderr
+    assert all(any(line.startswith(f"  auxseg {name} ") for line in usage) for name in console.COMMANDS)
+
+
+def test_public_names_are_the_functions():
+    for name in auxseg.__all__:
+        assert getattr(auxseg, name).__name__ == name and name in dir(auxseg)
+    with pytest.raises(AttributeError, match="no attribute 'segmnt'"):
+        auxseg.segmnt  # noqa: B018
+
+
+def test_a_command_gets_the_other_arguments(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        console.runpy, "run_module", lambda module, **how: seen.append((module, sys.argv, how))
+    )
+    monkeypatch.setattr(sys, "argv", ["auxseg", "train", "--config=configs/smoke.py"])
+    assert console.main() == 0
+    how = {"run_name": "__main__", "alter_sys": True}
+    assert seen == [("auxseg.main", ["auxseg", "--config=configs/smoke.py"], how)]
+
+
+def test_wrong_command_lists_the_names(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["auxseg", "predct"])
+    assert console.main() == console.EXIT_USER_ERROR
+    assert "got 'predct', expected one of predict, train" in capsys.readouterr().err
+
+
+def test_a_user_s_mistake_is_one_line():
+    command = [sys.executable, "-m", "auxseg", "predict", "no_such_scan", "--workdir=no_such_run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("auxseg.predict: error: ") and done.stderr.count("\n") == 1
+
+
+def test_entry_point_is_there():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    entry = settings["options.entry_points"]["console_scripts"].strip()
+    name, target = (part.strip() for part in entry.split("="))
+    module, function = target.split(":")
+    assert name == "auxseg" and getattr(importlib.import_module(module), function) is console.main
+
+
+def test_windows_is_told_where_to_go():
+    done = run_python("import sys; sys.platform = 'win32'; import auxseg")
+    assert "ImportError: auxseg runs on Linux and macOS; on Windows install it in WSL" in done.stderr
+    assert "fcntl" not in done.stderr
