@@ -1,6 +1,6 @@
 """CT series from DICOM files: which series is the chest CT, its slices in order, in mm and HU.
 
-Single-frame and enhanced multi-frame CT, by pydicom (the `dicom` extra); compressed pixels that pydicom has
+Single-frame and enhanced multi-frame CT, by pydicom; compressed pixels that pydicom has
 no decoder for are read by SimpleITK. Slices are ordered by position along their normal, the spacing comes
 from the positions and not from SliceThickness. What makes a volume wrong without looking wrong is refused
 in one line: missing slices, two acquisitions in one series, mixed orientations, 8-bit pictures of a CT.
@@ -118,7 +118,7 @@ def read_file(path):
     try:
         import pydicom
     except ImportError as error:
-        raise InputError(f"DICOM: reading {path} needs pydicom: pip install 'auxseg[dicom]'") from error
+        raise InputError(f"DICOM: reading {path} needs pydicom: pip install pydicom") from error
     with _errors_named(path):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
         if "SeriesInstanceUID" not in dataset or "Rows" not in dataset:

@@ -44,7 +44,7 @@ def check_format(name, scan):
         try:
             import highdicom  # noqa: F401
         except ImportError as error:
-            raise InputError("--format=dicom-seg: needs highdicom: pip install 'auxseg[dicom]'") from error
+            raise InputError("--format=dicom-seg: needs highdicom: pip install highdicom") from error
     elif name.startswith("nii") and not is_orthogonal(scan.stored):
         raise InputError(
             f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI "
