@@ -1,0 +1,85 @@
+"""The nodule look: which pixels inside the lungs are nodule, at the scan's own resolution, slice by slice.
+
+The network is an `AuxUNet` with two classes (nodule or not), without squeeze-and-excitation, whose means over a
+whole image would differ between the windows it is trained on and the slices it is run on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.ndimage
+
+from auxseg.models.aux_unet import Settings
+
+CLOSE_MM = 10.0
+"""Notches of the lungs up to twice this wide are looked at: nodules at the pleura are missing in masks of lungs."""
+MARGIN_MM = 2.0
+WINDOW_HU = (-1000.0, 400.0)
+BOX_STEP = 32
+"""Rows and columns that the network runs on are filled up to a multiple of it."""
+
+
+def network_settings(lowering, *, base_width=16, depth=4):
+    """Returns the `aux_unet.Settings` of the look."""
+    return Settings(
+        base_width=base_width, depth=depth, num_classes=2, separable=True, se=False, se_ratio=8, aux=False,
+        aux_width=128, dtype="float32", bn_momentum=0.99, bn_epsilon=1e-3, lowering=lowering,
+    )  # fmt: skip
+
+
+def find_region(lungs, spacing_yx_mm):
+    """Returns where nodules are looked for, bool [D, H, W]: the lungs, closed slice by slice, and a margin.
+
+    Args:
+        lungs: bool [D, H, W].
+        spacing_yx_mm: distance of rows and of columns.
+    """
+    close, margin = ([max(1, round(mm / s)) for s in spacing_yx_mm] for mm in (CLOSE_MM, MARGIN_MM))
+    grown = _spread(lungs.astype(np.uint8), close, scipy.ndimage.maximum_filter1d)
+    closed = _spread(grown, close, scipy.ndimage.minimum_filter1d)
+    return _spread(np.maximum(closed, lungs), margin, scipy.ndimage.maximum_filter1d).astype(bool)
+
+
+def _spread(volume, reach_yx, filter_1d):
+    for axis, reach in zip((1, 2), reach_yx, strict=True):
+        volume = filter_1d(volume, 2 * reach + 1, axis=axis, mode="constant")
+    return volume
+
+
+def find_box(region):
+    """Returns (slices with region int [n], row slice, column slice) that hold all of it; all empty without one."""
+    chosen = np.flatnonzero(region.any(axis=(1, 2)))
+    seen = region.any(axis=0)
+    return chosen, *(_extent(np.flatnonzero(seen.any(axis=axis))) for axis in (1, 0))
+
+
+def _extent(places):
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+
+
+def to_input(image_hu):
+    """Returns float32 in [0, 1] of HU, clipped to `WINDOW_HU`."""
+    low, high = WINDOW_HU
+    return np.clip((np.asarray(image_hu, np.float32) - low) / (high - low), 0.0, 1.0)
+
+
+def mark(read, region, forward, *, batch_size=4):
+    """Returns the probability of nodule, uint8 [D, H, W] of 255ths; 0 outside the region.
+
+    Args:
+        read: index of a slice -> int16 or float32 [H, W] in HU.
+        region: bool [D, H, W] from `find_region`.
+        forward: float32 [N, rows, columns, 1] in [0, 1] -> probability float32 [N, rows, columns].
+        batch_size: slices at a time.
+    """
+    marked = np.zeros(region.shape, np.uint8)
+    chosen, rows, columns = find_box(region)
+    height, width = (part.stop - part.start for part in (rows, columns))
+    padding = ((0, 0), (0, -height % BOX_STEP), (0, -width % BOX_STEP))
+    for start in range(0, len(chosen), batch_size):
+        part = chosen[start : start + batch_size]
+        images = np.stack([to_input(read(index)[rows, columns]) for index in part])
+        images = np.pad(np.pad(images, padding, mode="edge"), ((0, batch_size - len(part)), (0, 0), (0, 0)))
+        found = np.asarray(forward(images[..., None]))[: len(part), :height, :width]
+        marked[part, rows, columns] = np.round(255.0 * found).astype(np.uint8)
+    return marked * region

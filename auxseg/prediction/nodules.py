@@ -1,0 +1,230 @@
+"""Nodules of a whole scan in two looks: marked slice by slice inside the lungs, then judged one by one.
+
+The networks lie in a folder: `look.npz`, `judge.npz` (parameters by name) and `about.json`, which says how they are
+run, how a candidate's probability comes about, and which probability gives how many false ones a scan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from auxseg.base import files, npz
+from auxseg.base.errors import InputError
+from auxseg.models.aux_unet import AuxUNet
+from auxseg.models.candidates import CandidateNetwork
+from auxseg.models.inference import create_inference
+from auxseg.models.layers import resolve_lowering
+from auxseg.prediction import nodule_candidates, nodule_look, nodule_views
+from auxseg.runs import networks as networks_lib
+
+MASS_MM = 30.0
+"""What is wider is called a mass."""
+MOST_BYTES = 1 << 26
+"""Of a file of weights."""
+MOST_KEPT = 255
+"""Of one scan; a mask of uint8 holds no more."""
+EVIDENCE = ("judge", "mean_logit", "log_sum")
+"""What a probability is made of, a weight each: the judge's logit, the mean probability of the look as a logit, and
+the logarithm of the sum of its probabilities over the volume in mm3."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The networks of both looks, ready to run.
+
+    Attributes:
+        forward: float32 [N, H, W, 1] in [0, 1] -> probability of nodule float32 [N, H, W].
+        judge: float32 [N, views, planes, h, w] -> logits float32 [N].
+        above: probability that every voxel of a candidate exceeds.
+        weights: of `EVIDENCE`, and a constant last.
+        operating_points: float64 [n, 2], false ones a scan (rising) and the least probability that gives them.
+        about: what `about.json` says.
+    """
+
+    forward: Callable[[np.ndarray], Any]
+    judge: Callable[[np.ndarray], Any]
+    above: float
+    weights: tuple[float, ...]
+    operating_points: np.ndarray
+    about: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found in a scan.
+
+    Attributes:
+        mask: uint8 [D, H, W], 0 or the number of a kept candidate, from 1, the most probable first.
+        candidates: dicts, the most probable first: `probability`, `kept`, `centre_zyx` (voxels), `is_mass`, and the
+            measures of `nodule_candidates.measure`.
+        least_probability: of those that are kept.
+    """
+
+    mask: np.ndarray
+    candidates: list[dict]
+    least_probability: float
+
+
+def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0):
+    """Returns the `Found` of a scan.
+
+    Args:
+        volume: int16 [D, H, W] in HU, canonical; may lie on disk.
+        lungs: [D, H, W], not 0 inside a lung.
+        spacing_zyx_mm: distances of slices, rows, columns.
+        networks: from `load_networks`.
+        false_per_scan: that are accepted on average, by which the least probability is chosen.
+
+    Raises:
+        InputError: shapes that differ, or a rate that is no positive number.
+    """
+    if volume.shape != lungs.shape or volume.ndim != 3:
+        raise InputError(
+            f"nodules: a scan of {volume.shape} and lungs of {lungs.shape}, expected one shape [D, H, W]"
+        )
+    least = least_probability(networks, false_per_scan)
+    box = find_box(lungs, spacing_zyx_mm)
+    region = nodule_look.find_region(np.asarray(lungs[box]) > 0, spacing_zyx_mm[1:])
+
+    def read(index):
+        return volume[index + box[0].start, box[1], box[2]]
+
+    marked = nodule_look.mark(read, region, networks.forward)
+    labels, candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
+    probabilities = judge_candidates(read, candidates, spacing_zyx_mm, networks)
+    order = np.argsort(-probabilities, kind="stable")
+    kept = [place for place in order if probabilities[place] >= least][:MOST_KEPT]
+    mask = np.zeros(volume.shape, np.uint8)
+    mask[box] = _numbered(labels, [candidates[place].label for place in kept])
+    described = [
+        _describe(candidates[place], float(probabilities[place]), number < len(kept), box)
+        for number, place in enumerate(order)
+    ]
+    return Found(mask, described, least)
+
+
+def find_box(lungs, spacing_zyx_mm):
+    """Returns the slices, rows and columns that hold the lungs and a margin, three slices; all of it without lungs."""
+    margins = [0, *(int(np.ceil(2.0 * nodule_look.MARGIN_MM / step)) + 1 for step in spacing_zyx_mm[1:])]
+    box = []
+    for axis, margin in enumerate(margins):
+        others = tuple(other for other in range(3) if other != axis)
+        places = np.flatnonzero((np.asarray(lungs) > 0).any(axis=others))
+        first, last = (places[0], places[-1]) if len(places) else (0, lungs.shape[axis] - 1)
+        box.append(slice(max(0, int(first) - margin), min(lungs.shape[axis], int(last) + 1 + margin)))
+    return tuple(box)
+
+
+def judge_candidates(read, candidates, spacing_zyx_mm, networks, *, batch_size=32):
+    """Returns the probability of each candidate, float64 [n]."""
+    logits = []
+    for start in range(0, len(candidates), batch_size):
+        part = candidates[start : start + batch_size]
+        views = np.stack(
+            [nodule_views.candidate_views(read, candidate, spacing_zyx_mm) for candidate in part]
+        )
+        views = np.pad(views, ((0, batch_size - len(part)), *((0, 0),) * 4))
+        logits.append(np.asarray(networks.judge(views))[: len(part)])
+    measures = [candidate.measures for candidate in candidates]
+    return probability(np.concatenate(logits) if logits else np.zeros(0), measures, networks.weights)
+
+
+def probability(logits, measures, weights):
+    """Returns the probability of candidates, float64 [n].
+
+    Args:
+        logits: the judge's, [n].
+        measures: of `nodule_candidates.measure`, n dicts.
+        weights: of `EVIDENCE`, and a constant.
+    """
+    mean, total = (np.array([one[name] for one in measures], np.float64) for name in ("mean", "sum"))
+    mean = np.clip(mean, 1e-3, 1.0 - 1e-3)
+    evidence = np.stack(
+        [np.asarray(logits, np.float64), np.log(mean / (1.0 - mean)), np.log(np.maximum(total, 1e-3))]
+    )
+    return 1.0 / (1.0 + np.exp(-(np.asarray(weights[:-1]) @ evidence + weights[-1])))
+
+
+def least_probability(networks, false_per_scan):
+    """Returns the least probability for a rate of false ones, between the operating points linearly in its logarithm.
+
+    Raises:
+        InputError: the rate is not above 0.
+    """
+    if not 0.0 < false_per_scan < np.inf:
+        raise InputError(f"false_per_scan: got {false_per_scan}, expected a number above 0")
+    rates, least = networks.operating_points.T
+    return float(np.interp(np.log(false_per_scan), np.log(rates), least))
+
+
+def load_networks(folder):
+    """Returns the `Networks` of a folder.
+
+    Raises:
+        InputError: a file is missing, damaged, or of another network.
+    """
+    folder = pathlib.Path(folder)
+    about = _read_about(folder / "about.json")
+    settings = nodule_look.network_settings(resolve_lowering("auto"), **about["look"])
+    apply_fn, weights = create_inference(AuxUNet(settings), read_weights(folder / "look.npz"))
+    parameters = read_weights(folder / "judge.npz")
+    network = CandidateNetwork()
+
+    @jax.jit
+    def forward(images):
+        logits = apply_fn(weights, images)
+        return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+
+    return Networks(
+        forward,
+        jax.jit(lambda views: network.apply({"params": parameters}, views)),
+        about["above"],
+        tuple(about["weights"]),
+        np.array(about["operating_points"], np.float64),
+        about,
+    )
+
+
+def write_weights(path, tree):
+    """Writes nested dicts of arrays as `.npz`, a name a leaf with its owners before it, parted by slashes."""
+    np.savez_compressed(path, **networks_lib.flatten(tree))
+
+
+def read_weights(path):
+    """Returns the nested dicts of arrays that `write_weights` wrote; raises an InputError where it cannot."""
+    try:
+        return networks_lib.unflatten(npz.read_npz(path, most_bytes=MOST_BYTES))
+    except npz.UNREADABLE as error:
+        raise InputError(f"{path}: the weights cannot be read: {error}; install the package again") from error
+
+
+def _read_about(path):
+    about = files.read_json(path)
+    missing = [name for name in ("look", "above", "weights", "operating_points") if name not in about]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; install the package again")
+    return about
+
+
+def _numbered(labels, chosen):
+    """Returns uint8, n + 1 where the labels have the n-th of `chosen`, else 0."""
+    numbers = np.zeros(labels.max(initial=0) + 1, np.uint8)
+    numbers[chosen] = np.arange(1, len(chosen) + 1)
+    return numbers[labels]
+
+
+def _describe(candidate, probability, kept, box):
+    centre = [place + part.start for place, part in zip(candidate.centre_zyx, box, strict=True)]
+    is_mass = candidate.measures["diameter_mm"] > MASS_MM
+    return {
+        "probability": probability,
+        "kept": kept,
+        "centre_zyx": tuple(centre),
+        "is_mass": is_mass,
+    } | candidate.measures

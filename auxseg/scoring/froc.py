@@ -1,0 +1,202 @@
+"""Free-response scores of nodules in whole scans, by LUNA16's rule (Setio et al. 2017, doi:10.1016/j.media.2017.06.015).
+
+A finding hits a nodule if it lies closer to the nodule's centre than its radius. Further hits of one nodule count
+nothing, findings within the radius of an excluded one count nothing, and the rest are false. Of each scan the 100
+most probable findings are kept. Sensitivity is read at 1/8 to 8 false ones a scan, linearly between the points of
+the curve; the mean of the seven is the CPM.
+
+Positions are LPS in mm and files are LUNA16's own: `seriesuid,coordX,coordY,coordZ` and then `diameter_mm` of a
+nodule or `probability` of a finding.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from auxseg.base.errors import InputError
+
+FALSE_PER_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Where the sensitivity is read."""
+MOST_FINDINGS = 100
+"""Of one scan that are judged, the most probable."""
+UNKNOWN_DIAMETER_MM = 10.0
+"""Of an excluded finding without a diameter, which the files mark by a negative one."""
+
+_POSITION = ("seriesuid", "coordX", "coordY", "coordZ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """What is found in one scan.
+
+    Attributes:
+        hits: float64 [nodules], the highest probability of the findings that hit each; NaN where none does.
+        false: float64 [n], the probability of each false finding.
+    """
+
+    hits: np.ndarray
+    false: np.ndarray
+
+
+def read_annotations(path):
+    """Returns {series UID: float64 [n, 4]} of nodules or excluded findings: x, y, z and diameter in mm.
+
+    Raises:
+        InputError: no such file, columns missing, or a value that is no number.
+    """
+    return _read(path, "diameter_mm")
+
+
+def read_candidates(path):
+    """Returns {series UID: float64 [n, 4]} of findings: x, y, z in mm and probability; errors as above."""
+    return _read(path, "probability")
+
+
+def write_candidates(path, findings):
+    """Writes {series UID: [n, 4]} of x, y, z in mm and probability in LUNA16's form."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_POSITION, "probability"])
+        for uid in sorted(findings):
+            writer.writerows([uid, *(repr(float(value)) for value in row)] for row in findings[uid])
+
+
+def match(findings, nodules, excluded=()):
+    """Returns the `Matches` of one scan.
+
+    Args:
+        findings: float [n, 4]: x, y, z in mm and probability.
+        nodules: float [m, 4]: x, y, z and diameter in mm.
+        excluded: the same, of what is neither nodule nor not.
+    """
+    findings, nodules, excluded = (
+        np.asarray(part, np.float64).reshape(-1, 4) for part in (findings, nodules, excluded)
+    )
+    findings = findings[np.argsort(-findings[:, 3], kind="stable")][:MOST_FINDINGS]
+    inside, ignored = _inside(findings, nodules), _inside(findings, excluded)
+    probability = np.broadcast_to(findings[:, 3, None], inside.shape)
+    hits = np.where(inside, probability, -np.inf).max(axis=0, initial=-np.inf)
+    left = ~(inside.any(axis=1) | ignored.any(axis=1))
+    return Matches(np.where(np.isfinite(hits), hits, np.nan), findings[left, 3])
+
+
+def curve(scans):
+    """Returns the free-response curve over scans, from the highest threshold to the lowest.
+
+    Args:
+        scans: `Matches` of each.
+
+    Returns:
+        (false ones a scan, sensitivity), float64 [points] each, beginning at (0, 0); the sensitivity is NaN
+        where no scan has a nodule.
+
+    Raises:
+        InputError: there is no scan.
+    """
+    scans = list(scans)
+    if not scans:
+        raise InputError("froc: no scan was given, expected at least one")
+    hits, false = (np.concatenate([getattr(scan, name) for scan in scans]) for name in ("hits", "false"))
+    found = hits[~np.isnan(hits)]
+    thresholds = np.unique(np.concatenate([found, false]))[::-1]
+    num_false = len(false) - np.searchsorted(np.sort(false), thresholds)
+    num_found = len(found) - np.searchsorted(np.sort(found), thresholds)
+    sensitivity = (
+        np.concatenate([[0.0], num_found]) / len(hits) if len(hits) else np.full(len(thresholds) + 1, np.nan)
+    )
+    return np.concatenate([[0.0], num_false]) / len(scans), sensitivity
+
+
+def sensitivities(scans):
+    """Returns the sensitivity at each of `FALSE_PER_SCAN`, float64 [7]; NaN where no scan has a nodule."""
+    return np.interp(FALSE_PER_SCAN, *curve(scans))
+
+
+def summarise(scans, *, num_resamples=1000, seed=0):
+    """Returns the scores of some scans as a dict, ready for JSON.
+
+    Args:
+        scans: `Matches` of each.
+        num_resamples: of the bootstrap over scans.
+        seed: of the bootstrap.
+
+    Returns:
+        `num_scans`, `num_nodules`, `num_found` at any threshold, `sensitivity` {false ones a scan: value},
+        `cpm` and `cpm_interval`, the 95 % interval; the interval is None with fewer than two scans, and values
+        are None where no scan has a nodule.
+    """
+    scans = list(scans)
+    values = sensitivities(scans)
+    hits = np.concatenate([scan.hits for scan in scans])
+    return {
+        "num_scans": len(scans),
+        "num_nodules": len(hits),
+        "num_found": int((~np.isnan(hits)).sum()),
+        "num_false": sum(len(scan.false) for scan in scans),
+        "sensitivity": {
+            f"{rate:g}": _number(value) for rate, value in zip(FALSE_PER_SCAN, values, strict=True)
+        },
+        "cpm": _number(values.mean()),
+        "cpm_interval": _interval(scans, num_resamples, seed),
+    }
+
+
+def choose_threshold(scans, false_per_scan):
+    """Returns the lowest probability at which no more than `false_per_scan` are false on average; inf where none is.
+
+    Args:
+        scans: `Matches` of each.
+        false_per_scan: that are allowed.
+    """
+    scans = list(scans)
+    false = np.sort(np.concatenate([scan.false for scan in scans]))[::-1]
+    allowed = math.floor(false_per_scan * len(scans) + 1e-9)
+    if allowed >= len(false):
+        return 0.0
+    return float(np.nextafter(false[allowed], np.inf))
+
+
+def _inside(findings, nodules):
+    """Returns whether each finding lies closer to each nodule than its radius, bool [findings, nodules]."""
+    distance = np.square(findings[:, None, :3] - nodules[None, :, :3]).sum(axis=2)
+    diameter = np.where(nodules[:, 3] < 0, UNKNOWN_DIAMETER_MM, nodules[:, 3])
+    return distance < np.square(diameter / 2.0)[None]
+
+
+def _interval(scans, num_resamples, seed):
+    if len(scans) < 2 or not sum(len(scan.hits) for scan in scans):
+        return None
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn = (generator.integers(len(scans), size=len(scans)) for _ in range(num_resamples))
+    means = [sensitivities([scans[i] for i in rows]).mean() for rows in drawn]
+    return [float(value) for value in np.nanpercentile(means, (2.5, 97.5))]
+
+
+def _number(value):
+    return None if np.isnan(value) else float(value)
+
+
+def _read(path, last):
+    path = pathlib.Path(path).expanduser()
+    found = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in (*_POSITION, last) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path}: lacks the columns {', '.join(missing)}, expected LUNA16's")
+            for row in reader:
+                values = [float(row[name]) for name in (*_POSITION[1:], last)]
+                if not all(map(math.isfinite, values)):
+                    raise ValueError(f"line {reader.line_num} holds a value that is not finite")
+                found.setdefault(row["seriesuid"].strip(), []).append(values)
+    except (OSError, UnicodeDecodeError, csv.Error, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as LUNA16's CSV: {error}") from error
+    return {uid: np.array(rows) for uid, rows in found.items()}

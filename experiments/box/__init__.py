@@ -1,0 +1,1 @@
+"""The networks of the box: trained and judged by committed commands."""

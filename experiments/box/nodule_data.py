@@ -1,0 +1,179 @@
+"""What the nodule look is trained and judged on: crops, nodule-free slices, whole scans; who trains which fold."""
+
+import csv
+import dataclasses
+import pathlib
+import tempfile
+
+import numpy as np
+import scipy.ndimage
+
+from auxseg.ct import geometry as ct
+from auxseg.ct import images as images_lib
+from auxseg.ct import scans
+from auxseg.datasets import crops as crops_lib
+from auxseg.prediction import nodule_look
+
+NUM_FOLDS = 2
+TEST_SHARE = 0.2
+SPLIT_SEED = 20261128
+READ_COMPLETELY = ("LIDC-IDRI-0001", "LIDC-IDRI-0314")
+"""Scans whose every nodule four readers marked: what they did not mark there is no nodule."""
+FOLD_OF_SCAN = {"LIDC-IDRI-0001": 0, "LIDC-IDRI-0314": 1}
+"""The fold whose network never saw the patient; the other scans no network sees."""
+MIDDLE_OF_SCAN = {"ID_0170": "LIDC-IDRI-0001"}
+"""Middle slices of these scans, which train nothing."""
+MIDDLE_SUBSETS = (0, 1, 2)
+"""The middle slices are from these subsets of LUNA16, of mostly unknown patients."""
+TEST_FILE = pathlib.Path(__file__).with_name("test_patients.csv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """Slices without a nodule to train on.
+
+    Attributes:
+        name: of the scan.
+        hu: int16 or float32 [D, H, W].
+        region: bool [D, H, W], where nodules are looked for.
+        known: bool [D, H, W], False where it is not known whether there is a nodule.
+    """
+
+    name: str
+    hu: np.ndarray
+    region: np.ndarray
+    known: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeScan:
+    """A scan with its reference lungs and the nodules that are known of it.
+
+    Attributes:
+        name, geometry, hu int16 [D, H, W], lungs uint8 [D, H, W].
+        nodules: float [n, 4]: x, y, z in mm (LPS) and the diameter.
+        excluded: float [n, 4]: what is neither nodule nor not, the same way.
+    """
+
+    name: str
+    geometry: ct.Geometry
+    hu: np.ndarray
+    lungs: np.ndarray
+    nodules: np.ndarray
+    excluded: np.ndarray
+
+
+def draw_test_patients(crops):
+    """Returns the patients of the test set, sorted; a function of `SPLIT_SEED`.
+
+    Patients of the middle slices' subsets are left out: they may be in training through those slices.
+    """
+    free = sorted(set(crops.patient[~np.isin(crops.subset, MIDDLE_SUBSETS)].tolist()) - set(FOLD_OF_SCAN))
+    generator = np.random.Generator(np.random.PCG64(SPLIT_SEED))
+    return sorted(generator.permutation(free)[: round(TEST_SHARE * len(free))].tolist())
+
+
+def read_test_patients(path=TEST_FILE):
+    """Returns the committed test patients as a set."""
+    with open(path, newline="") as file:
+        return {row["patient"] for row in csv.DictReader(file)}
+
+
+def assign_folds(crops, test):
+    """Returns each slice's fold, int [N]: 0 or 1 held out by that fold, -1 in all trainings, -2 test.
+
+    Patients of the middle slices' subsets train every network and judge none, but for those whose scan is known.
+    """
+    always = set(crops.patient[np.isin(crops.subset, MIDDLE_SUBSETS)].tolist()) - set(FOLD_OF_SCAN)
+    patients = sorted(set(crops.patient.tolist()) - always - set(test) - set(FOLD_OF_SCAN))
+    order = np.random.Generator(np.random.PCG64(SPLIT_SEED + 1)).permutation(patients).tolist()
+    fold = {patient: place % NUM_FOLDS for place, patient in enumerate(order)} | FOLD_OF_SCAN
+    fold |= dict.fromkeys(always, -1) | dict.fromkeys(test, -2)
+    return np.array([fold[patient] for patient in crops.patient], np.int32)
+
+
+def training_rows(folds, fold):
+    """Returns the slices that the network of a fold trains on, int [n]; of fold -1: of the network in the box."""
+    return np.flatnonzero((folds != -2) & ((folds != fold) | (fold == -1)))
+
+
+def read_middle(folder):
+    """Returns the nodule-free middle slices as a `Volume`, their noise smoothed."""
+    images, lungs = [], []
+    for file in sorted(pathlib.Path(folder).glob("ID_*.npz")):
+        with np.load(file) as arrays:
+            image, mask = arrays["image"], arrays["mask"]
+        if not (mask == 3).any() and file.stem not in MIDDLE_OF_SCAN:
+            images.append(scipy.ndimage.gaussian_filter(image.astype(np.float32), 1.0).astype(np.int16))
+            lungs.append((mask == 1) | (mask == 2))
+    region = nodule_look.find_region(np.stack(lungs), (0.68, 0.68))
+    return Volume("middle", np.stack(images), region, np.ones_like(region))
+
+
+def read_scan(folder, name):
+    """Returns a `WholeScan` of the folder of real scans."""
+    folder = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        (source,) = scans.find_scans(folder / name)
+        scan = scans.open_scan(source, scratch)
+        hu = scan.read(0, scan.num_slices)
+    path = folder / f"{name}_lungs.nii.gz"
+    orientation = ct.find_orientation(images_lib.read_geometry(path))
+    lungs = np.ascontiguousarray(ct.to_canonical(images_lib.read_volume(path), orientation)).astype(np.uint8)
+    nodules = _read_nodules(folder / f"{name}_nodules.csv")
+    excluded = _read_small(folder / name, scan.geometry)
+    return WholeScan(name, scan.geometry, hu, lungs, nodules, excluded)
+
+
+def to_negative(scan):
+    """Returns the `Volume` of a scan that was read completely: its nodules, and a margin, are unknown."""
+    region = nodule_look.find_region((scan.lungs == 1) | (scan.lungs == 2), scan.geometry.spacing_zyx_mm[1:])
+    known = np.ones(region.shape, bool)
+    for x, y, z, diameter in np.concatenate([scan.nodules, scan.excluded]):
+        known &= ~ball(scan.geometry, (x, y, z), 0.8 * diameter + 3.0)
+    return Volume(scan.name, scan.hu, region, known)
+
+
+def ball(geometry, centre_xyz_mm, radius_mm):
+    """Returns the voxels within a radius of a point, bool [D, H, W]."""
+    centre = ct.mm_to_index(geometry, centre_xyz_mm)[::-1]
+    inside = 0.0
+    for axis, (place, step, num) in enumerate(
+        zip(centre, geometry.spacing_zyx_mm, geometry.shape_zyx, strict=True)
+    ):
+        distance = np.square((np.arange(num) - place) * step)
+        inside = inside + distance.reshape([-1 if a == axis else 1 for a in range(3)])
+    return inside <= radius_mm**2
+
+
+def _read_nodules(path):
+    if not path.is_file():
+        return np.zeros((0, 4))
+    with open(path, newline="") as file:
+        return np.array(
+            [
+                [float(row[name]) for name in ("x_lps", "y_lps", "z_lps", "mean_diam_mm")]
+                for row in csv.DictReader(file)
+            ]
+        )
+
+
+def _read_small(folder, geometry):
+    """Returns the nodules under 3 mm of the LIDC XML beside the slices: one point each; 3 mm is their diameter."""
+    import xml.etree.ElementTree as tree
+
+    points = []
+    for file in folder.glob("*.xml"):
+        for roi in tree.parse(file).iter():
+            edges = [edge for edge in roi if edge.tag.endswith("edgeMap")] if roi.tag.endswith("roi") else []
+            if len(edges) == 1:
+                z = next(float(part.text) for part in roi if part.tag.endswith("imageZposition"))
+                x, y = (int(edges[0][place].text) for place in (0, 1))
+                at = ct.index_to_mm(geometry, (x, y, 0))
+                points.append((at[0], at[1], z, 3.0))
+    return np.array(points).reshape(-1, 4)
+
+
+def read_crops(real):
+    """Returns the `Crops` of the folder of real data."""
+    return crops_lib.read_crops(pathlib.Path(real) / "lidc_nodules")

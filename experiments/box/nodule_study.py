@@ -1,0 +1,153 @@
+"""What each stage of the nodule looks gains on held-out crops and scans; the probability and operating points of the box.
+
+    python -m experiments.box.nodule_study --real=DIR --runs=DIR --output=FILE
+
+Held-out crops give true and false candidates of many patients, from which the weights of the probability are fitted
+(a logistic model; without the patients whose scan is judged). Whole scans that were read completely, each seen by the
+networks of the fold that never saw its patient, give the false ones a scan. Lung_Dx scans were read for their mass
+alone: what is found outside its boxes is counted apart, and is not known to be false.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import scipy.optimize
+
+from auxseg.datasets import crops as crops_lib
+from auxseg.prediction import nodule_candidates, nodule_look, nodule_views, nodules
+from auxseg.scoring import froc
+from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_train
+
+ABOVE = 0.5
+STAGES = {
+    "highest probability": lambda c, w: c["highest"],
+    "mean probability": lambda c, w: c["mean"],
+    "probability times volume": lambda c, w: c["sum"],
+    "the judge alone": lambda c, w: c["judge"],
+    "both looks": lambda c, w: float(nodules.probability([c["judge"]], [c], w)[0]),
+}
+PENALTY = 1e-3
+"""Of the squared weights, in the fit."""
+
+
+def crop_candidates(crops, rows, forward, params, above):
+    """Returns dicts of what is found in the shifted stacks of the rows' nodules: measures, `judge`, `nodule`, `true`.
+
+    A candidate is true if its centre lies within the radius of the nodule's, in the plane; one that touches a
+    reader's mark otherwise is neither and left out. A nodule without a true candidate has none.
+    """
+    shifts = crops_lib.draw_shifts(
+        len(crops), most_px=nodule_crops.MOST_SHIFT_PX, seed=nodule_crops.SHIFT_SEED
+    )
+    found, size = [], crops.images.shape[1]
+    for name in sorted(set(crops.nodule[rows].tolist())):
+        own = rows[crops.nodule[rows] == name]
+        own = own[np.argsort(crops.place[own])]
+        images = np.stack([crops_lib.cut(crops.image_hu(row), shifts[own[0]], size) for row in own])
+        marks = np.stack([crops_lib.cut(crops.readers[row], shifts[own[0]], size) for row in own])
+        spacing = (float(crops.gap_mm[own[0]]), *(float(crops.spacing_mm[own[0]]),) * 2)
+        marked = nodule_look.mark(lambda i, images=images: images[i], np.ones(images.shape, bool), forward)
+        _, candidates = nodule_candidates.find_candidates(
+            marked, lambda i, x=images: x[i], spacing, above=above
+        )
+        centre = np.argwhere(crops_lib.share(marks, crops.num_readers[own[0]]) >= 0.5).mean(axis=0)[1:]
+        views = [nodule_views.candidate_views(lambda i, x=images: x[i], c, spacing) for c in candidates]
+        logits = nodule_judge.answer(params, views)
+        for candidate, logit in zip(candidates, logits, strict=True):
+            distance = np.linalg.norm((np.array(candidate.centre_zyx[1:]) - centre) * spacing[1])
+            true = bool(distance < crops.diameter_mm[own[0]] / 2.0)
+            if true or not (marks[candidate.box] > 0).any():
+                found.append({"nodule": name, "true": true, "judge": float(logit), **candidate.measures})
+    return found
+
+
+def fit(candidates):
+    """Returns the weights of `nodules.EVIDENCE` and a constant, by penalised maximum likelihood.
+
+    True and false candidates weigh the same in total: how many of either there are in a scan is not known from crops.
+    """
+    labels = np.array([c["true"] for c in candidates], np.float64)
+    weights = np.where(labels > 0, 0.5 / labels.sum(), 0.5 / (1 - labels).sum())
+    logits = [c["judge"] for c in candidates]
+
+    def loss(values):
+        p = np.clip(nodules.probability(logits, candidates, values), 1e-9, 1 - 1e-9)
+        entropy = -(weights * (labels * np.log(p) + (1 - labels) * np.log(1 - p))).sum()
+        return entropy + PENALTY * np.square(values[:-1]).sum()
+
+    return scipy.optimize.minimize(loss, np.array([0.5, 0.5, 0.1, 0.0])).x.tolist()
+
+
+def match_scan(about, above, stage, weights):
+    """Returns the `froc.Matches` of a scan's candidates at one stage."""
+    candidates = about["candidates"][str(above)]
+    values = [STAGES[stage](c, weights) for c in candidates]
+    rows = [[*c["centre_xyz_mm"], value] for c, value in zip(candidates, values, strict=True)]
+    return froc.match(rows, about["nodules"], about["excluded"])
+
+
+def stage_table(scans, crops_found, nodules, weights):
+    """Returns for each stage the false ones above each scan's nodule, and the crops' nodules found at the same value."""
+    table = {}
+    for stage in STAGES:
+        matches = {about["scan"]: match_scan(about, ABOVE, stage, weights) for about in scans}
+        table[stage] = {
+            "false_above_the_nodule": {
+                name: [None if np.isnan(hit) else int((found.false >= hit).sum()) for hit in found.hits]
+                for name, found in matches.items()
+            },
+            "crops_found_at": {},
+        }
+        best = {}
+        for c in crops_found:
+            if c["true"]:
+                best[c["nodule"]] = max(best.get(c["nodule"], -np.inf), STAGES[stage](c, weights))
+        values = np.array([best.get(name, -np.inf) for name in nodules])
+        for rate in froc.FALSE_PER_SCAN:
+            least = froc.choose_threshold(matches.values(), rate)
+            table[stage]["crops_found_at"][f"{rate:g}"] = float((values >= least).mean())
+    return table
+
+
+def main():
+    """Writes the study's figures as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--real", required=True)
+    parser.add_argument("--runs", required=True)
+    parser.add_argument("--output", required=True)
+    options = parser.parse_args()
+    runs = pathlib.Path(options.runs)
+    crops = nodule_data.read_crops(options.real)
+    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+    found, held_out = [], []
+    for fold in range(nodule_data.NUM_FOLDS):
+        run = runs / f"fold{fold}"
+        forward = nodule_train.create_forward(*nodule_train.read_variables(run))
+        rows = np.flatnonzero((folds == fold) & ~np.isin(crops.patient, list(nodule_data.FOLD_OF_SCAN)))
+        found += crop_candidates(crops, rows, forward, nodules.read_weights(run / "judge.npz"), ABOVE)
+        held_out += sorted(set(crops.nodule[rows].tolist()))
+    weights = fit(found)
+    scans = [
+        json.loads((runs / f"fold{fold}" / f"candidates_{name}.json").read_text())
+        for name, fold in nodule_data.FOLD_OF_SCAN.items()
+    ]
+    results = {
+        "weights": dict(zip((*nodules.EVIDENCE, "constant"), weights, strict=True)),
+        "crops": {
+            "nodules": len(held_out),
+            "candidates": len(found),
+            "false": sum(not c["true"] for c in found),
+            "nodules_with_a_candidate": len({c["nodule"] for c in found if c["true"]}),
+        },
+        "stages": stage_table(scans, found, held_out, weights),
+    }
+    pathlib.Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

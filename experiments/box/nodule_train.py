@@ -1,0 +1,274 @@
+"""Trains the network of the nodule look for one fold, or the one in the box; resumes where it stopped.
+
+    python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0
+
+A fold's network sees neither the crops of the fold's patients, nor the scans that judge it, nor the test patients.
+Fold -1 is the network in the box. Batches are a function of (seed, step). Twice on the way the network is run over
+the slices without nodules, and what it marks there comes back as hard negatives.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.ndimage
+
+from auxseg.datasets import windows
+from auxseg.models.aux_unet import AuxUNet
+from auxseg.models.inference import create_inference
+from auxseg.models.layers import resolve_lowering
+from auxseg.prediction import nodule_look
+from experiments.box import nodule_data
+
+ENTROPY_WEIGHT = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained."""
+
+    base_width: int = 16
+    depth: int = 4
+    window_px: int = 80
+    positives: int = 22  # windows with a nodule in a batch
+    negatives: int = 10  # windows of slices without one
+    hard_share: float = 0.5  # of the negatives, once some were mined
+    middle_share: float = 0.3  # of the negatives, from the middle slices
+    steps: int = 2400
+    mine_at: tuple[float, ...] = (0.3, 0.65)  # shares of the steps
+    mine_above: float = 0.3  # probability of a pixel
+    learning_rate: float = 3e-3
+    target: str = "share"
+    seed: int = 1
+    save_every: int = 250
+
+
+@dataclasses.dataclass
+class Material:
+    """What batches are drawn from."""
+
+    crops: object
+    rows: np.ndarray
+    by_nodule: list
+    volumes: list
+    mined: list  # for each volume, int [n, 3]: slice, row, column
+
+
+def read_material(real, fold):
+    """Returns the `Material` of a fold's training."""
+    real = pathlib.Path(real)
+    crops = nodule_data.read_crops(real)
+    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+    rows = nodule_data.training_rows(folds, fold)
+    by_nodule = [rows[crops.nodule[rows] == name] for name in sorted(set(crops.nodule[rows].tolist()))]
+    volumes = [nodule_data.read_middle(real / "luna16_middle")]
+    for name in nodule_data.READ_COMPLETELY:
+        if nodule_data.FOLD_OF_SCAN[name] != fold:
+            volumes.append(nodule_data.to_negative(nodule_data.read_scan(real / "scans", name)))
+    return Material(crops, rows, by_nodule, volumes, [np.zeros((0, 3), np.int32) for _ in volumes])
+
+
+def draw_batch(material, places, recipe, step):
+    """Returns (images float32 [N, S, S, 1] in [0, 1], targets float32 [N, S, S], known float32 [N, S, S])."""
+    generator = np.random.Generator(np.random.PCG64([recipe.seed, step]))
+    drawn = [_draw_positive(material, recipe, generator) for _ in range(recipe.positives)]
+    drawn += [_draw_negative(material, places, recipe, generator) for _ in range(recipe.negatives)]
+    images, targets, known = (np.stack(part) for part in zip(*drawn, strict=True))
+    return nodule_look.to_input(images)[..., None], targets, known
+
+
+def _draw_positive(material, recipe, generator):
+    crops = material.crops
+    rows = (
+        material.rows
+        if generator.random() < 0.5
+        else material.by_nodule[generator.integers(len(material.by_nodule))]
+    )
+    row = rows[generator.integers(len(rows))]
+    planes = (crops.image_hu(row), crops.target(row, recipe.target, generator))
+    centre = (np.array(crops.images.shape[1:]) - 1) / 2.0
+    image, target = windows.draw_window(
+        generator, planes, centre, size=recipe.window_px, ranges=windows.Ranges()
+    )
+    return image, target, np.ones_like(target)
+
+
+def _draw_negative(material, places, recipe, generator):
+    number = 0
+    if len(material.volumes) > 1 and generator.random() >= recipe.middle_share:
+        number = 1 + generator.integers(len(material.volumes) - 1)
+    volume, mined = material.volumes[number], material.mined[number]
+    chosen = mined if len(mined) and generator.random() < recipe.hard_share else places[number]
+    index, row, column = chosen[generator.integers(len(chosen))]
+    reach = recipe.window_px
+    rows, columns = (slice(max(0, at - reach), at + reach) for at in (row, column))
+    planes = (
+        volume.hu[index, rows, columns].astype(np.float32),
+        volume.known[index, rows, columns].astype(np.float32),
+    )
+    centre = (row - rows.start, column - columns.start)
+    image, known = windows.draw_window(
+        generator, planes, centre, size=recipe.window_px, ranges=windows.Ranges()
+    )
+    return image, np.zeros_like(image), (known > 0.99).astype(np.float32)
+
+
+def region_places(volume, generator, most=200_000):
+    """Returns some places of the region, int32 [n, 3]: slice, row, column."""
+    places = np.argwhere(volume.region & volume.known).astype(np.int32)
+    return places[generator.permutation(len(places))[:most]]
+
+
+def loss_of(logits, targets, known):
+    """Returns cross-entropy plus the mean of each window's Dice loss, where known; targets may be shares.
+
+    By window, so that a nodule of 4 mm counts as much as one of 30; a window without one is an object of no pixel.
+    """
+    score = logits[..., 1] - logits[..., 0]
+    entropy = optax.sigmoid_binary_cross_entropy(score, targets) * known
+    probability, targets = jax.nn.sigmoid(score) * known, targets * known
+    overlap = 2.0 * (probability * targets).sum(axis=(1, 2)) + 1.0
+    overlap = overlap / (probability.sum(axis=(1, 2)) + targets.sum(axis=(1, 2)) + 1.0)
+    return ENTROPY_WEIGHT * entropy.sum() / known.sum() + (1.0 - overlap).mean()
+
+
+def create_network(recipe):
+    """Returns the network of a recipe."""
+    settings = nodule_look.network_settings(
+        resolve_lowering("auto"), base_width=recipe.base_width, depth=recipe.depth
+    )
+    return AuxUNet(settings)
+
+
+def create_forward(recipe, variables):
+    """Returns images float32 [N, H, W, 1] -> probability of nodule float32 [N, H, W]."""
+    apply_fn, weights = create_inference(create_network(recipe), variables)
+
+    @jax.jit
+    def forward(images):
+        logits = apply_fn(weights, images)
+        return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+
+    return forward
+
+
+def mine(material, recipe, variables):
+    """Returns for each volume the places that the network marks as nodule, int32 [n, 3]; one for each patch."""
+    forward = create_forward(recipe, variables)
+    return [_mine_volume(volume, forward, recipe) for volume in material.volumes]
+
+
+def _mine_volume(volume, forward, recipe):
+    marked = nodule_look.mark(lambda index: volume.hu[index], volume.region & volume.known, forward)
+    found = []
+    for index in np.flatnonzero(marked.any(axis=(1, 2))):
+        labels, count = scipy.ndimage.label(marked[index] > 255 * recipe.mine_above)
+        centres = scipy.ndimage.center_of_mass(labels > 0, labels, range(1, count + 1))
+        found += [(index, round(row), round(column)) for row, column in centres]
+    return np.array(found, np.int32).reshape(-1, 3)
+
+
+def train(real, output, fold, recipe):
+    """Trains to the end and returns the variables of the network."""
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    material = read_material(real, fold)
+    about = {"fold": fold, "recipe": dataclasses.asdict(recipe), "rows": len(material.rows)}
+    (output / "recipe.json").write_text(json.dumps(about, indent=1) + "\n")
+    generator = np.random.Generator(np.random.PCG64([recipe.seed, 77]))
+    places = [region_places(volume, generator) for volume in material.volumes]
+    model = create_network(recipe)
+    window = jnp.zeros((1, recipe.window_px, recipe.window_px, 1))
+    variables = model.init(jax.random.key(recipe.seed), window)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, recipe.steps // 30, recipe.steps)
+    optimizer = optax.adam(schedule)
+    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    state, first, material.mined = _restore(output, state, material.mined)
+    step_fn = jax.jit(functools.partial(_step, model=model, optimizer=optimizer), donate_argnums=0)
+    mine_steps = {round(share * recipe.steps) for share in recipe.mine_at}
+    began, recent = time.monotonic(), []
+    for step in range(first, recipe.steps):
+        if step in mine_steps:
+            material.mined = mine(material, recipe, {"params": state[0], "batch_stats": state[1]})
+            print(f"step {step}: mined {[len(places) for places in material.mined]}", flush=True)
+        state, loss = step_fn(state, *draw_batch(material, places, recipe, step))
+        recent.append(loss)
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            _save(output, state, step + 1, material.mined)
+            mean = float(np.mean(jax.device_get(recent)))
+            print(f"step {step + 1}: loss {mean:.4f}, {time.monotonic() - began:.0f} s", flush=True)
+            recent = []
+    variables = jax.device_get({"params": state[0], "batch_stats": state[1]})
+    return variables
+
+
+def _step(state, images, targets, known, *, model, optimizer):
+    params, batch_stats, opt_state = state
+
+    def loss_fn(params):
+        outputs, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+        )
+        return loss_of(outputs.mask_logits, targets, known), updates["batch_stats"]
+
+    (loss, batch_stats_new), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return (optax.apply_updates(params, updates), batch_stats_new, opt_state), loss
+
+
+def _save(output, state, step, mined):
+    leaves = jax.tree.leaves(jax.device_get(state))
+    arrays = {f"leaf_{n:04d}": leaf for n, leaf in enumerate(leaves)} | {
+        f"mined_{n}": m for n, m in enumerate(mined)
+    }
+    temporary = output / "state.tmp.npz"
+    np.savez(temporary, step=step, **arrays)
+    temporary.replace(output / "state.npz")
+
+
+def _restore(output, state, mined):
+    path = output / "state.npz"
+    if not path.exists():
+        return state, 0, mined
+    with np.load(path, allow_pickle=False) as arrays:
+        leaves = [arrays[name] for name in sorted(arrays.files) if name.startswith("leaf_")]
+        mined = [arrays[f"mined_{number}"] for number in range(len(mined))]
+        step = int(arrays["step"])
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), step, mined
+
+
+def read_variables(output):
+    """Returns (`Recipe`, variables) of a finished or saved training."""
+    about = json.loads((pathlib.Path(output) / "recipe.json").read_text())
+    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()})
+    model = create_network(recipe)
+    window = jnp.zeros((1, recipe.window_px, recipe.window_px, 1))
+    variables = model.init(jax.random.key(0), window)
+    optimizer = optax.adam(optax.constant_schedule(1.0))
+    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    (params, batch_stats, _), _, _ = _restore(pathlib.Path(output), state, [])
+    return recipe, {"params": params, "batch_stats": batch_stats}
+
+
+def main():
+    """Trains one fold from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--real", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--fold", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    options = parser.parse_args()
+    train(options.real, options.output, options.fold, Recipe(steps=options.steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Nodules of a whole scan in two looks, with networks made by hand."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from auxseg.base.errors import InputError
+from auxseg.models.aux_unet import AuxUNet
+from auxseg.models.candidates import CandidateNetwork
+from auxseg.prediction import nodule_look, nodules
+
+SPACING = (2.0, 1.0, 1.0)
+POINTS = np.array([[0.5, 0.8], [1.0, 0.6], [2.0, 0.4]])
+
+
+def networks(above=0.4):
+    """The look marks what is bright; the judge's logit is the brightness in the middle of the narrow view, less a half."""
+
+    def judge(views):
+        return 10.0 * (views[:, 0, 2, 12, 12] - 0.5)
+
+    return nodules.Networks(lambda images: images[..., 0], judge, above, (1.0, 0.0, 0.0, 0.0), POINTS, {})
+
+
+def scan():
+    volume = np.full((10, 90, 80), -1000, np.int16)
+    lungs = np.zeros(volume.shape, np.uint8)
+    lungs[1:9, 20:70, 10:60] = 1
+    volume[3:6, 30:36, 20:26] = 0  # brightness 0.71, probability 0.89
+    volume[6:8, 50:56, 40:46] = -260  # brightness 0.53, probability 0.57
+    volume[:, 80:85] = 200  # bright, and outside the lungs
+    return volume, lungs
+
+
+def test_candidates_come_in_order_and_by_the_operating_point():
+    volume, lungs = scan()
+    found = nodules.find_nodules(volume, lungs, SPACING, networks(), false_per_scan=1.0)
+    assert found.least_probability == pytest.approx(0.6)
+    assert [c["kept"] for c in found.candidates] == [True, False]
+    expected = [1 / (1 + np.exp(-10 * (b - 0.5))) for b in (1000 / 1400, 740 / 1400)]
+    np.testing.assert_allclose([c["probability"] for c in found.candidates], expected, atol=1e-4)
+    assert found.candidates[0]["centre_zyx"] == pytest.approx((4.0, 32.5, 22.5))
+    assert found.candidates[0]["volume_mm3"] == 3 * 6 * 6 * 2.0
+    mask = np.zeros(volume.shape, np.uint8)
+    mask[3:6, 30:36, 20:26] = 1
+    np.testing.assert_array_equal(found.mask, mask)
+
+
+def test_more_false_ones_allowed_keep_more():
+    volume, lungs = scan()
+    found = nodules.find_nodules(volume, lungs, SPACING, networks(), false_per_scan=2.0)
+    assert np.unique(found.mask).tolist() == [0, 1, 2]
+    assert (found.mask[6:8, 50:56, 40:46] == 2).all()
+    strict = nodules.find_nodules(volume, lungs, SPACING, networks(), false_per_scan=0.5)
+    assert strict.mask.max() == 1
+
+
+def test_rates_between_operating_points():
+    between = nodules.least_probability(networks(), np.sqrt(2.0))
+    assert between == pytest.approx(0.5)
+    assert nodules.least_probability(networks(), 0.01) == 0.8
+    assert nodules.least_probability(networks(), 100.0) == 0.4
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="false_per_scan"):
+            nodules.least_probability(networks(), wrong)
+
+
+def test_without_lungs_nothing_is_found():
+    volume, lungs = scan()
+    found = nodules.find_nodules(volume, np.zeros_like(lungs), SPACING, networks())
+    assert found.candidates == [] and not found.mask.any()
+
+
+def test_what_is_wide_is_a_mass():
+    volume, lungs = scan()
+    volume[2:8, 25:65, 15:55] = 0
+    found = nodules.find_nodules(volume, lungs, (6.0, 1.0, 1.0), networks())
+    assert found.candidates[0]["diameter_mm"] > 30 and found.candidates[0]["is_mass"]
+
+
+def test_other_shapes_are_refused():
+    volume, lungs = scan()
+    with pytest.raises(InputError, match="expected one shape"):
+        nodules.find_nodules(volume, lungs[1:], SPACING, networks())
+
+
+def test_probability_by_hand():
+    found = nodules.probability([1.0], [{"mean": 0.5, "sum": np.e}], (2.0, 3.0, 0.5, -1.0))
+    assert found[0] == pytest.approx(1 / (1 + np.exp(-(2.0 + 0.0 + 0.5 - 1.0))))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("nodules")
+    look = {"base_width": 2, "depth": 1}
+    settings = nodule_look.network_settings("plain", **look)
+    nodules.write_weights(
+        path / "look.npz", AuxUNet(settings).init(jax.random.key(0), np.zeros((1, 16, 16, 1)))
+    )
+    judge = jax.jit(CandidateNetwork().init)(jax.random.key(1), np.zeros((1, 3, 5, 24, 24)))["params"]
+    nodules.write_weights(path / "judge.npz", judge)
+    about = {"look": look, "above": 0.5, "weights": [1.0, 0.0, 0.0, 0.0], "operating_points": POINTS.tolist()}
+    (path / "about.json").write_text(json.dumps(about))
+    return path
+
+
+def test_networks_come_from_their_folder(folder):
+    loaded = nodules.load_networks(folder)
+    assert loaded.forward(np.zeros((2, 32, 32, 1), np.float32)).shape == (2, 32, 32)
+    assert loaded.judge(np.zeros((2, 3, 5, 24, 24), np.float32)).shape == (2,)
+    volume, lungs = scan()
+    assert nodules.find_nodules(volume, lungs, SPACING, loaded).mask.shape == volume.shape
+
+
+def test_damaged_folders_are_named(folder, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        nodules.load_networks(tmp_path)
+    (tmp_path / "about.json").write_text('{"look": {}}')
+    with pytest.raises(InputError, match="lacks above, weights, operating_points"):
+        nodules.load_networks(tmp_path)
+    (tmp_path / "about.json").write_text((folder / "about.json").read_text())
+    (tmp_path / "look.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match="cannot be read"):
+        nodules.load_networks(tmp_path)
