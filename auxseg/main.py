@@ -1,6 +1,10 @@
 """Trains and evaluates a network as a config file says, on all devices of this host, or of many hosts.
 
-python -m auxseg.main --config=configs/phantom.py [--workdir=DIR] [--config.train.num_epochs=5]
+    python -m auxseg.main --config=configs/phantom.py [--workdir=DIR] [--config.train.num_epochs=5]
+    python -m auxseg.main --workdir=DIR
+
+`--config` is a settings file, or the name of one of auxseg's own: `--config=phantom` works in any folder. With
+`--workdir` alone the run in that folder goes on.
 """
 
 import pathlib
@@ -8,15 +12,15 @@ import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from auxseg.base import command
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel, processes
 from auxseg.evaluation import evaluate_run
+from auxseg.runs import config_files
 from auxseg.training import interruption, loop
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "settings: a Python file such as configs/phantom.py")
+CONFIG = config_files.define("settings: a Python file, or a name such as phantom for configs/phantom.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; found on SLURM and the like")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of this run; found on SLURM and the like")
@@ -26,10 +30,11 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "of this process, from 0; 
 def main(argv):
     """Runs one training; returns the exit status."""
     del argv
-    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]) or "")
-    if not path.is_file():
-        raise InputError(f"--config: got {str(path)!r}, expected a settings file such as configs/phantom.py")
-    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / path.stem)
+    if CONFIG.value is None:
+        raise InputError(
+            "--config: not given; expected a settings file such as configs/phantom.py, or a --workdir"
+        )
+    workdir = pathlib.Path(WORKDIR.value or config_files.default_workdir())
     if CONFIG.value.train.deterministic:
         parallel.make_deterministic()
     processes.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
@@ -48,4 +53,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    command.run(main, leave=processes.leave)
+    command.run(main, leave=processes.leave, complete=config_files.with_settings_of_workdir)

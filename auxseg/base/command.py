@@ -13,7 +13,7 @@ EXIT_INTERRUPTED = 75
 """The run was told to stop, saved its state, and goes on when it is started again (EX_TEMPFAIL)."""
 
 
-def run(main, leave=sys.exit, positional=()):
+def run(main, leave=sys.exit, positional=(), complete=list):
     """Runs `main(argv)` as a command line program and exits, by `leave(status)`.
 
     The exit status is what `main` returns (None: 0); 2 with one line on stderr for whatever a user
@@ -24,12 +24,13 @@ def run(main, leave=sys.exit, positional=()):
         main: argv -> exit status or None.
         leave: ends the process with a status.
         positional: names of the flags that arguments without `--name=` stand for, in their order.
+        complete: from the arguments to those that are parsed; it may raise an `InputError`.
     """
     keep_freed_memory()
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow such arguments
     app.run(
         lambda argv: _run_and_leave(main, argv, leave),
-        flags_parser=lambda argv: take_positional(_parse_flags(argv), positional),
+        flags_parser=lambda argv: take_positional(_parse_flags(argv, complete), positional),
     )
 
 
@@ -54,9 +55,10 @@ def fail(message):
     return EXIT_USER_ERROR
 
 
-def _parse_flags(argv):
+def _parse_flags(argv, complete):
     try:
-        return flags.FLAGS(argv)
+        sys.argv[:] = complete(argv)  # ml_collections looks there for the settings that flags change
+        return flags.FLAGS(sys.argv)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         sys.exit(fail(f"{_describe(error)} (try --help)"))
 

@@ -25,13 +25,12 @@ import time
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.evaluation import evaluate_run
 from auxseg.report import html
-from auxseg.runs import run_folder
+from auxseg.runs import config_files, run_folder
 from experiments.studies import compare, comparison
 
 CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base"}
@@ -540,7 +539,7 @@ def define_flags(*, seeds=(1, 2, 3), folds=(0,), out):
     flags.DEFINE_integer("jobs", 1, "runs at once, each in its process; 0: one on each device", lower_bound=0)
     flags.DEFINE_string("out", out, "folder of the study")
     flags.DEFINE_list("reuse", [], "folders of other studies whose runs of the same settings are taken over")
-    config_flags.DEFINE_config_file("config", None, "settings to start from instead of those of --data")
+    config_files.define("settings to start from instead of those of --data")
 
 
 def read_protocol():
