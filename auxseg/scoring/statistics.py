@@ -11,7 +11,7 @@ import functools
 import itertools
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from auxseg.base.errors import InputError
 
@@ -245,17 +245,3 @@ def holm(p_values):
     stepped = p_values[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(1, np.maximum.accumulate(stepped))
     return corrected
-
-
-def wilson(successes, trials):
-    """Returns the Interval of a proportion by Wilson's score, which holds for small counts and for 0 and 1.
-
-    Source: Wilson, JASA 1927. Trials count as independent.
-    """
-    if not trials:
-        return Interval(float("nan"), float("nan"), float("nan"), 0, 0)
-    z2 = special.ndtri((1 + LEVEL) / 2) ** 2
-    rate = successes / trials
-    center = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = np.sqrt(z2 * (rate * (1 - rate) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    return Interval(rate, float(max(0, center - half)), float(min(1, center + half)), trials, trials)

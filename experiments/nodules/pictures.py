@@ -44,8 +44,8 @@ def draw(path, workdirs, *, flip=False):
 def draw_curves(path, result):
     """Writes the free-response curves of the arms: nodules found against false ones a slice, over all thresholds.
 
-    Points are the most likely class and what was chosen on val of all runs, with the exact interval of the share.
-    Recipes that mark no nodule at all have no curve; they stand in the legend.
+    Points are the most likely class and what was chosen on val of all runs, with the exact interval of the share
+    where the mean over the seeds is a whole number of nodules. Recipes that mark no nodule at all have no curve; they stand in the legend.
 
     Args:
         path: pathlib.Path of a PNG.
@@ -70,7 +70,7 @@ def draw_curves(path, result):
             share, false = about[point]["sensitivity"], about[point]["false per slice"]["estimate"]
             if false:
                 axis.plot(false, share["estimate"], marker, color=colour, markersize=8 if first else 5)
-                if first:
+                if first and share["exact_low"] is not None:
                     ends = [
                         [share["estimate"] - share["exact_low"]],
                         [share["exact_high"] - share["estimate"]],

@@ -280,20 +280,19 @@ def _interval(nodules, strata, num_seeds):
 
 
 def exact_interval(found, nodules):
-    """Returns the ends of the exact interval of a share (Clopper and Pearson 1934), None of no nodules.
+    """Returns the ends of the exact interval of a share (Clopper and Pearson 1934); None of what is no count.
 
-    The bootstrap of a handful that were all missed, or all found, has no width: this one has.
+    The bootstrap of a handful that were all missed, or all found, has no width: this one has. It is of counts: a mean
+    over seeds that is no whole number, such as 5.5 of 8, has none, since seeds add no nodules.
 
     Args:
-        found: nodules found, the mean over the seeds: seeds add no nodules, so that they do not narrow it.
+        found: nodules found, the mean over the seeds.
         nodules: in one seed.
     """
-    if not nodules:
+    if not nodules or found != int(found) or nodules != int(nodules):
         return None, None
-    tail = (1 - statistics.LEVEL) / 2
-    low = stats.beta.ppf(tail, found, nodules - found + 1) if found else 0.0
-    high = stats.beta.ppf(1 - tail, found + 1, nodules - found) if found < nodules else 1.0
-    return float(low), float(high)
+    interval = stats.binomtest(int(found), int(nodules)).proportion_ci(statistics.LEVEL, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def _json(interval):

@@ -127,8 +127,8 @@ def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_
 def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
     assert scores.exact_interval(0, 2) == pytest.approx((0.0, 0.841886), abs=1e-6)  # 1 - 0.025 ** (1 / 2)
     assert scores.exact_interval(8, 8) == pytest.approx((0.630583, 1.0), abs=1e-6)  # 0.025 ** (1 / 8)
-    low, high = scores.exact_interval(4.5, 8)  # nine of 8 x 2: as wide as those of one seed
-    assert scores.exact_interval(4, 8)[0] < low < 0.5625 < high < scores.exact_interval(5, 8)[1]
+    assert scores.exact_interval(5.0, 8.0) == pytest.approx((0.244863, 0.914767), abs=1e-6)
+    assert scores.exact_interval(5.5, 8) == (None, None)  # 11 of 8 x 2: no count of nodules
     assert scores.exact_interval(0, 0) == (None, None)
     missed = [("a", {"stratum": "6-10 mm", "found": False})] * 2
     interval = scores._interval(missed, ("6-10 mm",), num_seeds=2)

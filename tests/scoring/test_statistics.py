@@ -180,11 +180,3 @@ def test_calibration_error_by_hand():
     np.testing.assert_allclose(confidence, [0.1, math.nan, 0.9])
     np.testing.assert_allclose(frequency, [0.0, math.nan, 0.5])
     assert math.isnan(calibration.calibration_error(np.zeros((3, 3))))
-
-
-def test_wilson_equals_scipy():
-    for successes, trials in ((0, 5), (3, 8), (8, 8)):
-        low, high = stats.binomtest(successes, trials).proportion_ci(method="wilson")
-        ours = statistics.wilson(successes, trials)
-        assert (ours.low, ours.high) == pytest.approx((low, high), abs=1e-12)
-    assert math.isnan(statistics.wilson(0, 0).estimate)
