@@ -13,13 +13,18 @@ import pathlib
 
 import numpy as np
 
+from auxseg.base import files
 from auxseg.datasets import crops as crops_lib
 from auxseg.prediction import nodule_look
+from auxseg.scoring import readers as readers_lib
 from experiments.box import nodule_data, nodule_train
+from experiments.made_by import made_by
 
 MOST_SHIFT_PX = 24
 SHIFT_SEED = 24
 MIN_IOU = 0.1
+THRESHOLD = 0.5
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 STRATA_MM = ((0.0, 6.0), (6.0, 10.0), (10.0, 99.0))
 
 
@@ -83,6 +88,37 @@ def iou(numbers):
     return numbers[:, 2] / np.maximum(numbers[:, 0] + numbers[:, 1] - numbers[:, 2], 1)
 
 
+def judge_by_readers(crops, rows, marked):
+    """Returns `scoring.readers.judge` on the largest slice of each nodule, and over all slices.
+
+    Args:
+        crops: `Crops`.
+        rows: slices, int [n].
+        marked: bool [n, S, S], what the network marks in the shifted slices.
+    """
+    shifts = crops_lib.draw_shifts(len(crops), most_px=MOST_SHIFT_PX, seed=SHIFT_SEED)
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    by_nodule = {}
+    for row in rows.tolist():
+        by_nodule.setdefault(crops.nodule[row], []).append(row)
+    largest = [[row] for row in crops_lib.largest_slices(crops, rows).tolist()]
+
+    def to_case(own):
+        marks = [crops_lib.cut(crops.readers[row], shifts[row], crops.images.shape[1]) for row in own]
+        outlines = [
+            [crops_lib.reader_mask(mark, bit) for mark in marks] for bit in crops.which_readers(own[0])
+        ]
+        patient, diameter = str(crops.patient[own[0]]), float(crops.diameter_mm[own[0]])
+        return readers_lib.ReadCase(
+            patient, diameter, np.array(outlines), np.stack([marked[place[row]] for row in own])
+        )
+
+    return {
+        "largest slice": readers_lib.judge(map(to_case, largest)),
+        "all slices": readers_lib.judge(map(to_case, by_nodule.values())),
+    }
+
+
 def main():
     """Scores every fold whose training has ended."""
     parser = argparse.ArgumentParser(
@@ -90,24 +126,36 @@ def main():
     )
     parser.add_argument("--real", required=True)
     parser.add_argument("--runs", required=True)
+    parser.add_argument("--output", required=True)
     parser.add_argument("--mirror", action="store_true")
     options = parser.parse_args()
     crops = nodule_data.read_crops(options.real)
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
-    rows, numbers = [], {}
+    rows, probabilities, references = [], [], []
     for fold in range(nodule_data.NUM_FOLDS):
         run = pathlib.Path(options.runs) / f"fold{fold}"
-        if not (run / "recipe.json").exists():
-            continue
         forward = nodule_train.create_forward(*nodule_train.read_variables(run))
-        held_out = np.flatnonzero(folds == fold)
-        probability, references = predict(crops, held_out, forward, mirror=options.mirror)
-        rows.append(held_out)
-        for threshold in (0.3, 0.4, 0.5, 0.6, 0.7):
-            marked = probability >= 255 * threshold
-            numbers.setdefault(threshold, []).append(counts(marked, references))
-    rows = np.concatenate(rows)
-    print(json.dumps({str(t): score(crops, rows, np.concatenate(n)) for t, n in numbers.items()}, indent=1))
+        rows.append(np.flatnonzero(folds == fold))
+        found = predict(crops, rows[-1], forward, mirror=options.mirror)
+        probabilities.append(found[0])
+        references.append(found[1])
+    rows, probabilities, references = map(np.concatenate, (rows, probabilities, references))
+    mirror = " --mirror" if options.mirror else ""
+    results = {
+        "made_by": made_by(
+            f"python -m experiments.box.nodule_crops --real=FOLDER --runs=RUNS --output=FILE{mirror}",
+            data=f"{len(set(crops.nodule[rows].tolist()))} held-out nodules of "
+            f"{len(set(crops.patient[rows].tolist()))} patients of LIDC-IDRI, crops moved by up to {MOST_SHIFT_PX} px",
+            seeds=[nodule_data.SPLIT_SEED, SHIFT_SEED, nodule_train.Recipe.seed],
+        ),
+        "thresholds": {
+            str(threshold): score(crops, rows, counts(probabilities >= 255 * threshold, references))
+            for threshold in THRESHOLDS
+        },
+        "readers": judge_by_readers(crops, rows, probabilities >= 255 * THRESHOLD),
+    }
+    files.write_json(pathlib.Path(options.output), results)
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ TEST_SHARE = 0.2
 SPLIT_SEED = 20261128
 READ_COMPLETELY = ("LIDC-IDRI-0001", "LIDC-IDRI-0314")
 """Scans whose every nodule four readers marked: what they did not mark there is no nodule."""
+READ_FOR_MASS = ("Lung_Dx-A0001-L", "Lung_Dx-A0001-B", "Lung_Dx-A0002-B70f")
+"""Scans of which only the mass is known; no network sees them."""
 FOLD_OF_SCAN = {"LIDC-IDRI-0001": 0, "LIDC-IDRI-0314": 1}
 """The fold whose network never saw the patient; the other scans no network sees."""
 MIDDLE_OF_SCAN = {"ID_0170": "LIDC-IDRI-0001"}
@@ -121,6 +123,8 @@ def read_scan(folder, name):
     orientation = ct.find_orientation(images_lib.read_geometry(path))
     lungs = np.ascontiguousarray(ct.to_canonical(images_lib.read_volume(path), orientation)).astype(np.uint8)
     nodules = _read_nodules(folder / f"{name}_nodules.csv")
+    masses = _read_mass(folder / "Lung_Dx_boxes.csv", name, scan.geometry)
+    nodules = np.concatenate([nodules, masses])
     excluded = _read_small(folder / name, scan.geometry)
     return WholeScan(name, scan.geometry, hu, lungs, nodules, excluded)
 
@@ -156,6 +160,21 @@ def _read_nodules(path):
                 for row in csv.DictReader(file)
             ]
         )
+
+
+def _read_mass(path, name, geometry):
+    """Returns the ball around the boxes of a scan's mass, [1, 4]; [0, 4] where it has none."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["scan"] == name]
+    if not rows:
+        return np.zeros((0, 4))
+    corners = []
+    for row in rows:
+        for side in ("min", "max"):
+            x, y, _ = ct.index_to_mm(geometry, (float(row[f"x_{side}"]), float(row[f"y_{side}"]), 0.0))
+            corners.append((x, y, float(row["z_mm"])))
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+    return np.array([[*((low + high) / 2.0), (high - low).max()]])
 
 
 def _read_small(folder, geometry):

@@ -32,7 +32,7 @@ class Recipe:
     """How the network is trained."""
 
     batch: int = 48
-    steps: int = 700
+    steps: int = 450
     learning_rate: float = 1e-3
     weight_decay: float = 1e-3
     above: float = 0.1  # probability that a candidate's voxels exceed

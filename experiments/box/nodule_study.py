@@ -15,12 +15,18 @@ import pathlib
 import numpy as np
 import scipy.optimize
 
+from auxseg.base import files
 from auxseg.datasets import crops as crops_lib
 from auxseg.prediction import nodule_candidates, nodule_look, nodule_views, nodules
 from auxseg.scoring import froc
 from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_train
+from experiments.made_by import made_by
 
 ABOVE = 0.5
+SHIPPED = 1
+"""The fold whose networks are in the box."""
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+DEFAULT_RATE = 1.0
 STAGES = {
     "highest probability": lambda c, w: c["highest"],
     "mean probability": lambda c, w: c["mean"],
@@ -111,6 +117,30 @@ def stage_table(scans, crops_found, nodules, weights):
     return table
 
 
+def operating_points(matches):
+    """Returns [[false ones a scan, least probability], ...], rising, of `froc.Matches` by scan.
+
+    Rates below one false finding in all scans are left out: they cannot be told apart.
+    """
+    rates = [rate for rate in RATES if rate * len(matches) >= 1.0]
+    return [[rate, min(1.0, froc.choose_threshold(matches.values(), rate))] for rate in rates]
+
+
+def default_point(matches):
+    """Returns for each scan what the default rate gives there, with the least probability chosen on the others."""
+    results = {}
+    for name, found in matches.items():
+        others = [other for key, other in matches.items() if key != name]
+        least = froc.choose_threshold(others, DEFAULT_RATE)
+        results[name] = {
+            "least_probability": least,
+            "found": int((found.hits >= least).sum()),
+            "nodules": len(found.hits),
+            "false": int((found.false >= least).sum()),
+        }
+    return results
+
+
 def main():
     """Writes the study's figures as JSON."""
     parser = argparse.ArgumentParser(
@@ -120,22 +150,21 @@ def main():
     parser.add_argument("--runs", required=True)
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
-    runs = pathlib.Path(options.runs)
-    crops = nodule_data.read_crops(options.real)
-    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
-    found, held_out = [], []
-    for fold in range(nodule_data.NUM_FOLDS):
-        run = runs / f"fold{fold}"
-        forward = nodule_train.create_forward(*nodule_train.read_variables(run))
-        rows = np.flatnonzero((folds == fold) & ~np.isin(crops.patient, list(nodule_data.FOLD_OF_SCAN)))
-        found += crop_candidates(crops, rows, forward, nodules.read_weights(run / "judge.npz"), ABOVE)
-        held_out += sorted(set(crops.nodule[rows].tolist()))
+    found, held_out = read_crop_candidates(options.real, pathlib.Path(options.runs))
     weights = fit(found)
-    scans = [
-        json.loads((runs / f"fold{fold}" / f"candidates_{name}.json").read_text())
-        for name, fold in nodule_data.FOLD_OF_SCAN.items()
-    ]
+    scans = read_scans(pathlib.Path(options.runs))
+    judged = [about for about in scans if about["scan"] in nodule_data.FOLD_OF_SCAN]
+    matches = {about["scan"]: match_scan(about, ABOVE, "both looks", weights) for about in scans}
+    # Two kernels of one scan are one scan.
+    apart = {name: match for name, match in matches.items() if name != "Lung_Dx-A0001-B"}
+    points = operating_points(apart)
     results = {
+        "made_by": made_by(
+            "python -m experiments.box.nodule_study --real=FOLDER --runs=RUNS --output=FILE",
+            data=f"{len(held_out)} held-out nodules of LIDC-IDRI and {len(scans)} whole scans "
+            f"({', '.join(matches)})",
+            seeds=[nodule_data.SPLIT_SEED, nodule_train.Recipe.seed, nodule_judge.Recipe.seed],
+        ),
         "weights": dict(zip((*nodules.EVIDENCE, "constant"), weights, strict=True)),
         "crops": {
             "nodules": len(held_out),
@@ -143,10 +172,49 @@ def main():
             "false": sum(not c["true"] for c in found),
             "nodules_with_a_candidate": len({c["nodule"] for c in found if c["true"]}),
         },
-        "stages": stage_table(scans, found, held_out, weights),
+        "stages": stage_table(judged, found, held_out, weights),
+        "operating_points": points,
+        "operating_points_from": f"{len(apart)} scans: {', '.join(apart)}; what is outside the known nodules and "
+        "masses counts as false, though in the Lung_Dx scans nobody looked for nodules",
+        "default_rate": DEFAULT_RATE,
+        "default_point_chosen_on_the_other_scans": default_point(apart),
+        "at_the_rates": {
+            name: {
+                f"{rate:g}": {
+                    "found": int((match.hits >= least).sum()),
+                    "nodules": len(match.hits),
+                    "false": int((match.false >= least).sum()),
+                }
+                for rate, least in points
+            }
+            for name, match in matches.items()
+        },
+        "seconds": {about["scan"]: about["seconds"] for about in scans},
     }
-    pathlib.Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
+    files.write_json(pathlib.Path(options.output), results)
     print(json.dumps(results, indent=1))
+
+
+def read_crop_candidates(real, runs):
+    """Returns (what `crop_candidates` gives of every fold's held-out crops, names of the nodules in them)."""
+    crops = nodule_data.read_crops(real)
+    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+    found, held_out = [], []
+    for fold in range(nodule_data.NUM_FOLDS):
+        run = runs / f"fold{fold}"
+        forward = nodule_train.create_forward(*nodule_train.read_variables(run))
+        judged = np.isin(crops.patient, list(nodule_data.FOLD_OF_SCAN))
+        rows = np.flatnonzero((folds == fold) & ~judged)
+        found += crop_candidates(crops, rows, forward, nodules.read_weights(run / "judge.npz"), ABOVE)
+        held_out += sorted(set(crops.nodule[rows].tolist()))
+    return found, held_out
+
+
+def read_scans(runs):
+    """Returns what `nodule_scans` wrote of every scan, by the networks that judge it."""
+    folds = nodule_data.FOLD_OF_SCAN | dict.fromkeys(nodule_data.READ_FOR_MASS, SHIPPED)
+    paths = [runs / f"fold{fold}" / f"candidates_{name}.json" for name, fold in folds.items()]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 if __name__ == "__main__":

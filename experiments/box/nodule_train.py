@@ -41,7 +41,7 @@ class Recipe:
     negatives: int = 10  # windows of slices without one
     hard_share: float = 0.5  # of the negatives, once some were mined
     middle_share: float = 0.3  # of the negatives, from the middle slices
-    steps: int = 2400
+    steps: int = 1800
     mine_at: tuple[float, ...] = (0.3, 0.65)  # shares of the steps
     mine_above: float = 0.3  # probability of a pixel
     learning_rate: float = 3e-3

@@ -1,0 +1,83 @@
+"""The nodule networks of the box: trained for each fold, judged, and packed.
+
+    python -m experiments.box.nodules --real=DIR --work=DIR --folder=auxseg/weights/nodules
+
+Every step goes on where it stopped. The networks that are shipped are those of `nodule_study.SHIPPED`; what is
+reported are the scores of each fold's networks on what they never saw.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+from auxseg.base import files
+from auxseg.prediction import nodules
+from experiments.box import nodule_data, nodule_study, nodule_train
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+
+
+def train(work_dir, real_dir):
+    """Trains both networks of every fold and writes their scores.
+
+    Args:
+        work_dir: folder of the runs.
+        real_dir: folder of the real data.
+    """
+    work, common = pathlib.Path(work_dir), [f"--real={real_dir}"]
+    for fold in range(nodule_data.NUM_FOLDS):
+        run = work / f"fold{fold}"
+        _run("nodule_train", *common, f"--output={run}", f"--fold={fold}")
+        if not (run / "judge.npz").exists():
+            _run("nodule_judge", *common, f"--runs={work}", f"--fold={fold}")
+        scans = [name for name, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
+        others = nodule_data.READ_FOR_MASS if fold == nodule_study.SHIPPED else ()
+        _run("nodule_scans", *common, f"--runs={work}", f"--fold={fold}", *scans, *others)
+    _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_crops.json'}")
+    _run("nodule_study", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodules.json'}")
+
+
+def pack(work_dir, folder):
+    """Writes the files of the box's nodule networks into a folder: `look.npz`, `judge.npz`, `about.json`."""
+    run, folder = pathlib.Path(work_dir) / f"fold{nodule_study.SHIPPED}", pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, variables = nodule_train.read_variables(run)
+    nodules.write_weights(folder / "look.npz", variables)
+    nodules.write_weights(folder / "judge.npz", nodules.read_weights(run / "judge.npz"))
+    study = json.loads((RESULTS / "box_nodules.json").read_text())
+    files.write_json(
+        folder / "about.json",
+        {
+            "look": {"base_width": recipe.base_width, "depth": recipe.depth},
+            "above": nodule_study.ABOVE,
+            "weights": list(study["weights"].values()),
+            "operating_points": study["operating_points"],
+            "operating_points_from": study["operating_points_from"],
+            "fold": nodule_study.SHIPPED,
+            "steps": recipe.steps,
+            "made_by": study["made_by"],
+        },
+    )
+
+
+def _run(module, *arguments):
+    subprocess.run([sys.executable, "-m", f"experiments.box.{module}", *map(str, arguments)], check=True)
+
+
+def main():
+    """Trains, judges and packs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--real", required=True)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--folder", required=True)
+    options = parser.parse_args()
+    train(options.work, options.real)
+    pack(options.work, options.folder)
+
+
+if __name__ == "__main__":
+    main()
