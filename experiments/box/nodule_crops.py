@@ -65,6 +65,8 @@ def score(crops, rows, numbers):
     results = {}
     for low, high in ((0.0, 99.0), *STRATA_MM):
         chosen = [row for row in largest.tolist() if low <= crops.diameter_mm[row] < high]
+        if not chosen:
+            continue
         slices = np.array([numbers[place[row]] for row in chosen])
         volumes = np.array([of_nodule[crops.nodule[row]] for row in chosen])
         results[f"{low:g}-{high:g} mm"] = {

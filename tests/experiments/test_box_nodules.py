@@ -1,0 +1,177 @@
+"""The nodule networks of the box: who trains what, the loss, batches and operating points, by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from auxseg.ct.geometry import Geometry
+from auxseg.datasets.crops import Crops
+from auxseg.scoring import froc
+from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_study, nodule_train
+
+
+def make_crops(num_patients=40, slices=3, size=64):
+    """Crops of one nodule a patient; every fifth patient is of subset 1, the last is LIDC-IDRI-0001."""
+    num = num_patients * slices
+    patients = [f"P{i:02d}" for i in range(num_patients - 1)] + ["LIDC-IDRI-0001"]
+    subset = [1 if i % 5 == 0 or i == num_patients - 1 else 4 for i in range(num_patients)]
+    readers = np.zeros((num, size, size), np.uint8)
+    readers[:, 28:36, 28:36] = 7
+    images = np.full((num, size, size), 20, np.uint8)
+    images[readers > 0] = 120
+    full = np.ones(num, np.float32)
+    return Crops(
+        images=images,
+        readers=readers,
+        patient=np.repeat(patients, slices),
+        series_uid=np.repeat(patients, slices),
+        nodule=np.repeat([f"{p}/0" for p in patients], slices),
+        subset=np.repeat(subset, slices).astype(np.int8),
+        place=np.tile(np.arange(slices), num_patients).astype(np.int32),
+        spacing_mm=0.7 * full,
+        gap_mm=2.5 * full,
+        num_readers=3 * np.ones(num, np.int32),
+        reader_bits=7 * np.ones(num, np.uint8),
+        diameter_mm=5.6 * full,
+        hu_slope=8.0 * full,
+        hu_offset=-1000.0 * full,
+    )
+
+
+def test_a_patient_is_in_one_part_only():
+    crops = make_crops()
+    test = set(nodule_data.draw_test_patients(crops))
+    folds = nodule_data.assign_folds(crops, test)
+    for patient in set(crops.patient.tolist()):
+        assert len(set(folds[crops.patient == patient].tolist())) == 1
+    assert set(folds[np.isin(crops.patient, list(test))].tolist()) == {-2}
+    middle = (crops.subset == 1) & (crops.patient != "LIDC-IDRI-0001")
+    assert set(folds[middle].tolist()) == {-1}  # the middle slices may be of these patients
+    assert set(folds[crops.patient == "LIDC-IDRI-0001"].tolist()) == {0}
+    for fold in range(nodule_data.NUM_FOLDS):
+        rows = nodule_data.training_rows(folds, fold)
+        assert not set(folds[rows].tolist()) & {-2, fold}
+        assert -1 in folds[rows]
+    assert (folds[nodule_data.training_rows(folds, -1)] != -2).all()
+
+
+def test_the_committed_test_patients_are_as_drawn():
+    test = nodule_data.read_test_patients()
+    assert len(test) == 67 and not test & set(nodule_data.FOLD_OF_SCAN)
+
+
+def test_loss_by_hand():
+    logits = np.zeros((2, 2, 2, 2), np.float32)  # probability of a half everywhere
+    targets = np.zeros((2, 2, 2), np.float32)
+    targets[0, 0, 0] = 1.0
+    known = np.ones((2, 2, 2), np.float32)
+    known[1, 1] = 0.0
+    overlap = [(2 * 0.5 + 1) / (2.0 + 1.0 + 1.0), 1.0 / (1.0 + 1.0)]
+    expected = nodule_train.ENTROPY_WEIGHT * np.log(2.0) + 1.0 - np.mean(overlap)
+    assert float(nodule_train.loss_of(logits, targets, known)) == pytest.approx(expected, rel=1e-5)
+
+
+def make_material():
+    crops = make_crops(6)
+    rows = np.arange(len(crops))
+    hu = np.full((4, 90, 90), -850, np.int16)
+    known = np.ones(hu.shape, bool)
+    known[:, :, :45] = False
+    volume = nodule_data.Volume("scan", hu, np.ones(hu.shape, bool), known)
+    by_nodule = [rows[i : i + 3] for i in range(0, len(rows), 3)]
+    mined = np.array([[2, 45, 60]], np.int32)
+    return nodule_train.Material(crops, rows, by_nodule, [volume], [mined])
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    material, recipe = make_material(), nodule_train.Recipe(window_px=32, positives=3, negatives=2)
+    places = [nodule_train.region_places(material.volumes[0], np.random.default_rng(0))]
+    assert (places[0][:, 2] >= 45).all()
+    images, targets, known = nodule_train.draw_batch(material, places, recipe, 7)
+    assert images.shape == (5, 32, 32, 1) and images.min() >= 0.0 and images.max() <= 1.0
+    assert not targets[3:].any() and targets[:3].any()
+    assert known[:3].all() and set(np.unique(known[3:])) <= {0.0, 1.0}
+    again = nodule_train.draw_batch(material, places, recipe, 7)
+    np.testing.assert_array_equal(images, again[0])
+    assert (images != nodule_train.draw_batch(material, places, recipe, 8)[0]).any()
+
+
+def test_what_is_marked_is_mined_where_it_is_known():
+    material, recipe = make_material(), nodule_train.Recipe()
+    volume = material.volumes[0]
+    volume.hu[1, 20:24, 60:64] = 300
+    volume.hu[1, 20:24, 10:14] = 300  # where it is not known
+    found = nodule_train._mine_volume(volume, lambda images: images[..., 0], recipe)
+    assert found.tolist() == [[1, 22, 62]] or found.tolist() == [[1, 21, 61]]
+
+
+def test_true_examples_sit_on_the_nodule():
+    crops = make_crops(2)
+    (first, _) = nodule_judge.true_examples(crops, np.arange(len(crops)))
+    assert first.planes.shape == (3, 64, 64)
+    np.testing.assert_allclose(first.centre_yx, (31.5, 31.5))
+
+
+def test_half_of_a_batch_is_true_and_half_seen_through_one_slice():
+    stack = np.stack([np.full((140, 140), value, np.int16) for value in (-900, -500, 0)])
+    true = [nodule_judge.Example(stack, (70.0, 70.0), 0.7)]
+    false = {kind: true for kind in nodule_judge.KINDS}
+    recipe = dataclasses.replace(nodule_judge.Recipe(), batch=8)
+    views, labels = nodule_judge.draw_batch(true, false, recipe, 0)
+    assert labels.tolist() == [0, 1] * 4
+    spread = np.ptp(views[:, 0].mean(axis=(2, 3)), axis=1)  # over the planes
+    assert [bool(s > 0.05) for s in spread] == [False, False, True, True] * 2
+
+
+def matches():
+    return {
+        "a": froc.Matches(np.array([0.9]), np.array([0.8, 0.3])),
+        "b": froc.Matches(np.array([0.5]), np.array([0.6])),
+    }
+
+
+def test_operating_points_by_hand():
+    points = nodule_study.operating_points(matches())
+    assert [rate for rate, _ in points] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    least = dict(points)
+    assert 0.6 < least[0.5] <= 0.61 and 0.3 < least[1.0] <= 0.31 and least[2.0] == 0.0
+
+
+def test_the_default_point_is_chosen_on_the_other_scans():
+    found = nodule_study.default_point(matches())
+    assert found["a"] == {"least_probability": 0.0, "found": 1, "nodules": 1, "false": 2}
+    assert 0.3 < found["b"]["least_probability"] <= 0.31
+    assert found["b"]["found"] == 1 and found["b"]["false"] == 1
+
+
+def test_weights_tell_true_from_false():
+    rng = np.random.default_rng(0)
+    candidates = [
+        {
+            "true": i % 2 == 0,
+            "judge": float(rng.normal(2.0 if i % 2 == 0 else -2.0)),
+            "mean": 0.7,
+            "sum": 50.0,
+        }
+        for i in range(200)
+    ]
+    weights = nodule_study.fit(candidates)
+    assert weights[0] > 0.3
+
+
+def test_crop_scores_by_hand():
+    crops = make_crops(2, slices=2)
+    rows = np.arange(4)
+    numbers = np.array([[64, 64, 64], [0, 64, 0], [64, 64, 32], [64, 64, 32]])
+    found = nodule_crops.score(crops, rows, numbers)["0-99 mm"]
+    assert found["nodules"] == 2 and found["patients"] == 2
+    assert found["dice_largest"] == pytest.approx((1.0 + 0.5) / 2)
+    assert found["found"] == 1.0
+    assert found["dice_all_slices"] == pytest.approx((128 / 192 + 0.5) / 2)
+
+
+def test_a_ball_in_millimetres():
+    geometry = Geometry((20, 20, 10), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    inside = nodule_data.ball(geometry, (10.0, 10.0, 10.0), 2.0)
+    assert inside[5].sum() == 13 and inside[4].sum() == 1 and inside[3].sum() == 0
