@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
-import scipy.ndimage
+import scipy.sparse.csgraph
 
-_TOUCHING = np.ones((3, 3, 3), bool)
+_OFFSETS = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if o > (0, 0, 0)])
+"""Half of the 26 neighbours of a voxel; the other half are theirs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,20 +17,22 @@ class Candidate:
     """One connected piece.
 
     Attributes:
-        label: its value in the labels, from 1.
+        places: int32 [n, 3], its voxels: slice, row, column.
         box: three slices of the volume.
         centre_zyx: voxels, the mean place by probability.
         measures: float by name, see `measure`.
     """
 
-    label: int
+    places: np.ndarray
     box: tuple[slice, slice, slice]
     centre_zyx: tuple[float, float, float]
     measures: dict[str, float]
 
 
 def find_candidates(marked, read, spacing_zyx_mm, *, above, min_voxels=3):
-    """Returns (labels int32 [D, H, W], list of `Candidate`) of the pieces above a probability, touching by corners too.
+    """Returns the `Candidate`s above a probability, from inferior to superior; voxels that touch by corners are of one.
+
+    Memory is that of the marked voxels, not of the scan.
 
     Args:
         marked: uint8 [D, H, W], probability in 255ths.
@@ -37,20 +41,45 @@ def find_candidates(marked, read, spacing_zyx_mm, *, above, min_voxels=3):
         above: probability that a voxel of a candidate exceeds.
         min_voxels: of a candidate.
     """
-    labels, _ = scipy.ndimage.label(marked > 255.0 * above, _TOUCHING)
     found = []
-    for label, box in enumerate(scipy.ndimage.find_objects(labels), 1):
-        inside = labels[box] == label
-        if inside.sum() >= min_voxels:
-            hu = np.stack([read(index)[box[1], box[2]] for index in range(box[0].start, box[0].stop)])
-            centre, measures = measure(inside, marked[box] / 255.0, hu, spacing_zyx_mm)
-            start = [part.start for part in box]
-            found.append(
-                Candidate(
-                    label, box, tuple(float(c + s) for c, s in zip(centre, start, strict=True)), measures
-                )
-            )
-    return labels, found
+    for places in _connected(_find_places(marked, 255.0 * above), marked.shape):
+        if len(places) < min_voxels:
+            continue
+        first, last = places.min(axis=0), places.max(axis=0) + 1
+        box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+        inside = np.zeros(last - first, bool)
+        inside[tuple((places - first).T)] = True
+        hu = np.stack([read(index)[box[1], box[2]] for index in range(box[0].start, box[0].stop)])
+        centre, measures = measure(inside, marked[box] / 255.0, hu, spacing_zyx_mm)
+        found.append(Candidate(places, box, tuple((centre + first).tolist()), measures))
+    return found
+
+
+def _find_places(marked, threshold):
+    """Returns the voxels above the threshold, int32 [n, 3], in the order of the volume."""
+    found = [np.argwhere(plane > threshold) for plane in marked]
+    slices = np.repeat(np.arange(len(marked)), [len(part) for part in found])
+    return np.column_stack([slices, np.concatenate(found)]).astype(np.int32)
+
+
+def _connected(places, shape):
+    """Returns the connected pieces of voxels (int32 [n, 3], in order), in the order of their first voxels."""
+    if not len(places):
+        return []
+    numbers = np.ravel_multi_index(tuple(places.T), shape)
+    pairs = []
+    for offset in _OFFSETS:
+        near = places + offset
+        inside = ((near >= 0) & (near < shape)).all(axis=1)
+        wanted = np.ravel_multi_index(tuple(near[inside].T), shape)
+        at = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        hit = numbers[at] == wanted
+        pairs.append(np.stack([np.flatnonzero(inside)[hit], at[hit]]))
+    first, second = np.concatenate(pairs, axis=1)
+    graph = scipy.sparse.coo_array((np.ones(len(first), bool), (first, second)), (len(places),) * 2)
+    _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    order = np.argsort(labels, kind="stable")
+    return np.split(places[order], np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def measure(inside, probability, hu, spacing_zyx_mm):

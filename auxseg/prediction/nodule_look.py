@@ -34,6 +34,12 @@ def find_region(lungs, spacing_yx_mm):
         lungs: bool [D, H, W].
         spacing_yx_mm: distance of rows and of columns.
     """
+    return np.concatenate(
+        [_find_region(part, spacing_yx_mm) for part in np.array_split(lungs, max(1, len(lungs) // 16))]
+    )
+
+
+def _find_region(lungs, spacing_yx_mm):
     close, margin = ([max(1, round(mm / s)) for s in spacing_yx_mm] for mm in (CLOSE_MM, MARGIN_MM))
     grown = _spread(lungs.astype(np.uint8), close, scipy.ndimage.maximum_filter1d)
     closed = _spread(grown, close, scipy.ndimage.minimum_filter1d)

@@ -96,12 +96,14 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         return volume[index + box[0].start, box[1], box[2]]
 
     marked = nodule_look.mark(read, region, networks.forward)
-    labels, candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
+    candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
     probabilities = judge_candidates(read, candidates, spacing_zyx_mm, networks)
     order = np.argsort(-probabilities, kind="stable")
     kept = [place for place in order if probabilities[place] >= least][:MOST_KEPT]
     mask = np.zeros(volume.shape, np.uint8)
-    mask[box] = _numbered(labels, [candidates[place].label for place in kept])
+    corner = [part.start for part in box]
+    for number, place in enumerate(kept, 1):
+        mask[tuple((candidates[place].places + corner).T)] = number
     described = [
         _describe(candidates[place], float(probabilities[place]), number < len(kept), box)
         for number, place in enumerate(order)
@@ -210,13 +212,6 @@ def _read_about(path):
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; install the package again")
     return about
-
-
-def _numbered(labels, chosen):
-    """Returns uint8, n + 1 where the labels have the n-th of `chosen`, else 0."""
-    numbers = np.zeros(labels.max(initial=0) + 1, np.uint8)
-    numbers[chosen] = np.arange(1, len(chosen) + 1)
-    return numbers[labels]
 
 
 def _describe(candidate, probability, kept, box):

@@ -103,7 +103,7 @@ def false_in_volume(volume, spacing_zyx_mm, forward, recipe, *, apart=False):
 
 
 def _examples(marked, hu, spacing_zyx_mm, recipe):
-    _, candidates = nodule_candidates.find_candidates(
+    candidates = nodule_candidates.find_candidates(
         marked, lambda i: hu[i], spacing_zyx_mm, above=recipe.above
     )
     for candidate in candidates:

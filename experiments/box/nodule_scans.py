@@ -26,7 +26,7 @@ def find(scan, forward, params, above):
     marked = nodule_look.mark(lambda index: scan.hu[index], region, forward)
     found = {}
     for threshold in above:
-        _, candidates = nodule_candidates.find_candidates(
+        candidates = nodule_candidates.find_candidates(
             marked, lambda index: scan.hu[index], spacing, above=threshold
         )
         logits = judge(scan, candidates, params)

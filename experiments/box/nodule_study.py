@@ -55,9 +55,7 @@ def crop_candidates(crops, rows, forward, params, above):
         marks = np.stack([crops_lib.cut(crops.readers[row], shifts[own[0]], size) for row in own])
         spacing = (float(crops.gap_mm[own[0]]), *(float(crops.spacing_mm[own[0]]),) * 2)
         marked = nodule_look.mark(lambda i, images=images: images[i], np.ones(images.shape, bool), forward)
-        _, candidates = nodule_candidates.find_candidates(
-            marked, lambda i, x=images: x[i], spacing, above=above
-        )
+        candidates = nodule_candidates.find_candidates(marked, lambda i, x=images: x[i], spacing, above=above)
         centre = np.argwhere(crops_lib.share(marks, crops.num_readers[own[0]]) >= 0.5).mean(axis=0)[1:]
         views = [nodule_views.candidate_views(lambda i, x=images: x[i], c, spacing) for c in candidates]
         logits = nodule_judge.answer(params, views)

@@ -62,9 +62,7 @@ def test_views_of_a_candidate_at_the_edge():
     volume = np.full((6, 64, 64), -850, np.int16)
     volume[2:5, 0:4, 60:64] = 100
     marked = np.where(volume > 0, 255, 0).astype(np.uint8)
-    _, (candidate,) = nodule_candidates.find_candidates(
-        marked, lambda i: volume[i], (2.0, 0.7, 0.7), above=0.5
-    )
+    (candidate,) = nodule_candidates.find_candidates(marked, lambda i: volume[i], (2.0, 0.7, 0.7), above=0.5)
     views = nodule_views.candidate_views(lambda i: volume[i], candidate, (2.0, 0.7, 0.7))
     assert views.shape == (3, 5, 24, 24) and views.dtype == np.float32
     np.testing.assert_allclose(views[:2, :, 12, 12], 1100 / 1400, atol=0.01)
