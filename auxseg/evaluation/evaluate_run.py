@@ -120,7 +120,7 @@ def open_run(workdir, split, *, flip=False):
     shapes = jax.eval_shape(models.create_model(config.model).init, jax.random.key(0), images)
     checkpoints.match_variables(variables, dict(shapes), where=str(workdir))
     feed = batching.create_feed(dataset, members[split], placement=config.data.placement, devices=devices)
-    predict_fn = score_cases.create_predict_fn(config, devices, flip=flip)
+    predict_fn = score_cases.create_predict_fn(config, variables, devices, flip=flip)
     subject = score_cases.Subject(config, dataset, members, feed, variables, predict_fn, flip=flip)
     return subject, split, found
 
@@ -160,7 +160,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
 
     feed = dataclasses.replace(feed, devices=parallel.local(feed.devices))
     variables, found = checkpoints.restore_best(workdir)
-    predict_fn = score_cases.create_predict_fn(config, feed.devices)
+    predict_fn = score_cases.create_predict_fn(config, variables, feed.devices)
     subject = score_cases.Subject(config, dataset, members, feed, variables, predict_fn)
     tuned = config.eval.tune_nodules
     if tuned:

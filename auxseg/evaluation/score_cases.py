@@ -21,9 +21,9 @@ from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.evaluation import explain
 from auxseg.report import macs, viewer, write_report
-from auxseg.runs import run_folder
+from auxseg.runs import masks, run_folder
 from auxseg.scoring import case_scores, operating_point
-from auxseg.training import batching, steps
+from auxseg.training import batching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Subject:
         members: {split: indices}.
         feed: input_pipeline.Feed that has the cases.
         variables: the best weights, on the host.
-        predict_fn: from `create_predict_fn`.
+        predict_fn: from `create_predict_fn`, with these weights.
         decision: decision.Decision; the most likely class unless another was asked for.
         flip: whether `predict_fn` averages with the mirrored slices.
     """
@@ -68,21 +68,20 @@ class Judgement:
     seconds: float
 
 
-def create_predict_fn(config, devices, *, flip=False):
-    """Returns (variables, RawBatch) -> probabilities [devices, n, H, W, C], compiled for `devices`.
+def create_predict_fn(config, variables, devices, *, flip=False):
+    """Returns RawBatch -> probabilities [devices, n, H, W, C] by the network that prediction runs.
 
     Args:
         config: the run's settings.
+        variables: the best weights, on the host.
         devices: as `parallel.choose_devices`.
-        flip: average with the mirrored slices, as `steps.predict_step`.
+        flip: average with the mirrored slices.
     """
-    step = functools.partial(
-        steps.predict_step,
-        model=models.create_model(config.model),
-        window_hu=tuple(config.data.window_hu),
-        flip=flip,
+    predict_hu, weights = models.create_predict(
+        models.create_model(config.model), variables, window_hu=tuple(config.data.window_hu), flip=flip
     )
-    return parallel.parallelize(step, devices)
+    step = parallel.parallelize(lambda weights, raw: predict_hu(weights, raw.images), devices)
+    return functools.partial(step, parallel.replicate(weights, devices))
 
 
 def judge_split(subject, split, *, native=True):
@@ -115,12 +114,11 @@ def predict(subject, indices, *, label=None):
     devices = subject.feed.devices
     size = parallel.round_up(subject.config.eval.batch_size, devices)
     rows = list(batching.padded_rows(indices, size, size))
-    replicated = parallel.replicate(subject.variables, devices)
     batches = (batch for batch, _ in batching.read_batches(subject.feed, rows))
     if label:
         batches = progress.track(batches, total=len(rows), label=label, unit="batch")
     for (members, weights), batch in zip(rows, batches, strict=True):
-        found = parallel.fetch_rows(subject.predict_fn(replicated, batch))
+        found = parallel.fetch_rows(subject.predict_fn(batch))
         yield from (
             (int(i), each) for i, each, weight in zip(members, found, weights, strict=True) if weight > 0
         )
@@ -187,39 +185,36 @@ def _score_both(subject, split, native, predicted):
         "split": split,
         "slice_index": int(table.slice_index[index]),
     }
-    _, masks = dataset.read(np.array([index]))
+    _, references = dataset.read(np.array([index]))
     resized = resized_spacing(dataset, index)
     first = case_scores.score_case(
         prediction=operating_point.decide(probabilities, subject.decision, spacing_yx_mm=resized),
-        reference=masks[0],
+        reference=references[0],
         spacing_yx_mm=resized,
         probabilities=probabilities,
         identity=identity,
     )
     if not native:
         return first, None
-    reference = dataset.read_native_mask(index)
-    prediction = operating_point.decide(
-        resize_probabilities(probabilities, reference.shape),
-        subject.decision,
-        spacing_yx_mm=spacing,
-        pixels_per_pixel=reference.shape[1] / dataset.size_yx[1],
-    )
     return first, case_scores.score_case(
-        prediction=prediction, reference=reference, spacing_yx_mm=spacing, identity=identity
+        prediction=decide_native(dataset, index, probabilities, subject.decision),
+        reference=dataset.read_native_mask(index),
+        spacing_yx_mm=spacing,
+        identity=identity,
     )
 
 
-def resize_probabilities(probabilities, size_yx):
-    """Returns float32 [*size_yx, C]: [H, W, C] in another size of the same field of view (bilinear)."""
-    from PIL import Image
+def decide_native(dataset, index, probabilities, decision):
+    """Returns the mask of a case at the scan's size, uint8 [H0, W0]: what prediction hands over of the slice.
 
-    size_xy = (size_yx[1], size_yx[0])
-    channels = np.moveaxis(probabilities, -1, 0)
-    resized = [
-        Image.fromarray(np.ascontiguousarray(c)).resize(size_xy, Image.Resampling.BILINEAR) for c in channels
-    ]
-    return np.stack(resized, axis=-1)
+    Args:
+        dataset: Dataset.
+        index: of the case.
+        probabilities: float32 [H, W, C], as `predict`.
+        decision: operating_point.Decision.
+    """
+    size_yx, spacing = dataset.table.native_size_yx[index].tolist(), dataset.table.spacing_zyx_mm[index, 1:]
+    return masks.decide_slice(probabilities, tuple(size_yx), decision, spacing_yx_mm=spacing)
 
 
 def read_cases(subject, judgement):
@@ -233,11 +228,11 @@ def read_cases(subject, judgement):
     for (case_id, reasons), (index, probabilities) in zip(
         chosen.items(), predict(subject, indices), strict=True
     ):
-        images, masks = subject.dataset.read(np.array([index]))
+        images, references = subject.dataset.read(np.array([index]))
         spacing = resized_spacing(subject.dataset, index)
         prediction = operating_point.decide(probabilities, subject.decision, spacing_yx_mm=spacing)
         cases.append(
-            viewer.CaseImage(case_id, reasons, images[0], masks[0], prediction, window, rows[case_id])
+            viewer.CaseImage(case_id, reasons, images[0], references[0], prediction, window, rows[case_id])
         )
     return tuple(cases)
 
@@ -260,14 +255,14 @@ def explain_cases(subject, cases, wanted=()):
     explain_fn = explain.create_explain_fn(models.create_model(subject.config.model))
     found = []
     for case_id, class_name in pairs:
-        images, masks = subject.dataset.read(np.array([places[case_id]]))
+        images, references = subject.dataset.read(np.array([places[case_id]]))
         window = tuple(subject.config.data.window_hu)
         found.append(
             explain.explain(
                 explain_fn,
                 subject.variables,
                 image=images[0],
-                reference=masks[0],
+                reference=references[0],
                 window_hu=window,
                 class_name=class_name,
                 case_id=case_id,

@@ -11,12 +11,19 @@ from auxseg.models.compared.attention_unet import AttentionUNet
 from auxseg.models.compared.bidirectional_unet import BidirectionalUNet
 from auxseg.models.compared.unet3d import UNet3D
 from auxseg.models.compared.unet_plus_plus import UNetPlusPlus
-from auxseg.models.inference import create_inference
+from auxseg.models.inference import create_inference, create_predict
 from auxseg.models.keras_weights import from_keras_weights, to_keras_weights
 from auxseg.models.layers import resolve_lowering
 from auxseg.models.unet import UNet
 
-__all__ = ["NAMES", "create_inference", "create_model", "from_keras_weights", "to_keras_weights"]
+__all__ = [
+    "NAMES",
+    "create_inference",
+    "create_model",
+    "create_predict",
+    "from_keras_weights",
+    "to_keras_weights",
+]
 NAMES = (
     "aux_unet",
     "unet",

@@ -1,13 +1,38 @@
-"""The network as prediction runs it: batch norm folded into the products, no auxiliary head."""
+"""The network as prediction and evaluation run it: batch norm folded into the products, no auxiliary head."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from auxseg.models import interface
 from auxseg.models.aux_unet import AuxUNet
+
+
+def create_predict(model, variables, *, window_hu, flip=False):
+    """Returns (predict, weights): `predict(weights, images)` gives mask probabilities float32 [N, H, W, C].
+
+    `images` are HU [N, H, W], or slabs [N, H, W, slices]. Pure, to be compiled once.
+
+    Args:
+        model: as `create_model` returns it.
+        variables: its {'params', 'batch_stats'}.
+        window_hu: (low, high).
+        flip: average with those of the mirrored images, left and right exchanged back.
+    """
+    apply_fn, weights = create_inference(model, variables)
+
+    def predict(weights, images):
+        logits = apply_fn(weights, interface.to_input(images, window_hu))
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+    def predict_both(weights, images):
+        return interface.average_with_mirrored(lambda each: predict(weights, each), images)
+
+    return predict_both if flip else predict, weights
 
 
 def create_inference(model, variables):

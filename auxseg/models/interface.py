@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from auxseg.base.classes import LEFT, NODULE, RIGHT
@@ -12,6 +13,21 @@ from auxseg.base.classes import LEFT, NODULE, RIGHT
 def turn_back(probabilities):
     """Returns probabilities [..., H, W, C] of a mirrored slice as those of the slice: the inverse of `flip`."""
     return probabilities[..., ::-1, :][..., jnp.array([0, RIGHT, LEFT, NODULE])]
+
+
+def average_with_mirrored(predict, images):
+    """Returns the mean of what is found in images and, turned back, in the mirrored ones, float32 [N, H, W, C].
+
+    Args:
+        predict: images -> probabilities [N, H, W, C].
+        images: [N, H, W] or [N, H, W, slices], as `predict` takes them.
+    """
+    return _average(predict(images), predict(images[:, :, ::-1]))
+
+
+@jax.jit
+def _average(probabilities, mirrored):
+    return 0.5 * (probabilities + turn_back(mirrored))
 
 
 def normalise_hu(images, window_hu):

@@ -7,8 +7,6 @@ import dataclasses
 import pathlib
 import tempfile
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from auxseg.base import progress
@@ -18,9 +16,9 @@ from auxseg.ct import checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
 from auxseg.datasets.resize import AIR_HU, resize_image
-from auxseg.models import interface
-from auxseg.prediction import measure, overlay, upsample
-from auxseg.prediction.measure import LEFT, NODULE, RIGHT
+from auxseg.prediction import measure, overlay
+from auxseg.prediction.measure import LEFT, RIGHT
+from auxseg.runs.masks import Field, create_decide, predict_probabilities
 from auxseg.scoring import components, operating_point
 
 NUM_CHECKED, NUM_PANELS = 16, 12
@@ -218,7 +216,7 @@ def _field(scan):
             "high as wide; "
             "check the spacing"
         )
-    return upsample.Field(size, padded, tuple((p - n) // 2 for p, n in zip(padded, size)))
+    return Field(size, padded, tuple((p - n) // 2 for p, n in zip(padded, size)))
 
 
 def _read_batches(scan, start, stop, batch_size, sizes, pictures):
@@ -269,50 +267,25 @@ def _predict_batches(batches, networks, options, field):
 
     One batch is computed while the one before it is brought to the slices' size.
     """
-    decide = upsample.create_decide(field, probabilities=options.probabilities)
+    decide = create_decide(
+        field, nodule_threshold=options.nodule_threshold, probabilities=options.probabilities
+    )
     before = None
-    weights = np.ones(len(CLASS_NAMES), np.float32)
-    weights[NODULE] = operating_point.Decision(options.nodule_threshold).nodule_weight
     for first, inputs, count in batches:
-        maps = [predict_probabilities(one, inputs[one.size_yx], flip=options.flip) for one in networks]
-        finish = decide([_weigh(each, weights) for each in maps] if weights[NODULE] != 1.0 else maps)
+        finish = decide(
+            [predict_probabilities(one, inputs[one.size_yx], flip=options.flip) for one in networks]
+        )
         if before is not None:
-            yield _finish(*before, weights)
+            yield _finish(*before)
         before = first, count, finish
-    yield _finish(*before, weights)
+    yield _finish(*before)
 
 
-@jax.jit
-def _weigh(probabilities, weights):
-    """Returns probabilities [N, h, w, C] times weights [C], of the same dtype."""
-    return probabilities * jnp.broadcast_to(weights, probabilities.shape).astype(probabilities.dtype)
-
-
-def _finish(first, count, finish, weights):
+def _finish(first, count, finish):
     masks, probabilities = finish()
     if probabilities is not None:
-        probabilities = np.moveaxis(probabilities[:count] / weights, -1, 0)
+        probabilities = np.moveaxis(probabilities[:count], -1, 0)
     return first, masks[:count], probabilities
-
-
-def predict_probabilities(network, images, *, flip):
-    """Returns a network's probabilities, float32 [N, h, w, C], perhaps still being computed.
-
-    Args:
-        network: `bundle.Network`.
-        images: int16 [N, h, w] in HU, of the network's size.
-        flip: average with the mirrored images, left and right exchanged back.
-    """
-    probabilities = jnp.asarray(network.probabilities(images))
-    if not flip:
-        return probabilities
-    mirrored = network.probabilities(np.ascontiguousarray(images[:, :, ::-1]))
-    return _average_mirrored(probabilities, jnp.asarray(mirrored))
-
-
-@jax.jit
-def _average_mirrored(probabilities, mirrored):
-    return 0.5 * (probabilities + interface.turn_back(mirrored))
 
 
 def check_masks(masks, *, whole):

@@ -146,16 +146,12 @@ def _create_forward_with_classes(trained):
 
 
 def _create_folded_forward(trained):
-    window = tuple(trained.config.data.window_hu)
-    apply_fn, weights = models.create_inference(models.create_model(trained.config.model), trained.variables)
-    weights = jax.device_put(weights)
-
-    @jax.jit
-    def forward(weights, images):
-        logits = apply_fn(weights, interface.normalise_hu(images, window)[..., None])
-        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-
-    return lambda images: (forward(weights, jnp.asarray(images)), None)
+    config = trained.config
+    predict, weights = models.create_predict(
+        models.create_model(config.model), trained.variables, window_hu=tuple(config.data.window_hu)
+    )
+    weights, predict = jax.device_put(weights), jax.jit(predict)
+    return lambda images: (predict(weights, jnp.asarray(images)), None)
 
 
 def create_forward(config, variables):
@@ -311,7 +307,7 @@ def _read_onnx(path, about):
     except Exception as error:  # its exceptions share no base class
         raise InputError(f"{path}: onnxruntime cannot read the graph: {error}") from error
     names = ["mask_probabilities", "class_probabilities"]
-    return lambda images: tuple(session.run(names, {"images": np.asarray(images, np.float32)}))
+    return lambda images: tuple(session.run(names, {"images": np.ascontiguousarray(images, np.float32)}))
 
 
 def _providers(onnxruntime):

@@ -97,24 +97,35 @@ def write_decision(workdir, decision, found, *, flip=False):
     files.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), "flip": flip, **found})
 
 
-def decide(probabilities, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):
-    """Returns the mask, uint8 [H, W], of probabilities float32 [H, W, C].
+def decide(probabilities, decision, *, spacing_yx_mm):
+    """Returns the mask, uint8 [H, W], of probabilities float32 [H, W, C], at the network's size.
 
     Args:
         probabilities: softmax.
         decision: Decision.
         spacing_yx_mm: two floats, mm between pixels; NaN where unknown.
-        pixels_per_pixel: how many of these pixels lie along one of the network's image.
     """
     weights = np.ones(probabilities.shape[-1], np.float32)
     weights[NODULE] = decision.nodule_weight
-    masks = (probabilities * weights).argmax(-1).astype(np.uint8)[None]
-    pixel_mm2 = float(np.prod(spacing_yx_mm))
+    mask = (probabilities * weights).argmax(-1).astype(np.uint8)
+    return drop_small(mask, decision, spacing_yx_mm=spacing_yx_mm)
+
+
+def drop_small(mask, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):
+    """Returns a mask uint8 [H, W] without the nodules that are too small for a Decision; changes `mask`.
+
+    Args:
+        mask: uint8 [H, W].
+        decision: Decision.
+        spacing_yx_mm: two floats, mm between pixels; NaN where unknown.
+        pixels_per_pixel: how many of these pixels lie along one of the network's image.
+    """
+    masks, pixel_mm2 = mask[None], float(np.prod(spacing_yx_mm))
     if np.isfinite(pixel_mm2) and decision.min_mm:
         components.drop_small_nodules(masks, decision.min_mm, pixel_mm2)
     elif decision.min_px and not np.isfinite(pixel_mm2):
         components.drop_small_nodules(masks, decision.min_px * pixels_per_pixel, 1.0)
-    return masks[0]
+    return mask
 
 
 def create_choices(nominal_pixel_mm):

@@ -13,7 +13,6 @@ import optax
 
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
-from auxseg.models import interface
 from auxseg.scoring import pixel_counts
 from auxseg.training import augment, batching, insertion, losses
 
@@ -296,26 +295,6 @@ def eval_step(
     if outputs.class_logits is None:
         return CaseResults(*cases, counts, jnp.full(batch.labels.shape, jnp.nan))
     return CaseResults(*cases, counts, jax.nn.sigmoid(outputs.class_logits))
-
-
-def predict_step(variables, raw, *, model, window_hu, flip=False):
-    """Returns softmax probabilities float32 [N, H, W, C] of a RawBatch.
-
-    Args:
-        variables: the model's.
-        raw: input_pipeline.RawBatch.
-        model: Flax module.
-        window_hu: (low, high).
-        flip: average with those of the mirrored slices, left and right exchanged back.
-    """
-    images = interface.to_input(raw.images, window_hu)
-
-    def predict(images):
-        return jax.nn.softmax(model.apply(variables, images).mask_logits, axis=-1)
-
-    if not flip:
-        return predict(images)
-    return 0.5 * (predict(images) + interface.turn_back(predict(images[:, :, ::-1])))
 
 
 def _count(outputs, batch):

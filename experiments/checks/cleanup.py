@@ -23,10 +23,10 @@ import numpy as np
 from auxseg import datasets
 from auxseg.base import errors
 from auxseg.evaluation import score_cases
-from auxseg.prediction import segment
 from auxseg.runs import networks as run_networks
 from auxseg.runs import run_folder
 from auxseg.runs import splits as run_splits
+from auxseg.runs.masks import predict_probabilities
 from auxseg.scoring import case_scores, components, statistics
 
 PLAIN = "plain"
@@ -170,7 +170,7 @@ def _predict(network, images, flip, batch_size=8):
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-        found = segment.predict_probabilities(network, filled, flip=flip)
+        found = predict_probabilities(network, filled, flip=flip)
         parts.append(np.asarray(found)[: len(part)])
     return np.concatenate(parts)
 

@@ -85,7 +85,7 @@ def plant(subject, split, workdir, folder, fault, title):
         title: of the check that is expected.
     """
     faulty = dataclasses.replace(
-        subject, predict_fn=lambda variables, batch: fault(np.asarray(subject.predict_fn(variables, batch)))
+        subject, predict_fn=lambda batch: fault(np.asarray(subject.predict_fn(batch)))
     )
     judgement = score_cases.judge_split(faulty, split)
     page = score_cases.write(workdir, faulty, judgement, folder=folder)

@@ -9,6 +9,7 @@ from scipy import ndimage, stats
 
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES
+from auxseg.datasets.resize import resize_image
 from auxseg.evaluation import evaluate_run, score_cases
 from auxseg.runs import checkpoints, run_folder
 from auxseg.scoring import matching, operating_point, statistics
@@ -119,7 +120,7 @@ def score_run(workdir, pooled, *, flip=False):
     subject, _, _ = evaluate_run.open_run(workdir, "test", flip=flip)
     rows, crops = [], []
     for index, probabilities in score_cases.predict(subject, subject.members["test"]):
-        predictions = _decide_native(subject.dataset, index, probabilities, points)
+        predictions = _decide_all(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
         crops += _crop_nodules(subject.dataset, index, predictions[SHOWN])
     np.savez_compressed(kept(workdir, CROPS_FILE, flip), *crops)
@@ -140,29 +141,22 @@ def score_phantom(workdir, source):
         return files.read_json(path)
     subject, _, _ = evaluate_run.open_run(source, "test")
     variables, _ = checkpoints.restore_best(workdir)
-    subject = dataclasses.replace(
-        subject, variables=checkpoints.match_variables(variables, subject.variables, where=str(workdir))
-    )
+    variables = checkpoints.match_variables(variables, subject.variables, where=str(workdir))
+    predict_fn = score_cases.create_predict_fn(subject.config, variables, subject.feed.devices)
+    subject = dataclasses.replace(subject, variables=variables, predict_fn=predict_fn)
     points = {POINTS[0]: operating_point.Decision()}
     rows = []
     for index, probabilities in score_cases.predict(subject, subject.members["test"]):
-        predictions = _decide_native(subject.dataset, index, probabilities, points)
+        predictions = _decide_all(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
     run_folder.write_json(path, rows)
     return rows
 
 
-def _decide_native(dataset, index, probabilities, points):
+def _decide_all(dataset, index, probabilities, points):
     """Returns {operating point: mask uint8 [H0, W0]} of a case at the slice's own size."""
-    table, size_yx = dataset.table, tuple(dataset.table.native_size_yx[index])
-    native = score_cases.resize_probabilities(probabilities, size_yx)
     return {
-        name: operating_point.decide(
-            native,
-            point,
-            spacing_yx_mm=np.asarray(table.spacing_zyx_mm[index, 1:], float),
-            pixels_per_pixel=size_yx[1] / dataset.size_yx[1],
-        )
+        name: score_cases.decide_native(dataset, index, probabilities, point)
         for name, point in points.items()
     }
 
@@ -173,7 +167,7 @@ def _crop_nodules(dataset, index, prediction):
     reference = dataset.read_native_mask(index) == NODULE
     labels, count = ndimage.label(reference, np.ones((3, 3)))
     images, _ = dataset.read(np.array([index]))
-    image = score_cases.resize_probabilities(images[0][..., None].astype(np.float32), reference.shape)[..., 0]
+    image = resize_image(images[0], reference.shape)
     planes = np.stack([image, reference, prediction == NODULE]).astype(np.float32)
     padded = np.pad(planes, ((0, 0), (CROP_PX, CROP_PX), (CROP_PX, CROP_PX)), mode="edge")
     for y, x in ndimage.center_of_mass(reference, labels, range(1, count + 1)):

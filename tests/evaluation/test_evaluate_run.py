@@ -93,7 +93,7 @@ def test_the_mean_with_the_mirrored_slice_is_evaluated_and_tuned(workdir):
     ours = np.stack([each for _, each in score_cases.predict(flipped, members)])
     alone = np.stack([each for _, each in score_cases.predict(plain, members)])
     mirrored = dataclasses.replace(
-        plain, predict_fn=lambda v, raw: plain.predict_fn(v, raw._replace(images=raw.images[..., ::-1]))
+        plain, predict_fn=lambda raw: plain.predict_fn(raw._replace(images=raw.images[..., ::-1]))
     )
     turned = np.stack([each for _, each in score_cases.predict(mirrored, members)])[:, :, ::-1][
         ..., [0, 2, 1, 3]

@@ -184,7 +184,7 @@ def test_no_more_than_a_few_slices_are_held(tmp_path, monkeypatch):
     held = []
     stack = np.pad
     monkeypatch.setattr(
-        predict.np, "pad", lambda array, *a, **k: held.append(len(array)) or stack(array, *a, **k)
+        segment.np, "pad", lambda array, *a, **k: held.append(len(array)) or stack(array, *a, **k)
     )
     _run(tmp_path / "scan.nii.gz", tmp_path / "out", batch_size=4)
     assert held and max(held) <= 4
@@ -447,14 +447,15 @@ _SLOW_RUN = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import fake_network
-from auxseg import bundle, predict
+from auxseg.prediction import outputs, segment
+from auxseg.runs.networks import Network
 
 def forward(images):
     time.sleep(0.15)
     return fake_network.create().forward(images)
 
-network = bundle.Network("n", (56, 56), "0" * 64, "anatomy", forward)
-predict.predict({source!r}, {output!r}, [network], options=predict.Options(batch_size=1))
+network = Network("n", (56, 56), "0" * 64, "anatomy", forward)
+outputs.predict({source!r}, {output!r}, [network], options=segment.Options(batch_size=1))
 """
 
 

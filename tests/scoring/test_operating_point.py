@@ -55,7 +55,12 @@ def test_least_size_is_in_mm_where_the_spacing_is_known_and_in_pixels_elsewhere(
         (UNKNOWN, 2.0, 16),
         (UNKNOWN, 3.0, 0),
     ):
-        mask = operating_point.decide(probabilities, choice, spacing_yx_mm=spacing, pixels_per_pixel=scale)
+        mask = probabilities.argmax(-1).astype(np.uint8)
+        given = operating_point.drop_small(mask, choice, spacing_yx_mm=spacing, pixels_per_pixel=scale)
+        assert given is mask
+        if scale == 1.0:
+            decided = operating_point.decide(probabilities, choice, spacing_yx_mm=spacing)
+            np.testing.assert_array_equal(decided, mask)
         assert (mask == 3).sum() == num_pixels
         assert set(np.unique(mask)) <= {1, 3}
 

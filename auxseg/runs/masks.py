@@ -1,4 +1,4 @@
-"""From the network's probabilities to a mask of the slice's own size.
+"""From networks' probabilities to a mask of the slice's own size: prediction's way, and what evaluation scores.
 
 Probabilities are resized bilinearly and each pixel takes the most likely class. Where the network's pixels
 around a native pixel agree on the class, so does every weighted mean of them: only the borders between
@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from auxseg.base.classes import CLASS_NAMES, NODULE
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
+from auxseg.models import interface
+from auxseg.scoring import operating_point
 
 _MIXED = 255
 
@@ -36,11 +39,44 @@ class Field:
     offset_yx: tuple[int, int]
 
 
-def create_decide(field, *, probabilities):
+def predict_probabilities(network, images, *, flip):
+    """Returns a network's probabilities, float32 [N, h, w, C], perhaps still being computed.
+
+    Args:
+        network: `networks.Network`.
+        images: int16 [N, h, w] in HU, of the network's size.
+        flip: average with the mirrored images, left and right exchanged back.
+    """
+    if flip:
+        return interface.average_with_mirrored(network.probabilities, images)
+    return jnp.asarray(network.probabilities(images))
+
+
+def decide_slice(probabilities, size_yx, decision, *, spacing_yx_mm):
+    """Returns the mask that prediction hands over for one slice, uint8 [*size_yx].
+
+    Args:
+        probabilities: float32 [h, w, C], as the network gives them.
+        size_yx: rows and columns of the slice, all of which the network sees.
+        decision: operating_point.Decision.
+        spacing_yx_mm: two floats, mm between the slice's pixels; NaN where unknown.
+
+    Raises:
+        InputError: a probability is not finite.
+    """
+    field = Field(tuple(size_yx), tuple(size_yx), (0, 0))
+    decide = create_decide(field, nodule_threshold=decision.threshold, probabilities=False)
+    masks, _ = decide([jnp.asarray(probabilities)[None]])()
+    scale = size_yx[1] / probabilities.shape[1]
+    return operating_point.drop_small(masks[0], decision, spacing_yx_mm=spacing_yx_mm, pixels_per_pixel=scale)
+
+
+def create_decide(field, *, nodule_threshold=0.5, probabilities):
     """Returns a function of one batch that starts the work, and whose result finishes it.
 
     Args:
         field: `Field` of the scan's slices.
+        nodule_threshold: of `operating_point.Decision`.
         probabilities: also return the mean probabilities at the slice's size.
 
     Returns:
@@ -49,16 +85,26 @@ def create_decide(field, *, probabilities):
         It raises `InputError` where a probability is not finite.
     """
 
+    weights = np.ones(len(CLASS_NAMES), np.float32)
+    weights[NODULE] = operating_point.Decision(nodule_threshold).nodule_weight
+
     def decide(maps):
+        maps = [_weigh(each, weights) for each in maps] if weights[NODULE] != 1.0 else maps
         sizes = {one.shape[1:3] for one in maps}
         borders_only = len(sizes) == 1 and not probabilities and parallel.lies_on_host(maps[0])
         if borders_only and all(n <= p for n, p in zip(maps[0].shape[1:3], field.padded_yx)):
             total, classes, finite = _average(maps)
             return lambda: _finish_borders(total, classes, finite, field)
         masks, mean, finite = _decide_everywhere(maps, _all_weights(maps, field))
-        return lambda: _finish_everywhere(masks, mean if probabilities else None, finite)
+        return lambda: _finish_everywhere(masks, mean if probabilities else None, finite, weights)
 
     return decide
+
+
+@jax.jit
+def _weigh(probabilities, weights):
+    """Returns probabilities [N, h, w, C] times weights [C], of the same dtype."""
+    return probabilities * jnp.broadcast_to(weights, probabilities.shape).astype(probabilities.dtype)
 
 
 def _finish_borders(total, classes, finite, field):
@@ -66,9 +112,9 @@ def _finish_borders(total, classes, finite, field):
     return _decide_borders(np.asarray(total), np.asarray(classes), field), None
 
 
-def _finish_everywhere(masks, mean, finite):
+def _finish_everywhere(masks, mean, finite, weights):
     _check_finite(finite)
-    return np.asarray(masks), None if mean is None else np.asarray(mean)
+    return np.asarray(masks), None if mean is None else np.asarray(mean) / weights
 
 
 def _check_finite(finite):

@@ -6,13 +6,14 @@ import pytest
 from scipy import ndimage
 
 from auxseg.base.errors import InputError
-from auxseg.prediction import upsample
+from auxseg.runs import masks as to_mask
+from auxseg.scoring import operating_point
 
 FIELDS = {
-    "square": upsample.Field((51, 51), (51, 51), (0, 0)),
-    "stretched": upsample.Field((60, 33), (60, 64), (0, 15)),
-    "same size": upsample.Field((24, 20), (24, 20), (0, 0)),
-    "an eighth more": upsample.Field((27, 23), (27, 23), (0, 0)),
+    "square": to_mask.Field((51, 51), (51, 51), (0, 0)),
+    "stretched": to_mask.Field((60, 33), (60, 64), (0, 15)),
+    "same size": to_mask.Field((24, 20), (24, 20), (0, 0)),
+    "an eighth more": to_mask.Field((27, 23), (27, 23), (0, 0)),
 }
 
 
@@ -50,8 +51,8 @@ def _assert_same(masks, probabilities):
 def test_borders_alone_give_the_mask_of_all_pixels(name):
     field, maps = FIELDS[name], _draw()
     expected = _by_scipy(maps, field)
-    fast, nothing = upsample.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
-    full, resized = upsample.create_decide(field, probabilities=True)([jnp.asarray(maps)])()
+    fast, nothing = to_mask.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
+    full, resized = to_mask.create_decide(field, probabilities=True)([jnp.asarray(maps)])()
     assert nothing is None and fast.dtype == full.dtype == np.uint8 and fast.shape == (3, *field.size_yx)
     np.testing.assert_allclose(resized, expected, atol=2e-6)
     _assert_same(fast, expected)
@@ -61,11 +62,11 @@ def test_borders_alone_give_the_mask_of_all_pixels(name):
 
 def test_a_smaller_slice_than_the_network_averages_all_that_a_pixel_covers():
     """Shrinking is antialiased: no fast way, and stripes of one pixel become grey."""
-    field = upsample.Field((8, 8), (8, 8), (0, 0))
+    field = to_mask.Field((8, 8), (8, 8), (0, 0))
     maps = np.zeros((1, 32, 32, 4), np.float32)
     maps[:, ::2, :, 0], maps[:, 1::2, :, 1] = 0.4, 0.6
     maps[..., 2] = 0.25
-    masks, _ = upsample.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
+    masks, _ = to_mask.create_decide(field, probabilities=False)([jnp.asarray(maps)])()
     np.testing.assert_array_equal(masks, 1)
 
 
@@ -74,9 +75,9 @@ def test_networks_are_averaged_whatever_their_sizes():
     maps = [_draw(), _draw(seed=1), _draw((32, 32), seed=2)]
     for chosen in (maps[:2], maps):
         expected = np.mean([_by_scipy(one, field) for one in chosen], axis=0)
-        masks, _ = upsample.create_decide(field, probabilities=False)([jnp.asarray(one) for one in chosen])()
+        masks, _ = to_mask.create_decide(field, probabilities=False)([jnp.asarray(one) for one in chosen])()
         _assert_same(masks, expected)
-    _, mean = upsample.create_decide(field, probabilities=True)([jnp.asarray(one) for one in maps])()
+    _, mean = to_mask.create_decide(field, probabilities=True)([jnp.asarray(one) for one in maps])()
     np.testing.assert_allclose(mean, expected, atol=2e-6)
 
 
@@ -85,7 +86,7 @@ def test_networks_are_averaged_whatever_their_sizes():
 def test_probabilities_that_are_not_finite_are_refused(probabilities, value):
     maps = _draw()
     maps[1, 3, 4, 2] = value
-    finish = upsample.create_decide(FIELDS["square"], probabilities=probabilities)([jnp.asarray(maps)])
+    finish = to_mask.create_decide(FIELDS["square"], probabilities=probabilities)([jnp.asarray(maps)])
     with pytest.raises(InputError, match="not finite"):
         finish()
 
@@ -93,5 +94,37 @@ def test_probabilities_that_are_not_finite_are_refused(probabilities, value):
 def test_a_tie_goes_to_the_lower_class_in_both_ways():
     maps = jnp.full((1, 8, 8, 4), 0.25)
     for probabilities in (False, True):
-        masks, _ = upsample.create_decide(FIELDS["square"], probabilities=probabilities)([maps])()
+        masks, _ = to_mask.create_decide(FIELDS["square"], probabilities=probabilities)([maps])()
         np.testing.assert_array_equal(masks, 0)
+
+
+def test_a_threshold_weighs_the_nodule_and_leaves_the_probabilities_as_they_are():
+    maps, field = _draw(), FIELDS["square"]
+    expected = _by_scipy(maps, field)
+    weighed = expected * [1.0, 1.0, 1.0, (1 - 0.2) / 0.2]
+    for probabilities in (False, True):
+        decide = to_mask.create_decide(field, nodule_threshold=0.2, probabilities=probabilities)
+        masks, mean = decide([jnp.asarray(maps)])()
+        _assert_same(masks, weighed)
+    np.testing.assert_allclose(mean, expected, atol=2e-6)
+    assert (weighed.argmax(-1) != expected.argmax(-1)).mean() > 0.01
+
+
+def test_a_slice_is_decided_by_weight_and_least_size_in_its_own_pixels():
+    """Weighed, the 2 x 2 network pixels are 6 x 6 without the corners here: 6.38 pixels across, or 3.19 mm."""
+    probabilities = np.zeros((6, 6, 4), np.float32)
+    probabilities[..., 1] = 1.0
+    probabilities[2:4, 2:4] = (0.0, 0.6, 0.0, 0.4)
+    unknown = (np.nan, np.nan)
+    for threshold, min_mm, min_px, spacing, num_pixels in (
+        (0.5, 0.0, 0.0, (0.5, 0.5), 0),
+        (0.05, 2.0, 0.0, (0.5, 0.5), 32),
+        (0.05, 4.0, 0.0, (0.5, 0.5), 0),
+        (0.05, 4.0, 0.0, unknown, 32),
+        (0.05, 0.0, 3.0, unknown, 32),
+        (0.05, 0.0, 4.0, unknown, 0),
+    ):
+        decision = operating_point.Decision(threshold, min_mm, min_px)
+        mask = to_mask.decide_slice(probabilities, (12, 12), decision, spacing_yx_mm=spacing)
+        assert mask.dtype == np.uint8 and mask.shape == (12, 12)
+        assert (mask == 3).sum() == num_pixels
