@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +24,14 @@ class Geometry:
         spacing_xyz_mm: distance between voxel centres along each axis.
         origin_xyz_mm: LPS position of the centre of voxel (0, 0, 0).
         direction: 3x3 matrix by rows, as SimpleITK has it; column j is the LPS unit vector of axis j.
+        nifti: header of the NIfTI file it was read from, whose sform and qform its masks carry on; None of others.
     """
 
     size_xyz: tuple[int, int, int]
     spacing_xyz_mm: tuple[float, float, float]
     origin_xyz_mm: tuple[float, float, float]
     direction: tuple[float, ...] = IDENTITY
+    nifti: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def shape_zyx(self):

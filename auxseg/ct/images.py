@@ -1,6 +1,6 @@
 """CT scans from disk in millimetres and HU, in one orientation whatever the file's own.
 
-Formats: `.mhd`/`.mha`, `.nrrd`/`.nhdr`, `.nii`/`.nii.gz`, by SimpleITK. Points are in LPS, as in DICOM and
+Formats: `.mhd`/`.mha`, `.nrrd`/`.nhdr` by SimpleITK, `.nii`/`.nii.gz` by nibabel. Points are in LPS, as in DICOM and
 ITK: +x is the patient's left, +y posterior, +z superior.
 
 Canonical orientation: canonical axis x is the stored axis nearest to the patient's right-to-left line and
@@ -22,7 +22,7 @@ import tempfile
 import numpy as np
 
 from auxseg.base.errors import InputError
-from auxseg.ct import headers
+from auxseg.ct import headers, nifti
 from auxseg.ct.geometry import (
     Geometry,
     Orientation,
@@ -62,10 +62,11 @@ def read_header(path):
     path = headers.check_scan_path(path)
     if path.suffix.lower() in (".mhd", ".mha"):
         headers.check_metaimage_size(path)
-    reader = _open(path)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+    if nifti.is_nifti(path):
         headers.check_nifti_size(path)
-    stored = _stored_geometry(reader, path)
+        stored = _checked(nifti.read_geometry(path), path)
+    else:
+        stored = _checked(_itk_geometry(_open(path), path), path)
     orientation = find_orientation(stored)
     return Header(path, stored, to_canonical_geometry(stored, orientation), orientation)
 
@@ -91,14 +92,7 @@ def read_slice(path, index_z, *, header=None):
     """
     header = header or read_header(path)
     _check_slice(header, index_z)
-    axis, flipped = header.orientation.axes[2], header.orientation.flips[2]
-    size, index = list(header.stored.size_xyz), [0, 0, 0]
-    index[axis] = size[axis] - 1 - int(index_z) if flipped else int(index_z)
-    size[axis] = 1
-    reader = _open(header.path)
-    reader.SetExtractIndex(index)
-    reader.SetExtractSize(size)
-    block = to_canonical(_execute(reader, header.path), header.orientation)
+    block = _read_block(header, int(index_z), int(index_z) + 1)
     return _to_hu(block[0], header.path)
 
 
@@ -135,8 +129,7 @@ def read_volume(path, *, header=None):
         InputError: as `read_header`; the values are no HU (not finite, or beyond int16).
     """
     header = header or read_header(path)
-    stored = _execute(_open(header.path), header.path)
-    return _to_hu(to_canonical(stored, header.orientation), header.path)
+    return _to_hu(_read_block(header, 0, header.geometry.size_xyz[2]), header.path)
 
 
 def write_volume(path, volume, geometry, *, compress=True):
@@ -206,22 +199,42 @@ def _execute(reader, path):
         raise InputError(f"scan file: {path} is damaged or incomplete: {_reason(error)}") from error
 
 
+def _read_block(header, start, stop):
+    """Returns the stored values of the canonical slices start to stop, [stop - start, H, W], canonical."""
+    axis, flipped = header.orientation.axes[2], header.orientation.flips[2]
+    size, first = list(header.stored.size_xyz), [0, 0, 0]
+    first[axis] = size[axis] - stop if flipped else start
+    size[axis] = stop - start
+    if nifti.is_nifti(header.path):
+        block = nifti.read_block(header.path, first, size)
+    else:
+        reader = _open(header.path)
+        reader.SetExtractIndex(first)
+        reader.SetExtractSize(size)
+        block = _execute(reader, header.path)
+    return to_canonical(block, header.orientation)
+
+
 def _reason(error):
     """Returns the last line of an ITK message that says anything, without its C++ preamble."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].split("): ", 1)[-1][:200] if lines else "no reason given"
 
 
-def _stored_geometry(reader, path):
+def _itk_geometry(reader, path):
     size = reader.GetSize()
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         raise InputError(
             f"scan file: {path} has size {format_size(size)} with {reader.GetNumberOfComponents()} values a voxel, "
             "expected three dimensions and one value a voxel"
         )
-    geometry = Geometry(
+    return Geometry(
         tuple(int(n) for n in size), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     )
+
+
+def _checked(geometry, path):
+    """Returns a stored geometry whose numbers make sense, else raises an InputError."""
     numbers = (*geometry.spacing_xyz_mm, *geometry.origin_xyz_mm, *geometry.direction)
     if not all(map(math.isfinite, numbers)) or min(geometry.spacing_xyz_mm) <= 0:
         raise InputError(
@@ -272,40 +285,19 @@ def to_hu(array, path):
     return np.rint(array).astype(np.int16)
 
 
-def _reader(path):
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    return reader
-
-
-def value_type(path):
+def value_type(header):
     """Returns the values' type by its NumPy name, after a slope and an intercept were applied."""
-    import SimpleITK as sitk
-
-    reader = _reader(path)
-    reader.ReadImageInformation()
-    return str(sitk.GetArrayFromImage(sitk.Image([1, 1, 1], reader.GetPixelIDValue())).dtype)
+    return str(_read_block(header, 0, 1).dtype)
 
 
 def file_reader(header, path):
-    """Returns the `read` of an uncompressed file."""
-    import SimpleITK as sitk
-
-    axis, flipped = header.orientation.axes[2], header.orientation.flips[2]
+    """Returns the `read` of an uncompressed file; errors speak of `path`."""
 
     def read(start, stop):
-        size, index = list(header.stored.size_xyz), [0, 0, 0]
-        index[axis] = size[axis] - stop if flipped else start
-        size[axis] = stop - start
-        reader = _reader(header.path)
-        reader.SetExtractIndex([int(n) for n in index])
-        reader.SetExtractSize([int(n) for n in size])
         try:
-            block = sitk.GetArrayFromImage(reader.Execute())
-        except RuntimeError as error:
+            block = _read_block(header, int(start), int(stop))
+        except InputError as error:
             raise InputError(f"scan: {path} is damaged or truncated; copy or export it again") from error
-        return np.ascontiguousarray(to_hu(to_canonical(block, header.orientation), path))
+        return np.ascontiguousarray(to_hu(block, path))
 
     return read

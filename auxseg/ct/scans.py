@@ -17,7 +17,7 @@ import numpy as np
 
 from auxseg.base import progress
 from auxseg.base.errors import InputError
-from auxseg.ct import archive, dicom, dicom_volume, headers, inflate
+from auxseg.ct import archive, dicom, dicom_volume, headers, inflate, nifti
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import Geometry, Orientation, find_orientation, to_canonical, to_canonical_geometry
 from auxseg.ct.images import file_reader, read_header, to_hu, value_type
@@ -352,12 +352,12 @@ def _open_file(source, scratch):
     plain = inflate.inflate(source.path, scratch)
     with _named(plain, source.path):
         header = read_header(plain)
-        dtype = value_type(plain)
+        dtype = value_type(header)
         headers.check_nifti(plain)
     read = file_reader(header, source.path)
     name = source.path.name.lower()
     kind = "NIfTI" if ".nii" in name else "NRRD" if name.endswith((".nrrd", ".nhdr")) else "MetaImage"
-    findings = _oblique(header.geometry)
+    findings = (*_oblique(header.geometry), *(nifti.list_findings(header.stored) if kind == "NIfTI" else ()))
     grid = (header.stored, header.geometry, header.orientation)
     return Scan(source.name, source.path, kind, *grid, dtype, True, read, findings)
 

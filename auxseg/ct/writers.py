@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import pathlib
-import struct
 import zlib
 
 import numpy as np
 
 from auxseg.base import files
 from auxseg.base.errors import InputError, check_choice
+from auxseg.ct import nifti
 from auxseg.ct.geometry import Geometry, from_canonical, index_to_mm
 
 VOLUME_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "npz")
@@ -26,7 +26,8 @@ def crop_geometry(scan, start, stop):
     first[axis] = size[axis] - stop if flipped else start
     size[axis] = stop - start
     origin = tuple(float(v) for v in index_to_mm(scan.stored, first))
-    return Geometry(tuple(size), scan.stored.spacing_xyz_mm, origin, scan.stored.direction)
+    header = nifti.crop(scan.stored.nifti, first)
+    return Geometry(tuple(size), scan.stored.spacing_xyz_mm, origin, scan.stored.direction, header)
 
 
 def check_format(name, scan):
@@ -45,7 +46,7 @@ def check_format(name, scan):
             import highdicom  # noqa: F401
         except ImportError as error:
             raise InputError("--format=dicom-seg: needs highdicom: pip install highdicom") from error
-    elif name.startswith("nii") and not is_orthogonal(scan.stored):
+    elif name.startswith("nii") and scan.stored.nifti is None and not is_orthogonal(scan.stored):
         raise InputError(
             f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI "
             "readers refuse; use "
@@ -88,47 +89,9 @@ def _gzip(file):
 
 def _write_nifti(file, slices, geometry, dtype, compressed):
     with _gzip(file) if compressed else contextlib.nullcontext(file) as stream:
-        stream.write(nifti_header(geometry, dtype))
+        stream.write(nifti.create_header(geometry, dtype))
         for one in slices:
             stream.write(one.tobytes())
-
-
-def nifti_header(geometry, dtype):
-    """Returns the 352 bytes before the voxels of a NIfTI-1 file, with q-form and s-form (RAS, "
-    "millimetres)."""
-    to_ras = np.diag([-1.0, -1.0, 1.0])
-    matrix = to_ras @ np.reshape(geometry.direction, (3, 3))
-    origin = to_ras @ np.asarray(geometry.origin_xyz_mm)
-    qfac = -1.0 if np.linalg.det(matrix) < 0 else 1.0
-    b, c, d = _quaternion(matrix * [1.0, 1.0, qfac])
-    affine = np.hstack([matrix * geometry.spacing_xyz_mm, origin[:, None]])
-    code, bits = {"uint8": (2, 8), "float32": (16, 32)}[dtype]
-    head = bytearray(352)
-    struct.pack_into("<i", head, 0, 348)
-    struct.pack_into("<8h", head, 40, 3, *geometry.size_xyz, 1, 1, 1, 1)
-    struct.pack_into("<2h", head, 70, code, bits)
-    struct.pack_into("<8f", head, 76, qfac, *geometry.spacing_xyz_mm, 0, 0, 0, 0)
-    struct.pack_into("<3f", head, 108, 352.0, 1.0, 0.0)
-    struct.pack_into("<B", head, 123, 2)
-    struct.pack_into("<2h", head, 252, 1, 1)
-    struct.pack_into("<6f", head, 256, b, c, d, *origin)
-    struct.pack_into("<12f", head, 280, *affine.ravel())
-    head[344:348] = b"n+1\0"
-    return bytes(head)
-
-
-def _quaternion(rotation):
-    """Returns (b, c, d) of the unit quaternion of a rotation, with a >= 0, as NIfTI wants it."""
-    symmetric = np.array([
-        [rotation[0, 0] - rotation[1, 1] - rotation[2, 2], 0, 0, 0],
-        [rotation[0, 1] + rotation[1, 0], rotation[1, 1] - rotation[0, 0] - rotation[2, 2], 0, 0],
-        [rotation[0, 2] + rotation[2, 0], rotation[1, 2] + rotation[2, 1],
-         rotation[2, 2] - rotation[0, 0] - rotation[1, 1], 0],
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1],
-         np.trace(rotation)],
-    ])  # fmt: skip
-    vector = np.linalg.eigh(symmetric / 3.0)[1][:, -1]
-    return vector[:3] if vector[3] >= 0 else -vector[:3]
 
 
 def _write_nrrd(file, slices, geometry, dtype):

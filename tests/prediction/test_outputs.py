@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from auxseg.base import classes
 from auxseg.base.errors import InputError
-from auxseg.ct import writers
+from auxseg.ct import nifti, writers
 from auxseg.ct.geometry import Geometry
 from auxseg.prediction import overlay, pages
 
@@ -44,7 +44,7 @@ def test_both_forms_of_a_nifti_say_the_same():
     """Readers take either the q-form or the s-form."""
     for matrix in Rotation.random(20, rng=np.random.default_rng(1)).as_matrix():
         for sign in (1.0, -1.0):
-            head = writers.nifti_header(_geometry(matrix * [1, 1, sign]), "uint8")
+            head = nifti.create_header(_geometry(matrix * [1, 1, sign]), "uint8")
             qfac, *spacing = struct.unpack_from("<4f", head, 76)
             b, c, d = struct.unpack_from("<3f", head, 256)
             rotation = Rotation.from_quat([b, c, d, np.sqrt(max(0.0, 1 - b * b - c * c - d * d))]).as_matrix()
