@@ -14,8 +14,6 @@ from scipy import ndimage
 from auxseg.base.errors import InputError
 
 ERROR, WARNING, INFO = "error", "warning", "info"
-AIR_HU = -1024
-"""What fills pixels outside a scanner's field of view."""
 _LUNG_HU = (-980, -320)
 _BODY_HU = -320
 _COARSE_MM = 3.0

@@ -17,8 +17,9 @@ import warnings
 
 import numpy as np
 
+from auxseg.base.classes import AIR_HU
 from auxseg.base.errors import InputError
-from auxseg.ct.checks import AIR_HU, ERROR, INFO, WARNING, Finding
+from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 
 MAX_HU, MIN_HU = 3071, AIR_HU
 """Range that HU are clipped to: 12 bits, as the scanners give them."""

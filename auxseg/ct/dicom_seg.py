@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES, COLOURS
+from auxseg.base.classes import CLASS_NAMES, COLOURS, to_rgb
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry
 
@@ -118,7 +118,7 @@ def _segment_descriptions(model_name):
             anatomic_regions=[region],
             tracking_uid=highdicom.UID(),
             tracking_id=label,
-            display_color=highdicom.color.CIELabColor.from_rgb(*COLOURS[CLASS_NAMES[number]]),
+            display_color=highdicom.color.CIELabColor.from_rgb(*to_rgb(COLOURS[CLASS_NAMES[number]])),
         )
         if side is not None:
             modifier = highdicom.sr.CodedConcept.from_code(side)

@@ -30,6 +30,7 @@ import numpy as np
 from auxseg.base import npz
 from auxseg.base.classes import CLASS_NAMES, LEFT, RIGHT
 from auxseg.base.errors import InputError
+from auxseg.ct import checks
 from auxseg.datasets import resize
 from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.datasets.labels import (
@@ -239,13 +240,12 @@ def _mapping(source, values, labels, path):
 
 
 def _checked_image(source, index):
-    image = source.image(index)
+    """Returns an image of the source, float or int [H, W], whose values are HU as those of a scan must be."""
+    image, where = source.image(index), source.where(index)
     low, high = image.min(), image.max()
-    if not (-32768 <= low <= -200 and high <= 32767):  # also False for NaN
-        raise InputError(
-            f"image values: got {low} to {high}, expected HU (air near -1000, within int16), "
-            f"in {source.where(index)}"
-        )
+    if not (-32768 <= low and high <= 32767):  # also False for NaN
+        raise InputError(f"image values: got {low} to {high}, expected HU within int16, in {where}")
+    checks.raise_errors(checks.check_values(np.rint(image).astype(np.int16)[None], image.dtype), where)
     return image
 
 

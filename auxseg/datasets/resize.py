@@ -15,11 +15,9 @@ import functools
 import numpy as np
 import scipy.sparse
 
-from auxseg.base.classes import NODULE
+from auxseg.base.classes import AIR_HU, NODULE
 from auxseg.datasets import labels
 
-AIR_HU = -1024
-"""The least HU that means anything: scanners write lower numbers outside the field of view."""
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 

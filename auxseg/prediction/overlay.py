@@ -7,7 +7,7 @@ import io
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES, COLOURS
+from auxseg.base.classes import CLASS_NAMES, COLOURS, to_rgb
 
 PICTURE_WINDOW_HU = (-1350.0, 150.0)
 """A radiologist's lung window (width 1500, level -600); for pictures only."""
@@ -36,7 +36,7 @@ def encode_overlay(mask):
 
     image = _shrink(Image.fromarray(np.ascontiguousarray(mask), "L"), nearest=True)
     image = Image.frombytes("P", image.size, image.tobytes())
-    image.putpalette([0, 0, 0, *(v for name in CLASS_NAMES[1:] for v in COLOURS[name])])
+    image.putpalette([0, 0, 0, *(v for name in CLASS_NAMES[1:] for v in to_rgb(COLOURS[name]))])
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=bytes([0, 255, 255, 255]), bits=2)
     return buffer.getvalue()

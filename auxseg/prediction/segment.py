@@ -10,12 +10,12 @@ import tempfile
 import numpy as np
 
 from auxseg.base import progress
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import AIR_HU, CLASS_NAMES
 from auxseg.base.errors import InputError
 from auxseg.ct import checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
-from auxseg.datasets.resize import AIR_HU, resize_image
+from auxseg.datasets.resize import resize_image
 from auxseg.prediction import measure, overlay
 from auxseg.prediction.measure import LEFT, RIGHT
 from auxseg.runs.masks import Field, create_decide, predict_probabilities

@@ -14,13 +14,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR
 from auxseg.report import tables
 from auxseg.scoring import calibration, case_scores, statistics
 
-COLORS = {"left_lung": "#d6303a", "right_lung": "#1f9d55", "nodule": "#2563eb"}
-"""The paper's: left lung red, right lung green, nodule blue; where the masks differ, yellow."""
-DISAGREEMENT = "#f5c400"
 MARKERS = {"left_lung": "o", "right_lung": "s", "nodule": "^"}
 INK, GRID = "#1f2933", "#d9dee3"
 DPI = 110
@@ -83,7 +80,7 @@ def draw_curves(epochs):
         axes[0, 2].plot(
             x,
             values,
-            color=COLORS[name],
+            color=COLOURS[name],
             linewidth=1.4,
             marker=MARKERS[name],
             markersize=3,
@@ -98,7 +95,7 @@ def draw_curves(epochs):
         else 0
     )
     for panel in axes.flat:
-        panel.axvline(x[best], color=DISAGREEMENT, linewidth=1.5, zorder=0)
+        panel.axvline(x[best], color=DIFFERENCE_COLOUR, linewidth=1.5, zorder=0)
     axes[0, 0].text(x[best], axes[0, 0].get_ylim()[1], f" best: {x[best]}", fontsize=8, va="top", color=INK)
     return _whole_epochs(figure)
 
@@ -142,12 +139,12 @@ def draw_dice(evaluation):
             at + jitter[there & ~missed],
             values[there & ~missed],
             s=14,
-            color=COLORS[name],
+            color=COLOURS[name],
             alpha=0.55,
             marker=MARKERS[name],
             linewidths=0,
         )
-        panel.scatter(at + jitter[missed], values[missed], s=30, color=COLORS[name], marker="x")
+        panel.scatter(at + jitter[missed], values[missed], s=30, color=COLOURS[name], marker="x")
         interval = statistics.bootstrap_mean(values, owners)
         if interval.num_cases:
             panel.plot([at + 0.33] * 2, [interval.low, interval.high], color=INK, linewidth=2)
@@ -167,7 +164,7 @@ def draw_lungs_against_nodules(evaluation):
         return None
     figure, axes = create_axes((4.8, 3.6))
     panel = axes[0, 0]
-    panel.scatter(lungs, nodules, s=22, color=COLORS["nodule"], alpha=0.65, linewidths=0)
+    panel.scatter(lungs, nodules, s=22, color=COLOURS["nodule"], alpha=0.65, linewidths=0)
     r = statistics.correlation(lungs, nodules)
     panel.set_ylim(-0.03, 1.03)
     panel.set_xlim(min(0.8, lungs.min() - 0.01), 1.0)
@@ -199,8 +196,8 @@ def draw_bland_altman(evaluation, name):
 def _draw_agreement(panel, reference, predicted, name, unit):
     difference, mean = predicted - reference, (predicted + reference) / 2
     missed = predicted == 0
-    panel.scatter(mean[~missed], difference[~missed], s=18, color=COLORS[name], alpha=0.6, linewidths=0)
-    panel.scatter(mean[missed], difference[missed], s=30, color=COLORS[name], marker="x")
+    panel.scatter(mean[~missed], difference[~missed], s=18, color=COLOURS[name], alpha=0.6, linewidths=0)
+    panel.scatter(mean[missed], difference[missed], s=30, color=COLOURS[name], marker="x")
     agreement = statistics.bland_altman(difference)
     lines = (
         (agreement.bias, agreement.bias_interval, "-"),
@@ -263,7 +260,7 @@ def draw_shifts(evaluation):
     panel.axvline(0, color=INK, linewidth=0.8)
     panel.scatter(shifts[1], shifts[0], s=18, color="#6b46c1", alpha=0.5, linewidths=0)
     panel.plot(
-        *np.median(shifts, axis=1)[::-1], "+", color=COLORS["left_lung"], markersize=16, markeredgewidth=2.5
+        *np.median(shifts, axis=1)[::-1], "+", color=COLOURS["left_lung"], markersize=16, markeredgewidth=2.5
     )
     panel.set_xlim(-reach, reach)
     panel.set_ylim(reach, -reach)
@@ -279,7 +276,7 @@ def draw_reliability(evaluation):
     figure, axes = create_axes((8.6, 3.6), columns=2)
     curves = [("predicted class", INK, "D", evaluation.calibration[-1])]
     curves += [
-        (tables.TITLES[name], COLORS[name], MARKERS[name], evaluation.calibration[CLASS_NAMES.index(name)])
+        (tables.TITLES[name], COLOURS[name], MARKERS[name], evaluation.calibration[CLASS_NAMES.index(name)])
         for name in case_scores.FOREGROUND
     ]
     for title, color, marker, bins in curves:
@@ -310,7 +307,7 @@ def draw_objects(evaluation):
         return None
     figure, axes = create_axes((5.6, 3.2))
     panel = axes[0, 0]
-    colors = {"found": "#2563eb", "missed": "#9aa5b1", "false": DISAGREEMENT}
+    colors = {"found": "#2563eb", "missed": "#9aa5b1", "false": DIFFERENCE_COLOUR}
     for offset, (kind, color) in zip((-0.27, 0, 0.27), colors.items(), strict=True):
         bars = panel.bar(
             [i + offset for i in range(len(table))],
@@ -353,7 +350,7 @@ def draw_panels(cases):
 
 def _draw_case(row, case):
     window = {"cmap": "gray", "vmin": case.window_hu[0], "vmax": case.window_hu[1]}
-    palette = ListedColormap(["#000000", *(COLORS[name] for name in case_scores.FOREGROUND)])
+    palette = ListedColormap(["#000000", *(COLOURS[name] for name in case_scores.FOREGROUND)])
     row[0].imshow(case.image, **window)
     row[0].set_ylabel(shorten(case.case_id), fontsize=8, color=INK)
     for panel, mask in ((row[1], case.reference), (row[2], case.prediction)):
@@ -377,7 +374,7 @@ def shorten(case_id, length=28):
 def overlay(reference, prediction, *, alpha=0.45):
     """Returns float [H, W, 4], RGBA: the prediction in the paper's colours, yellow where it is wrong."""
     colors = np.zeros((len(CLASS_NAMES) + 1, 4))
-    for index, value in [*enumerate(COLORS.values(), start=1), (len(CLASS_NAMES), DISAGREEMENT)]:
+    for index, value in [*enumerate(COLOURS.values(), start=1), (len(CLASS_NAMES), DIFFERENCE_COLOUR)]:
         colors[index] = [*(int(value[i : i + 2], 16) / 255 for i in (1, 3, 5)), alpha]
     colors[-1, 3] = 0.9
     return colors[np.where(reference != prediction, len(CLASS_NAMES), prediction)]
@@ -409,7 +406,7 @@ def _draw_heat(panel, explanation, title, heat):
     if heat is not None:
         panel.imshow(heat, cmap="inferno", alpha=0.8 * heat, vmin=0, vmax=1)
     if np.any(explanation.target):
-        color = COLORS.get(explanation.class_name, "#ffffff")
+        color = COLOURS.get(explanation.class_name, "#ffffff")
         panel.contour(explanation.target, [0.5], colors=[color], linewidths=0.9)
     panel.set_title(title, fontsize=9, color=INK)
     panel.set_xticks([])

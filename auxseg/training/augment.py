@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-AIR_HU = -1000.0
+from auxseg.base.classes import AIR_HU
 
 
 class Ranges(NamedTuple):

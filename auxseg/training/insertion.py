@@ -31,7 +31,7 @@ SITES = ("parenchyma", "vessel", "pleura")
 _STREAM = 1  # of a case's key, so that equal seeds do not give insertion and augmentation the same numbers
 _VESSEL_HU = -650.0  # of a mean over 3x3 pixels inside a lung; parenchyma is near -850
 _CROWDED_HU = -500.0  # of a mean over 9x9 pixels: large vessels, the hilum
-_AIR_HU, _TISSUE_HU = -850.0, 30.0
+_PARENCHYMA_HU, _TISSUE_HU = -850.0, 30.0
 _FAINT_MM = 4.0  # the scale on which a nodule outgrows the thickness of a slice, which dims it
 _LEAST_HAZY_MM = 6.0  # below which every nodule is solid
 
@@ -308,7 +308,7 @@ def _paint(key, canvas, lung, distance, core, diameter_mm, pixel_mm, plan):
     hazy = _share(distance, jnp.sqrt(width**2 + (1.2 / pixel_mm) ** 2))
     # Ground glass veils what is there: vessels show through it, and it is as mottled as lung is.
     smooth = _box_mean(image, 3)
-    dark = jnp.clip((_TISSUE_HU - smooth) / (_TISSUE_HU - _AIR_HU), 0.0, 1.0)
+    dark = jnp.clip((_TISSUE_HU - smooth) / (_TISSUE_HU - _PARENCHYMA_HU), 0.0, 1.0)
     glass = image + hazy * dark * (340.0 + 60.0 * soft + 1.5 * _box_mean(noise, 5))
     full = _mix(image, _share(distance, width) * faint, _TISSUE_HU + 35.0 * hard, noise)
     part = _mix(glass, jnp.minimum(_share(core, width), hazy), _TISSUE_HU + 25.0 * hard, noise)
@@ -329,7 +329,7 @@ def _mix(image, share, hu, noise):
 
 def _box_mean(image, side):
     """Returns the mean over side x side pixels, float32 [H, W]; beyond the image there is air."""
-    return _box_sum(_box_sum(image - _AIR_HU, (side, 1)), (1, side)) / side**2 + _AIR_HU
+    return _box_sum(_box_sum(image - _PARENCHYMA_HU, (side, 1)), (1, side)) / side**2 + _PARENCHYMA_HU
 
 
 def _box_sum(image, window_yx):

@@ -18,6 +18,7 @@ import sys
 import numpy as np
 
 from auxseg.base import command, files
+from auxseg.base.classes import COLOURS
 from auxseg.base.errors import InputError
 from auxseg.report import html, tables
 from auxseg.report.markup import Markup, element, interval, join, number, table
@@ -80,18 +81,18 @@ def draw(result):
             values = [row[f"{name}_{key}"] for row in result["runs"] if row["arm"] == arm]
             place = at + (i - (len(arms) - 1) / 2) * 0.8 / max(len(arms), 1)
             axes[0, 0].plot(
-                [place] * len(values), values, figures.MARKERS[name], color=figures.COLORS[name], alpha=0.7
+                [place] * len(values), values, figures.MARKERS[name], color=COLOURS[name], alpha=0.7
             )
             axes[0, 0].plot(place, np.mean(values), "_", color=figures.INK, markersize=14)
     axes[0, 0].set_xticks(range(len(names)), [tables.TITLES[name] for name in names])
     figures.label(axes[0, 0], "", SCORES[key], "Mean of each run; arms from left to right as in the table")
     for i, row in enumerate(reversed(rows)):
-        axes[0, 1].plot([row["low"], row["high"]], [i, i], color=figures.COLORS[row["class"]], linewidth=2)
+        axes[0, 1].plot([row["low"], row["high"]], [i, i], color=COLOURS[row["class"]], linewidth=2)
         axes[0, 1].plot(
             row["difference"],
             i,
             "D" if row["supported"] else "o",
-            color=figures.COLORS[row["class"]],
+            color=COLOURS[row["class"]],
             markerfacecolor=None if row["supported"] else "white",
         )
     labels = [

@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from auxseg.base import command
+from auxseg.base.classes import COLOURS
 from auxseg.base.errors import InputError
 from auxseg.base.files import read_csv, read_json, write_bytes, write_csv, write_json
 from auxseg.ct import images
@@ -359,7 +360,7 @@ def draw(areas):
     for panel, (arm, (reference, predicted)) in zip(axes[0], areas.items(), strict=True):
         agreement = statistics.bland_altman(predicted - reference)
         panel.axvspan(*FIG_12_MEAN_PX, color=figures.INK, alpha=0.06)
-        panel.plot((reference + predicted) / 2, predicted - reference, ".", color=figures.COLORS["nodule"])
+        panel.plot((reference + predicted) / 2, predicted - reference, ".", color=COLOURS["nodule"])
         for height in (agreement.bias, agreement.lower_limit, agreement.upper_limit):
             if np.isfinite(height):
                 panel.axhline(height, color=figures.INK, linewidth=1)

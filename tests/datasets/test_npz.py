@@ -124,9 +124,11 @@ def test_swapped_sides_are_refused_and_a_few_are_noted(folder):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.random.default_rng(0).random((64, 64)), "expected HU"),
+        (np.random.default_rng(0).random((64, 64)), r"scaled to \[0, 1\]"),
+        (np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8), "8-bit image"),
+        (np.random.default_rng(0).normal(-160, 200, (64, 64)).clip(-160, 240), "already windowed"),
         (np.full((64, 64), np.nan), "expected HU"),
-        (np.full((64, 32), -900), r"image \(64, 32\) and mask \(64, 64\) differ in shape"),
+        (make_slice()[0][:, :32], r"image \(64, 32\) and mask \(64, 64\) differ in shape"),
     ],
 )
 def test_images_that_are_no_hu_are_refused_when_read(folder, image, message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auxseg.base.classes import CLASS_NAMES, NODULE
+from auxseg.base.classes import AIR_HU, CLASS_NAMES, NODULE
 from auxseg.datasets import resize
 
 
@@ -13,7 +13,7 @@ from auxseg.datasets import resize
 )
 def test_image_is_pillows_antialiased_bilinear(shape, size_yx):
     image = np.random.default_rng(0).normal(-300, 200, shape).astype(np.float32)
-    image = np.maximum(image, resize.AIR_HU)
+    image = np.maximum(image, AIR_HU)
     expected = np.asarray(Image.fromarray(image).resize(size_yx[::-1], Image.Resampling.BILINEAR))
     resized = resize.resize_image(image, size_yx)
     assert resized.dtype == np.int16

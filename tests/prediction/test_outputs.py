@@ -91,7 +91,11 @@ def test_overlay_colours(tmp_path):
     image = np.asarray(Image.open(io.BytesIO(overlay.encode_overlay(mask))).convert("RGBA"))
     assert (image[..., 3] == np.where(mask, 255, 0)).all()
     for value, colour in enumerate(classes.COLOURS.values(), start=1):
-        assert tuple(image[mask == value][0][:3]) == colour
+        assert tuple(image[mask == value][0][:3]) == classes.to_rgb(colour)
+
+
+def test_a_colour_by_hand():
+    assert classes.to_rgb("#0a10ff") == (10, 16, 255)
 
 
 def test_pictures_are_no_larger_than_needed():
