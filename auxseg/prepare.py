@@ -148,7 +148,7 @@ def write_npz(data_dir, settings):
             _write_index(partial / "index.csv", rows)
             for file in [*partial.glob("*.json"), *partial.glob(".*")]:
                 file.unlink()
-            _replace_folder(partial, output)
+            files.replace_folder(partial, output)
         except layout.BadScansError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -158,15 +158,6 @@ def write_npz(data_dir, settings):
         f"{len(rows)} slices of {len({row['series_uid'] for row in rows})} scans in {output}",
         f"Train on them with --config.data.name=npz --config.data.dir={output}",
     ]
-
-
-def _replace_folder(new, target):
-    """Puts a finished folder in its place; a former one is moved aside first and then removed."""
-    old = pathlib.Path(f"{new}-old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_output(output):

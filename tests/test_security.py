@@ -18,7 +18,7 @@ import pytest
 import tensorstore
 import test_checkpoints
 
-from auxseg.base import npz
+from auxseg.base import files, npz
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import records
 from auxseg.datasets.npz import read_npz
@@ -153,7 +153,7 @@ def test_a_checkpoint_that_claims_terabytes_is_refused(tmp_path):
                "fill_value": 0.0, "order": "C", "filters": None}  # fmt: skip
     spec = {"driver": "zarr", "kvstore": store, "metadata": claimed}
     tensorstore.open(spec, create=True, delete_existing=True).result()
-    run_folder.write_json(
+    files.write_json(
         tmp_path / "checkpoints/best-5.sha256.json", checkpoints._checksums(tmp_path / "checkpoints/best/5")
     )
     with pytest.raises(

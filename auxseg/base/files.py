@@ -1,4 +1,8 @@
-"""Files written whole and read strictly: text, JSON, CSV, locks."""
+"""Files written whole and read strictly: text, JSON, CSV; folders put in their place; locks.
+
+What is written lies beside its place, as `.NAME.PID.part`, until all of it is on the disk; then it is moved there.
+What fails leaves nothing behind. What cannot be read or written is an `InputError` of one line.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,14 @@ import json
 import math
 import os
 import pathlib
+import shutil
 
 import numpy as np
 
 from auxseg.base.errors import InputError
+
+AGAIN = "restore it, or write it again"
+"""What to do about a damaged file, where nothing better is known."""
 
 
 def default_cache_dir():
@@ -23,61 +31,116 @@ def default_cache_dir():
 
 @contextlib.contextmanager
 def write_whole(path):
-    """Yields a binary file that takes its place at `path` only when all was written."""
+    """Yields a binary file that takes its place at `path` when all was written; the folder is made.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}); check the folder and the disk") from error
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path, text):
-    """Writes a text file whole or not at all; `path` is a pathlib.Path, its folder is made.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    write_bytes(path, text.encode("utf-8"))
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_bytes(path, content):
-    """Writes a file whole or not at all; see `write_text`."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.part")
+    """Writes a file as `write_whole`."""
+    with write_whole(path) as file:
+        file.write(content)
+
+
+def write_text(path, text):
+    """Writes a text file in UTF-8 as `write_whole`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def replace_folder(new, target):
+    """Puts a finished folder in its place, all of it on the disk; a former one there is removed.
+
+    Raises:
+        InputError: it cannot be moved.
+    """
+    new, target = pathlib.Path(new), pathlib.Path(target)
+    old = new.with_name(f"{new.name}-old")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        for path in (new, *new.rglob("*")):
+            _flush(path)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); check the folder and the disk"
-        ) from error
+        raise InputError(f"{target}: cannot be written ({error.strerror}); check the disk") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def write_csv(path, rows):
-    """Writes mappings (their keys may differ) as CSV, empty where there is no value; [] writes nothing."""
+def _flush(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_csv(path, rows, *, digits=None):
+    """Writes mappings (their keys may differ) as CSV, empty where there is no value; [] writes nothing.
+
+    Args:
+        path: of the file.
+        rows: mappings.
+        digits: of floats, for tables that people read; None: all, so that they come back as they were.
+    """
     if not rows:
         return
     text = io.StringIO()
     names = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: format_cell(value, digits=digits) for key, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
 
 
-def _cell(value):
+def format_cell(value, *, digits=None):
+    """Returns a value as a table has it: '' where it is None or not finite; floats as `write_csv` says."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return repr(float(value)) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    if digits is None:
+        return repr(float(value))
+    return np.format_float_positional(value, precision=digits, fractional=False, trim="-")
+
+
+def read_cells(path, *, hint=AGAIN):
+    """Returns the rows of a CSV file as {column: text}.
+
+    Args:
+        path: of the file.
+        hint: what to do where it is damaged.
+
+    Raises:
+        InputError: no such file, no CSV, or a line with another number of cells than the header.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); {hint}") from error
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise InputError(
+                f"{path}, line {number}: got another number of cells than the header has; {hint}"
+            )
+    return rows
 
 
 def read_csv(path):
@@ -86,19 +149,9 @@ def read_csv(path):
     `case_id`, `patient` and `series_uid` stay str, even where they look like numbers.
 
     Raises:
-        InputError: no such file, or a line with another number of cells.
+        InputError: as `read_cells`.
     """
-    path = pathlib.Path(path)
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}); evaluate the run again") from error
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise InputError(
-                f"{path}, line {number}: got another number of cells than the header has; evaluate again"
-            )
+    rows = read_cells(path, hint="evaluate the run again")
     return [{key: _parse(key, cell) for key, cell in row.items()} for row in rows]
 
 
@@ -125,8 +178,62 @@ def to_json(value):
 
 
 def write_json(path, value):
-    """Writes strict, indented JSON, whole or not at all."""
+    """Writes strict, indented JSON as `write_whole`; see `to_json`."""
     write_text(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path, *, hint=AGAIN):
+    """Returns the JSON value of a file.
+
+    Args:
+        path: of the file.
+        hint: what to do where it is missing or damaged.
+
+    Raises:
+        InputError: no such file, or no JSON.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {hint}") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); {hint}") from error
+
+
+def read_object(path, *, hint=AGAIN):
+    """Returns the JSON object of a file, a dict; arguments and errors are those of `read_json`."""
+    value = read_json(path, hint=hint)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: got a JSON {type(value).__name__}, expected an object; {hint}")
+    return value
+
+
+def append_row(path, row):
+    """Appends one JSON line; a half-written last line is dropped by `read_rows`."""
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(row, allow_nan=False) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_rows(path):
+    """Returns the rows of a JSON-lines file; [] without one.
+
+    Raises:
+        InputError: it cannot be read, or a line is no JSON object.
+    """
+    rows = []
+    try:
+        for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+                if not isinstance(rows[-1], dict):
+                    raise ValueError(f"got {line.strip()[:40]}, expected an object")
+    except FileNotFoundError:
+        return []
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON lines ({error}); restore it") from error
+    return rows
 
 
 @contextlib.contextmanager
@@ -157,35 +264,3 @@ def locked(workdir):
                 f"workdir {path}: another process is working in it; wait for it, or give --workdir=DIR"
             ) from error
         yield path
-
-
-def read_json(path):
-    """Returns the JSON value of a file.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; is {path.parent} the workdir of a run?") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({error}); restore it, or start a new run"
-        ) from error
-
-
-def append_row(path, row):
-    """Appends one JSON line; a half-written last line is dropped by `read_rows`."""
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row, allow_nan=False) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def read_rows(path):
-    """Returns the rows of a JSON-lines file; [] without one."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -27,7 +27,7 @@ import zlib
 
 import numpy as np
 
-from auxseg.base import npz
+from auxseg.base import files, npz
 from auxseg.base.classes import CLASS_NAMES, LEFT, RIGHT
 from auxseg.base.errors import InputError
 from auxseg.ct import checks
@@ -78,16 +78,8 @@ def read_npz(path, *, size_yx, labels="anatomy"):
 
 def write_case(path, image_hu, mask):
     """Writes one slice as `.npz`, whole or not at all: int16 [H, W] in HU, uint8 [H, W] class indices."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, image=image_hu.astype(np.int16), mask=mask.astype(np.uint8))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.write_whole(path) as file:
+        np.savez_compressed(file, image=image_hu.astype(np.int16), mask=mask.astype(np.uint8))
 
 
 class _Folder:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 
 import numpy as np
 
-from auxseg.base import progress
+from auxseg.base import files, progress
 from auxseg.base.errors import InputError
 from auxseg.ct import images
 from auxseg.datasets import resize
@@ -69,13 +68,11 @@ def _file(dataset, paths, num_slices, cache_dir):
 
 def _write(file, dataset, paths, num_slices):
     """Writes int16 [cases, H, W, num_slices], whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     shape = (len(dataset), *dataset.size_yx, num_slices)
     table = dataset.table
     scans = sorted(set(table.series_uid.tolist()))
-    try:
-        slabs = np.lib.format.open_memmap(temporary, "w+", np.int16, shape)
+    with files.write_whole(file) as written:
+        slabs = np.lib.format.open_memmap(written.name, "w+", np.int16, shape)
         for uid in progress.track(scans, total=len(scans), label="Preparing slabs", unit="scan"):
             rows = np.flatnonzero(table.series_uid == uid)
             for row, slab in zip(
@@ -84,9 +81,6 @@ def _write(file, dataset, paths, num_slices):
                 for place, image in enumerate(slab):
                     slabs[row, ..., place] = resize.resize_image(image, dataset.size_yx)
         slabs.flush()
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_slabs(path, indices, num_slices):

@@ -185,7 +185,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         "parameters": state.count_values(variables),
         "scores": {split: _summarise_decided(results[split], judgements[split], tuned) for split in names},
     }
-    run_folder.write_json(workdir / "summary.json", summary)
+    files.write_json(workdir / "summary.json", summary)
     if not config.eval.num_panels:
         return summary
     return summary | {

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from auxseg.base import files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.runs import networks, onnx_graph, run_folder
 from auxseg.scoring import operating_point
@@ -62,9 +63,7 @@ def export(workdir, kind, output, *, images, checked_on):
             shutil.copy(chosen, part)  # for `predict --tuned`
         write_bundle(part, trained, kind)
         about = check_bundle(part, trained, images, checked_on)
-        if output.exists():
-            shutil.rmtree(output)
-        part.rename(output)
+        files.replace_folder(part, output)
     return about
 
 

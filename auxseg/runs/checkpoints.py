@@ -23,8 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.runs import run_folder
 from auxseg.runs.state import TrainState
 
 LATEST, BEST = "latest", "best"
@@ -123,7 +123,7 @@ def _save(workdir, kind, step, variables, progress, training=None):
         _remove_leftovers(folder, kind)
         _remove(folder, kind, step)
         kept = _write(folder, kind, step, items)
-        run_folder.write_json(_manifest_path(folder, kind, step), _checksums(folder / kind / str(step)))
+        files.write_json(_manifest_path(folder, kind, step), _checksums(folder / kind / str(step)))
     except (OSError, ValueError) as error:
         _remove_leftovers(folder, kind)
         raise InputError(
@@ -148,6 +148,7 @@ def _write(folder, kind, step, items):
 def _reason(error):
     """Returns the system's word for what kept a file from being written; tensorstore gives its number
     only."""
+    error = error.__cause__ if isinstance(error, InputError) else error  # of a file that was written whole
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     number = re.search(r"os_error_code='(\d+)'", str(error))
@@ -240,8 +241,8 @@ def _find_fault(folder, kind, step):
 
 
 def _checksums(folder):
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): _sha256(p) for p in files}
+    found = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): _sha256(p) for p in found}
 
 
 def _sha256(path):

@@ -4,7 +4,7 @@
     versions.json  packages and hardware     metrics.jsonl  one row an epoch
     checkpoints/   see auxseg.runs.checkpoints    summary.json, cases.csv, figures/  at the end
 
-Every file is written beside its place and moved there whole, so that none is ever half there.
+None is ever half there: see `files.write_whole`.
 """
 
 from __future__ import annotations
@@ -36,21 +36,6 @@ FREE_SETTINGS = (
 """Settings that may change when a run is resumed: none of them changes its result."""
 
 
-def write_text(path, text):
-    """Writes a text file whole or not at all; `path` is a pathlib.Path."""
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path, value):
-    """Writes `value` as strict, indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
 def config_to_dict(config):
     """Returns the settings as JSON types: tuples become lists, unset placeholders None."""
     return json.loads(config.to_json())
@@ -75,7 +60,7 @@ def claim_config(workdir, config):
                 f"workdir {workdir} was started with other settings: {'; '.join(differences)} "
                 "(give the settings it was started with, or another --workdir=DIR)"
             )
-    write_json(path, new)
+    files.write_json(path, new)
 
 
 def list_differences(old, new):
@@ -102,7 +87,7 @@ def describe_machine(devices):
 def keep_rows(path, last_epoch):
     """Drops the rows after `last_epoch`: epochs that a killed run recorded and will repeat."""
     rows = [row for row in files.read_rows(path) if row["epoch"] <= last_epoch]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _flatten(tree, prefix=""):

@@ -5,7 +5,6 @@ import numpy as np
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import splits
-from auxseg.runs import run_folder
 
 
 def default_split(members):
@@ -45,7 +44,7 @@ def claim_splits(workdir, dataset, data_config):
             num_folds=data_config.num_folds,
             seed=data_config.split_seed,
         )
-        run_folder.write_json(
+        files.write_json(
             path, {name: [str(dataset.table.case_id[i]) for i in rows] for name, rows in made.items()}
         )
     return read_splits(workdir, dataset)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from auxseg import models
+from auxseg.base import files
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.datasets import cache_dir, load
@@ -54,7 +55,7 @@ def create_setup(config, workdir):
             print(f"note: {note}", flush=True)
         run_folder.claim_config(workdir, config)
         computed = {"lowering": models.create_settings(config.model).lowering}
-        run_folder.write_json(workdir / "versions.json", run_folder.describe_machine(devices) | computed)
+        files.write_json(workdir / "versions.json", run_folder.describe_machine(devices) | computed)
     members = _share_splits(workdir, dataset, config.data)
     _check_tuning(config, dataset, members)
     used = np.concatenate(list(members.values()))

@@ -21,7 +21,7 @@ import sys
 import numpy as np
 
 from auxseg import datasets
-from auxseg.base import errors
+from auxseg.base import errors, files
 from auxseg.evaluation import score_cases
 from auxseg.runs import networks as run_networks
 from auxseg.runs import run_folder
@@ -54,7 +54,7 @@ def main(arguments=None):
     except errors.InputError as error:
         print(f"experiments.checks.cleanup: error: {error}", file=sys.stderr)
         return 2
-    run_folder.write_json(pathlib.Path(given.out), result)
+    files.write_json(pathlib.Path(given.out), result)
     print(describe(result))
     return 0
 

@@ -48,7 +48,7 @@ def main(argv):
     del argv
     workdir = pathlib.Path(flags.FLAGS.workdir)
     path = RESULTS / f"{workdir.name}.json"
-    run_folder.write_json(path, collect(workdir))
+    files.write_json(path, collect(workdir))
     print(path)
 
 

@@ -16,11 +16,10 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg.base import command
+from auxseg.base import command, files
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.datasets import npz
-from auxseg.runs import run_folder
 from auxseg.training import batching, insertion
 from configs import base
 
@@ -115,7 +114,7 @@ def main(argv):
     draw(RESULTS / "inserted_beside_real.png", crops)
     facts = {str(number): each for number, (_, each) in enumerate(crops, start=1)}
     settings = {"size": given.size, "seed": given.seed}
-    run_folder.write_json(RESULTS / "inserted_beside_real.json", {"settings": settings, "crops": facts})
+    files.write_json(RESULTS / "inserted_beside_real.json", {"settings": settings, "crops": facts})
     print(RESULTS / "inserted_beside_real.png")
 
 

@@ -47,7 +47,7 @@ def count_run(workdir, *, flip=False):
         stored = {
             split: {"slices": each.slices, "sums": each.sums.tolist()} for split, each in counted.items()
         }
-        run_folder.write_json(path, stored)
+        files.write_json(path, stored)
     return {
         split: operating_point.Counts(each["slices"], np.array(each["sums"]))
         for split, each in files.read_json(path).items()
@@ -124,7 +124,7 @@ def score_run(workdir, pooled, *, flip=False):
         rows += _score_case(subject.dataset, index, predictions, points)
         crops += _crop_nodules(subject.dataset, index, predictions[SHOWN])
     np.savez_compressed(kept(workdir, CROPS_FILE, flip), *crops)
-    run_folder.write_json(path, {"points": asked, "rows": rows})
+    files.write_json(path, {"points": asked, "rows": rows})
     return rows
 
 
@@ -149,7 +149,7 @@ def score_phantom(workdir, source):
     for index, probabilities in score_cases.predict(subject, subject.members["test"]):
         predictions = _decide_all(subject.dataset, index, probabilities, points)
         rows += _score_case(subject.dataset, index, predictions, points)
-    run_folder.write_json(path, rows)
+    files.write_json(path, rows)
     return rows
 
 

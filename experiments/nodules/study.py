@@ -26,7 +26,7 @@ import pathlib
 
 from absl import flags
 
-from auxseg.base import command
+from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.runs import run_folder
 from experiments.nodules import pictures, scores
@@ -68,8 +68,8 @@ def study(
     if dry_run:
         return None
     result = scores.collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen, flip=flip)
-    run_folder.write_json(scores.kept(folder, "nodules.json", flip), result)
-    run_folder.write_text(scores.kept(folder, "nodules.md", flip), pictures.to_markdown(result))
+    files.write_json(scores.kept(folder, "nodules.json", flip), result)
+    files.write_text(scores.kept(folder, "nodules.md", flip), pictures.to_markdown(result))
     shown = "recommended" if "recommended" in chosen else chosen[0]
     first = [
         path for run, path in workdirs.items() if (run.arm, run.config.seed) == (shown, protocol.seeds[0])

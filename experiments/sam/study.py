@@ -32,7 +32,6 @@ from auxseg.evaluation import evaluate_run, score_cases
 from auxseg.models import interface
 from auxseg.report import tables
 from auxseg.report.markup import interval, number
-from auxseg.runs import run_folder
 from auxseg.runs.splits import default_split
 from auxseg.scoring import statistics
 from experiments.sam import model
@@ -277,7 +276,7 @@ def study(weights_path, cases, out, *, shares, seed=1):
     files.write_csv(out / "cases.csv", rows)
     files.write_json(out / "sam.json", {"weights": weights_path.name, "summary": summary})
     lines = format_summary(summary, name=weights_path.name, dataset=cases.dataset.name)
-    run_folder.write_text(out / "sam.md", "\n".join(lines) + "\n")
+    files.write_text(out / "sam.md", "\n".join(lines) + "\n")
     return summary
 
 

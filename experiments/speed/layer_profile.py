@@ -22,10 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from auxseg.base import command
+from auxseg.base import command, files
 from auxseg.models import aux_unet, blocks, create_model
 from auxseg.report import macs
-from auxseg.runs import run_folder
 from experiments.speed import benchmark
 from experiments.speed.peers import run_jax
 from experiments.speed.peers.task import Task, create_config, draw_variables
@@ -220,8 +219,8 @@ def main(_):
     print(text)
     if given.json:
         path = pathlib.Path(given.json)
-        run_folder.write_json(path, report)
-        run_folder.write_text(path.with_suffix(".md"), text + "\n")
+        files.write_json(path, report)
+        files.write_text(path.with_suffix(".md"), text + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import numpy as np
 from auxseg.base import files
 from auxseg.report import tables
 from auxseg.report.markup import element, interval, number, table
-from auxseg.runs import run_folder
 from auxseg.scoring import case_scores, statistics
 from experiments.studies import comparison as studies_comparison
 from experiments.studies import runner
@@ -300,7 +299,7 @@ def write(folder, workdirs, config, titles, contrasts, *, heading, names=("dice"
     ]
     lines += ["## Effects", "", *format_table(rows), "", "## What they support", ""]
     lines += [f"* {sentence}" for sentence in sentences]
-    run_folder.write_text(folder / "summary.md", "\n".join(lines) + "\n")
+    files.write_text(folder / "summary.md", "\n".join(lines) + "\n")
     print("\n".join(sentences), flush=True)
     return result
 

@@ -22,7 +22,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from auxseg.base import command
+from auxseg.base import command, files
 from auxseg.base.classes import COLOURS
 from auxseg.base.errors import InputError
 from auxseg.base.files import read_csv, read_json, write_bytes, write_csv, write_json
@@ -30,7 +30,6 @@ from auxseg.ct import images
 from auxseg.datasets import labels, load, splits
 from auxseg.report import figures, paper
 from auxseg.report.markup import number
-from auxseg.runs import run_folder
 from auxseg.scoring import statistics
 from experiments.studies import effects, runner
 from experiments.studies.comparison import arm_cases, read_arms
@@ -98,7 +97,7 @@ def study(
     write_json(folder / "labels.json", summary)
     lines = ["# The paper's reading of value 5", "", *effects.describe_protocol(workdirs, config), ""]
     lines += [*format_arms(summary["arms"]), "", *(f"* {line}" for line in describe(summary))]
-    run_folder.write_text(folder / "summary.md", "\n".join(lines) + "\n")
+    files.write_text(folder / "summary.md", "\n".join(lines) + "\n")
     print("\n".join(describe(summary)), flush=True)
     return summary
 
@@ -123,7 +122,7 @@ def share_splits(folder, planned):
             )
             made[key] = {name: [str(table.case_id[i]) for i in rows] for name, rows in parts.items()}
         workdir.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(path, made[key])
+        files.write_json(path, made[key])
 
 
 def read_areas(workdirs, arm, split):

@@ -24,7 +24,6 @@ from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.report import html, paper, tables
 from auxseg.report.markup import Markup, element, join, number, table
-from auxseg.runs import run_folder
 from configs import base
 from experiments.checks import complexity
 from experiments.studies import ablations, comparators, losses, paper_labels, runner, table2
@@ -191,7 +190,7 @@ def reproduce(protocol, folder, *, names=(), jobs=1, dry_run=False):
         done.append(folder / name)
     items = collect(folder, steps)
     files.write_json(folder / "results.json", items)
-    run_folder.write_text(folder / "index.html", create_page(items, left_out))
+    files.write_text(folder / "index.html", create_page(items, left_out))
     print(f"page: {folder / 'index.html'}", flush=True)
     return folder / "index.html"
 

@@ -204,7 +204,7 @@ def run_all(folder, planned, *, jobs=1, dry_run=False, reuse=()):
         return {} if dry_run else workdirs
     runs_of_arms = {run.name: run.arm for run in planned}
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / "study.json", {"command": sys.argv, "runs": runs_of_arms})
+    files.write_json(folder / "study.json", {"command": sys.argv, "runs": runs_of_arms})
     failed = _run_in_turn(left, workdirs) if jobs == 1 else _run_at_once(left, workdirs, jobs)
     for run, reason in failed.items():
         print(f"failed: {run.name}: {reason}", flush=True)

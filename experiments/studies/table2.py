@@ -19,7 +19,6 @@ import numpy as np
 from absl import flags
 
 from auxseg.base import command, files
-from auxseg.runs import run_folder
 from experiments.studies import comparators, effects, runner
 
 WIDTHS = ("matched", "published", "both")
@@ -199,7 +198,7 @@ def study(
     )
     rows = list_rows(workdirs, titles, paper)
     files.write_json(folder / "table2.json", rows)
-    run_folder.write_text(folder / "table2.md", "\n".join(format_rows(rows)) + "\n")
+    files.write_text(folder / "table2.md", "\n".join(format_rows(rows)) + "\n")
     return {**result, "rows": rows}
 
 

@@ -20,7 +20,7 @@ from auxseg.datasets.luna16 import layout
 from auxseg.datasets.luna16 import pieces as luna16_pieces
 from auxseg.datasets.luna16 import records as luna16_records
 from auxseg.datasets.luna16.layout import BadScansError, Settings
-from auxseg.datasets.luna16.pieces import _read_examples, _write_whole
+from auxseg.datasets.luna16.pieces import _read_examples
 from auxseg.datasets.luna16.records import RECORDS_FILE, load, prepare
 
 SMALL = Settings(size_yx=(48, 48), slices="nodule")
@@ -284,7 +284,7 @@ def test_split_of_several_files_is_read_in_order(folder, tmp_path, monkeypatch):
 def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     """A scan is read only after the piece of the one before was written, and taken up after its records were."""
     events = []
-    read, write, take = layout.read_slices, _write_whole, _read_examples
+    read, write, take = layout.read_slices, luna16_pieces._write_examples, _read_examples
     add = luna16_records.tfds.core.SequentialWriter.add_examples
 
     def noted(self, split_examples):
@@ -299,7 +299,7 @@ def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
         return lambda *a: events.append((name, uid_of(a))) or function(*a)
 
     monkeypatch.setattr(layout, "read_slices", note("read", read, lambda a: a[0].uid))
-    monkeypatch.setattr(luna16_pieces, "_write_whole", note("written", write, lambda a: a[0].stem))
+    monkeypatch.setattr(luna16_pieces, "_write_examples", note("written", write, lambda a: a[1].uid))
     monkeypatch.setattr(luna16_pieces, "_read_examples", note("taken", take, lambda a: a[1].uid))
     monkeypatch.setattr(luna16_records.tfds.core.SequentialWriter, "add_examples", noted)
     prepare(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))

@@ -23,9 +23,9 @@ def run(tmp_path):
         "seconds": 3.0,
     }
     files.append_row(tmp_path / "metrics.jsonl", row)
-    run_folder.write_json(tmp_path / "summary.json", {"epochs": 1, "scores": {}, "report": "elsewhere"})
-    run_folder.write_json(tmp_path / "splits.json", {"train": ["a", "b"], "val": ["c"]})
-    run_folder.write_json(tmp_path / "versions.json", {"python": "3"})
+    files.write_json(tmp_path / "summary.json", {"epochs": 1, "scores": {}, "report": "elsewhere"})
+    files.write_json(tmp_path / "splits.json", {"train": ["a", "b"], "val": ["c"]})
+    files.write_json(tmp_path / "versions.json", {"python": "3"})
     return tmp_path
 
 

@@ -113,10 +113,10 @@ def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_
             changed = {"optim.learning_rate": 0.1} if run.arm == "no_aux_loss" else {}
             path = tmp_path / "runs" / run.name
             path.mkdir(parents=True)
-            run_folder.write_json(
+            files.write_json(
                 path / "config.json", run_folder.config_to_dict(runner.override(run.config, changed))
             )
-            run_folder.write_json(path / "summary.json", {})
+            files.write_json(path / "summary.json", {})
     planned = runner.plan(config, {"paper": arms["paper"]}, protocol)
     others = find_others(tmp_path, planned, config, arms, protocol)
     assert [(run.name, run.arm) for run in others] == [("recommended-f1-s2", "recommended")]
@@ -137,11 +137,11 @@ def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
 
 def write_run(folder, *, val, test, found):
     """Writes what `pool_counts` reads of a run whose val has one nodule a slice; choice 0 finds `found`."""
-    run_folder.write_json(folder / "splits.json", {"train": [], "val": val, "test": test})
+    files.write_json(folder / "splits.json", {"train": [], "val": val, "test": test})
     sums = np.zeros((len(operating_point.create_choices(1.0)), len(operating_point.COUNTED)))
     sums[0, 0], sums[:, 1], sums[:, 4] = found, len(val) - found, len(val)
     stored = {"slices": len(val), "sums": sums.tolist()}
-    run_folder.write_json(folder / scores.COUNTS_FILE, {"val": stored, "test": stored})
+    files.write_json(folder / scores.COUNTS_FILE, {"val": stored, "test": stored})
     return folder
 
 

@@ -117,7 +117,7 @@ def fake_train(config, workdir):
                 }
             writer.writerow(case)
     score = {"cases": len(masks), "pooled_dsc": 0.99, "false_positive_cases": {"nodule": 0}}
-    run_folder.write_json(workdir / "summary.json", {"scores": {"test": score}})
+    files.write_json(workdir / "summary.json", {"scores": {"test": score}})
 
 
 def test_both_readings_are_scored_on_the_same_cases(tmp_path, monkeypatch, capsys):

@@ -49,7 +49,7 @@ def fake_train(calls, fail=()):
                 case = f"fold{config.data.fold}-{i}"
                 row = {n: dice if n.endswith("dice") else 50 for n in names}
                 writer.writerow({"case_id": case, "patient": case, "split": "test", **row})
-        run_folder.write_json(workdir / "summary.json", {"seconds": 1.0})
+        files.write_json(workdir / "summary.json", {"seconds": 1.0})
 
     return trained
 

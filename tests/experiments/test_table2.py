@@ -3,8 +3,8 @@
 import pytest
 from test_runner import small_protocol
 
+from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.runs import run_folder
 from auxseg.training import loop
 from configs import base
 from experiments.studies import ablations, comparators, runner, table2
@@ -46,7 +46,7 @@ def test_a_study_puts_the_papers_figures_beside_ours(npz, tmp_path, calls, monke
 
     def trained(config, workdir):
         fake(config, workdir)
-        run_folder.write_json(
+        files.write_json(
             workdir / "summary.json", {"seconds": 1.0, "parameters": 123, "scores": {"test": scores}}
         )
 

@@ -23,7 +23,7 @@ from auxseg.datasets import load
 from auxseg.devices import parallel
 from auxseg.devices.processes import Agreement
 from auxseg.evaluation import evaluate_run
-from auxseg.runs import bundles, checkpoints, run_folder
+from auxseg.runs import bundles, checkpoints
 from auxseg.runs.splits import claim_splits
 from auxseg.training import augment, insertion, interruption, loop, validation
 from auxseg.training import setup as training_setup
@@ -76,7 +76,7 @@ def half(unbroken, npz, tmp_path):
     loop.train(small_config(npz, train__num_epochs=NUM_EPOCHS // 2), workdir, finish=evaluate_run.finish)
     stored = files.read_json(workdir / "config.json")
     stored["train"]["num_epochs"] = NUM_EPOCHS
-    run_folder.write_json(workdir / "config.json", stored)
+    files.write_json(workdir / "config.json", stored)
     return workdir
 
 
@@ -267,7 +267,7 @@ def test_other_settings_are_refused(half, npz):
 def test_checkpoint_of_another_run_is_refused(half, npz):
     splits = files.read_json(half / "splits.json")
     splits["train"] = splits["train"][:4]
-    run_folder.write_json(half / "splits.json", splits)
+    files.write_json(half / "splits.json", splits)
     with pytest.raises(InputError, match="update 10 does not lie in epoch 3 of 1 steps"):
         loop.train(small_config(npz), half, finish=evaluate_run.finish)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import pieces
 
@@ -65,7 +66,7 @@ def write_one(job, scan, nodules_of):
         return
     problem = pieces.write(job, scan, nodules_of)
     if problem is not None:
-        _problem_path(job, scan.uid).write_text(json.dumps(problem), encoding="utf-8")
+        files.write_json(_problem_path(job, scan.uid), problem)
 
 
 def _read_problem(job, uid):

@@ -22,7 +22,7 @@ import zlib
 
 import numpy as np
 
-from auxseg.base import classes, npz
+from auxseg.base import classes, files, npz
 from auxseg.base.errors import InputError
 from auxseg.datasets import labels, resize
 from auxseg.datasets.luna16 import layout
@@ -113,7 +113,7 @@ def write(job, scan, nodules_of):
     """Writes the piece of one scan; returns None, or one line where the scan cannot be used.
 
     Raises:
-        OSError: the piece cannot be written.
+        InputError: the piece cannot be written.
     """
     try:
         slices, notes = layout.read_slices(scan, job.settings, nodules_of)
@@ -169,7 +169,8 @@ def _write_examples(job, scan, slices, notes):
     arrays["native_mask"] = np.frombuffer(b"".join(packed), np.uint8)
     arrays["native_mask_bytes"] = np.array([len(mask) for mask in packed], np.int64)
     arrays["notes"] = np.array(notes, np.str_)
-    _write_whole(job.path_of(scan.uid), lambda file: np.savez(file, **arrays))
+    with files.write_whole(job.path_of(scan.uid)) as file:
+        np.savez(file, **arrays)
 
 
 def _read_examples(path, scan):
@@ -187,8 +188,7 @@ def _read_examples(path, scan):
 
 def _write_cases(job, scan, slices, notes):
     rows = [_write_case(pathlib.Path(job.place), scan, part, job.npz_size_yx) for part in slices]
-    content = json.dumps({"rows": rows, "notes": list(notes)}).encode()
-    _write_whole(job.path_of(scan.uid), lambda file: file.write(content))
+    files.write_json(job.path_of(scan.uid), {"rows": rows, "notes": notes})
 
 
 def _write_case(place, scan, part, size_yx):
@@ -211,18 +211,6 @@ def _write_case(place, scan, part, size_yx):
         "slice_spacing_mm": f"{spacing[0]:.9g}",
         "num_nodules": int(part.num_nodules),
     }
-
-
-def _write_whole(path, write_to):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write_to(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_by_workers(job, scans, num_workers):

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from auxseg.base import npz, progress
+from auxseg.base import files, npz, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
 from auxseg.datasets.dataset import CaseTable, Dataset
@@ -262,12 +262,8 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
         source.write_pieces(write_all)
         subsets = _write_records(partial, source)
         _write_cases(partial, settings, subsets)
-        manifest = json.dumps(source.manifest(subsets), indent=1) + "\n"
-        (partial / RECORDS_FILE).write_text(manifest, encoding="utf-8")
-        for file in partial.rglob("*"):
-            _flush(file)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        files.write_json(partial / RECORDS_FILE, source.manifest(subsets))
+        files.replace_folder(partial, target)
     except layout.BadScansError:
         shutil.rmtree(pieces, ignore_errors=True)
         raise
@@ -431,15 +427,6 @@ def _read_manifest(path, settings):
     if found != expected:
         raise InputError(f"records: {path} was written with {found}, expected {expected}; prepare them again")
     return manifest
-
-
-def _flush(path):
-    """Has the disk hold a file or folder before what depends on it is written."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _line(error):

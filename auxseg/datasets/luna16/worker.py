@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 
+from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import pieces
 
 
@@ -24,8 +25,8 @@ def main():
         scan = scans[line.strip()]
         try:
             answer = {"problem": pieces.write(job, scan, nodules_of)}
-        except OSError as error:
-            answer = {"fault": f"{error.strerror or error} ({error.filename or job.place})"}
+        except (InputError, OSError) as error:
+            answer = {"fault": str(error)}
         try:
             print(json.dumps(answer), flush=True)
         except BrokenPipeError:

@@ -31,6 +31,7 @@ import zlib
 
 import numpy as np
 
+from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets.phantom import render
 from auxseg.datasets.phantom.anatomy import create_patient
@@ -249,17 +250,11 @@ def write_luna16_folder(folder, config, progress=None):
     """
     settings, folder = create_settings(config), pathlib.Path(folder)
     _check_folder(folder, settings)
-    try:
-        _write_state(folder, settings, whole=False)
-        _remove_leftovers(folder)
-        rows = _write_scans(folder, settings, progress)
-        _write_annotations(folder, rows)
-        _write_state(folder, settings, whole=True)
-    except OSError as error:
-        raise InputError(
-            f"data.dir: cannot write the phantom to {folder}: {error}; "
-            "free some space or choose another folder, then start again"
-        ) from error
+    _write_state(folder, settings, whole=False)
+    _remove_leftovers(folder)
+    rows = _write_scans(folder, settings, progress)
+    _write_annotations(folder, rows)
+    _write_state(folder, settings, whole=True)
 
 
 def _check_folder(folder, settings):
@@ -268,7 +263,7 @@ def _check_folder(folder, settings):
         raise InputError(f"data.dir: {folder} is a file, expected a folder for the phantom; name another")
     found = read_settings(folder)
     if found is None:
-        if folder.is_dir() and not all(path.match(".phantom.json.*.tmp") for path in folder.iterdir()):
+        if folder.is_dir() and not all(path.match(".phantom.json.*.part") for path in folder.iterdir()):
             raise InputError(
                 f"data.dir: {folder} holds other data, expected a phantom or an empty folder; "
                 "set data.name='luna16' to use it, or name another folder"
@@ -312,9 +307,8 @@ def read_settings(folder):
 
 def _write_state(folder, settings, *, whole):
     """Writes `phantom.json`, which marks the folder as a phantom's, then the folders that the scans go to."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {"settings": dataclasses.asdict(settings), "version": VERSION, "whole": whole}
-    _write_file(folder / "phantom.json", (json.dumps(state, indent=1) + "\n").encode())
+    files.write_json(folder / "phantom.json", state)
     for name in [f"subset{subset}" for subset in range(NUM_SUBSETS)] + [MASK_FOLDER]:
         (folder / name).mkdir(exist_ok=True)
 
@@ -352,7 +346,7 @@ def _report_from_workers(folder, settings, num_workers):
             line = lines.get()
             message = json.loads(line) if line else {}
             if "error" in message:
-                raise OSError(message["error"])
+                raise InputError(message["error"])
             at_work -= not line
             left -= bool(line)
             if line:
@@ -404,15 +398,18 @@ def write_scan(folder, settings, number):
         return annotations(scan)
     image, mask = _headers(folder, settings, number)
     flip = -1 if scan.scene.patient.prone else 1
-    with _Output(image.with_suffix(".raw")) as raw, _Output(mask.with_suffix(".zraw")) as zraw:
+    with (
+        files.write_whole(image.with_suffix(".raw")) as raw,
+        files.write_whole(mask.with_suffix(".zraw")) as zraw,
+    ):
         packer = zlib.compressobj(1)
         for hu, values in render_slices(settings, scan, number):
             raw.write(np.ascontiguousarray(hu[::flip, ::flip]))
             zraw.write(packer.compress(np.ascontiguousarray(values[::flip, ::flip].astype("<i2"))))
         zraw.write(packer.flush())
     packed = mask.with_suffix(".zraw").stat().st_size
-    _write_file(mask, _header(scan, mask.with_suffix(".zraw").name, packed).encode())
-    _write_file(image, _header(scan, image.with_suffix(".raw").name).encode())
+    files.write_text(mask, _header(scan, mask.with_suffix(".zraw").name, packed))
+    files.write_text(image, _header(scan, image.with_suffix(".raw").name))
     return annotations(scan)
 
 
@@ -470,40 +467,12 @@ def _write_annotations(folder, rows):
     """Writes `annotations.csv`."""
     lines = ["seriesuid,coordX,coordY,coordZ,diameter_mm"]
     lines += [f"{uid},{x:.6f},{y:.6f},{z:.6f},{diameter:.6f}" for uid, x, y, z, diameter in rows]
-    _write_file(folder / "annotations.csv", ("\n".join(lines) + "\n").encode())
-
-
-def _write_file(path, content):
-    with _Output(path) as file:
-        file.write(content)
+    files.write_text(folder / "annotations.csv", "\n".join(lines) + "\n")
 
 
 def _remove_leftovers(folder):
     """Removes what a killed generation was writing; a young file may be another process's, at work."""
-    for path in folder.rglob(".*.tmp"):
+    for path in folder.rglob(".*.part"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                 path.unlink()
-
-
-class _Output:
-    """A file that appears under its name only when it is whole and on the disk."""
-
-    def __init__(self, path):
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self):
-        self._file = open(self._temporary, "wb")
-        return self._file
-
-    def __exit__(self, kind, error, trace):
-        try:
-            with self._file:
-                if kind is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if kind is None:
-                os.replace(self._temporary, self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)

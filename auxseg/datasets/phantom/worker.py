@@ -10,6 +10,7 @@ import pathlib
 import signal
 import sys
 
+from auxseg.base.errors import InputError
 from auxseg.datasets.phantom import drawing
 
 
@@ -25,7 +26,7 @@ def main(folder, share, num_shares):
             print(json.dumps({"scan": number, "rows": rows}), flush=True)
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone
-    except OSError as error:
+    except (InputError, OSError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
 
 

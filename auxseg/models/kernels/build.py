@@ -1,8 +1,8 @@
 """The compiled kernels of the CPU: `kernels.cc`, built once by the machine's own C++ compiler.
 
 XLA calls them through its foreign function interface, inside one program with everything else. The library
-lies in `default_cache_dir()`, one for each source, compiler, processor and version of jaxlib; the first command on a
-machine compiles it in some seconds. Where that cannot be done - no compiler, no place to write - `load` says
+lies in `files.default_cache_dir()`, one for each source, compiler, processor and version of jaxlib; the first
+command on a machine compiles it in some seconds. Where that cannot be done - no compiler, no place to write - `load` says
 why, and the network is computed by XLA's own operators ('blocked'), which takes longer.
 """
 
@@ -23,7 +23,8 @@ import tempfile
 import jax
 import jaxlib
 
-from auxseg.base.files import default_cache_dir
+from auxseg.base import files
+from auxseg.base.errors import InputError
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 COMPILERS = ("c++", "g++", "clang++")
@@ -47,7 +48,7 @@ def load():
         return f"no C++ compiler ({os.environ.get('CXX') or ', '.join(COMPILERS)})"
     try:
         library = _open(compiler, find_library(compiler))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+    except (InputError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         return " ".join(str(error).split())[:300]
     for name in HANDLERS:
         capsule = jax.ffi.pycapsule(getattr(library, target(name)))
@@ -83,7 +84,7 @@ def find_library(compiler):
     Raises:
         OSError: others may write to the folder, or it cannot be made.
     """
-    folder = default_cache_dir() / "kernels"
+    folder = files.default_cache_dir() / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     about = folder.stat()
     if about.st_uid != os.getuid() or about.st_mode & 0o022:
@@ -129,12 +130,13 @@ def _checksum(path):
 
 
 def _compile(compiler, path):
-    """Builds the library beside its place and moves it there whole.
+    """Builds the library, and writes it and its checksum whole.
 
     Raises:
         RuntimeError: the compiler's first complaint.
+        InputError: it cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="auxseg-") as folder:
         built = pathlib.Path(folder) / path.name
         include = f"-I{jax.ffi.include_dir()}"
         command = [*compiler, *OPTIONS, TARGET, include, "-o", str(built), str(SOURCE)]
@@ -142,7 +144,5 @@ def _compile(compiler, path):
         if done.returncode:
             complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
             raise RuntimeError(f"{compiler[0]}: {complaint[0]}")
-        checksum = built.with_suffix(".sha256")
-        checksum.write_bytes(_checksum(built).encode())
-        os.replace(built, path)
-        os.replace(checksum, path.with_suffix(".sha256"))
+        files.write_bytes(path, built.read_bytes())
+        files.write_text(path.with_suffix(".sha256"), _checksum(built))

@@ -1,0 +1,61 @@
+"""Files: whole or not at all, one line for what cannot be read or written, one holder of a folder."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from auxseg.base import files
+from auxseg.base.errors import InputError
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_file_has_another_name_until_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.bin"
+    with files.write_whole(path) as file:
+        file.write(b"half")
+        assert os.listdir(path.parent) == [f".a.bin.{os.getpid()}.part"]
+    assert os.listdir(path.parent) == ["a.bin"] and path.read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_former_file_and_nothing_else(step, tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    files.write_json(path, {"a": 1})
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(
+        InputError, match=r"summary.json: cannot be written \(No space left on device\); check"
+    ):
+        files.write_json(path, {"a": 2})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_another_fault_while_writing_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), files.write_whole(tmp_path / "a.bin"):
+        raise KeyError("a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(InputError, match="a/b.txt: cannot be written"):
+        files.write_text(tmp_path / "a" / "b.txt", "x")
+
+
+def test_a_folder_takes_the_place_of_the_former_one(tmp_path):
+    for name in ("new", "old"):
+        files.write_text(tmp_path / name / "sub" / f"{name}.txt", name)
+    files.replace_folder(tmp_path / "new", tmp_path / "old")
+    assert os.listdir(tmp_path) == ["old"] and os.listdir(tmp_path / "old" / "sub") == ["new.txt"]
+
+
+def test_json_has_no_nan_and_no_numpy(tmp_path):
+    files.write_json(
+        tmp_path / "a.json", {"a": np.float32(0.5), "b": (np.nan, np.arange(2)), 3: float("inf")}
+    )
+    assert files.read_json(tmp_path / "a.json") == {"a": 0.5, "b": [None, [0, 1]], "3": None}
