@@ -72,7 +72,7 @@ def _to_float32(trained):
 
     Lowered as 'shifted', the form that takes any number of slices and is the same program everywhere.
     """
-    config = networks.to_config(run_folder.config_to_dict(trained.config))
+    config = run_folder.to_config(run_folder.config_to_dict(trained.config))
     config.model.update({"dtype": "float32", "lowering": "shifted"})
     return dataclasses.replace(trained, config=config)
 

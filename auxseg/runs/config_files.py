@@ -121,7 +121,7 @@ def _read_json(path):
     config = importlib.import_module("configs.base").get_config()
     try:
         with config.unlocked():
-            config.update(run_folder.to_tuples(files.read_json(path)))
+            config.update(run_folder.to_config(files.read_json(path)))
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"--config: {path} is not of a run: {error}") from error
     return config.lock()

@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from auxseg import models
@@ -338,18 +337,7 @@ def read_saved(path, about=None):
         raise InputError(f"{file}: damaged: {error}; export it again") from error
     if weights_checksum(variables) != about["weights_sha256"]:
         raise InputError(f"{file}: the weights are not those of {FILE}; export it again")
-    return Trained(about["name"], to_config(about["config"]), variables)
-
-
-def to_config(settings):
-    """Returns a ConfigDict of settings from JSON."""
-    return ml_collections.ConfigDict(_tuples(settings))
-
-
-def _tuples(value):
-    if isinstance(value, dict):
-        return {name: _tuples(v) for name, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return Trained(about["name"], run_folder.to_config(about["config"]), variables)
 
 
 def dump_description(about):

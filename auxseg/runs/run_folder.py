@@ -43,7 +43,18 @@ def config_to_dict(config):
 
 def read_config(workdir):
     """Returns the locked ConfigDict that a run was started with."""
-    return ml_collections.ConfigDict(to_tuples(files.read_json(pathlib.Path(workdir) / "config.json"))).lock()
+    return to_config(files.read_json(pathlib.Path(workdir) / "config.json")).lock()
+
+
+def to_config(settings):
+    """Returns a ConfigDict of settings that come from JSON, in which every list becomes a tuple again."""
+    return ml_collections.ConfigDict(_to_tuples(settings))
+
+
+def _to_tuples(value):
+    if isinstance(value, dict):
+        return {name: _to_tuples(each) for name, each in value.items()}
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 def claim_config(workdir, config):
@@ -97,13 +108,6 @@ def _flatten(tree, prefix=""):
     for name, value in tree.items():
         flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
     return flat
-
-
-def to_tuples(value):
-    """Returns JSON types with every list a tuple, as settings have them."""
-    if isinstance(value, dict):
-        return {name: to_tuples(v) for name, v in value.items()}
-    return tuple(map(to_tuples, value)) if isinstance(value, list) else value
 
 
 def _version(package):

@@ -407,9 +407,8 @@ def estimate_seconds(config, *, in_child=False):
     """
     if in_child:
         code = (
-            "import json, sys, ml_collections; from auxseg.runs import run_folder; from experiments.studies import runner; "
-            "config = ml_collections.ConfigDict(runs.to_tuples(json.load(sys.stdin))); "
-            "print(runner.estimate_seconds(config))"
+            "import json, sys; from auxseg.runs import run_folder; from experiments.studies import runner; "
+            "print(runner.estimate_seconds(run_folder.to_config(json.load(sys.stdin))))"
         )
         asked = subprocess.run(
             [sys.executable, "-c", code],

@@ -35,7 +35,7 @@ def small_protocol(npz, **settings):
 def fake_train(calls, fail=()):
     """Returns a training that writes what a run leaves: the Dice of case i is 0.8 + i / 100, less without SE."""
 
-    def trained(config, workdir):
+    def trained(config, workdir, *, finish):
         calls.append(workdir.name)
         if workdir.name in fail:
             raise InputError("the loss is not finite")
@@ -179,9 +179,10 @@ def test_runs_of_other_settings_are_not_one_arm(npz, tmp_path, calls):
 
 CHILD = """
 import pathlib, sys, time
-from auxseg import runs
+from auxseg.base import files
+from auxseg.runs import run_folder
 workdir = pathlib.Path(sys.argv[1].removeprefix("--workdir="))
-config = runs.read_config(workdir)
+config = run_folder.read_config(workdir)
 started = workdir / "started"
 started.touch()
 for _ in range(600):
@@ -190,7 +191,7 @@ for _ in range(600):
     time.sleep(0.1)
 if workdir.name in FAIL:
     sys.exit(STATUS)
-runs.write_json(workdir / "summary.json", {"se": config.model.se})
+files.write_json(workdir / "summary.json", {"se": config.model.se})
 """
 
 

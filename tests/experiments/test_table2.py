@@ -1,7 +1,7 @@
 """Table 2 again: its arms, their widths, and the paper's figures beside ours; training is made up."""
 
 import pytest
-from test_runner import small_protocol
+from test_runner import calls, npz, small_protocol  # noqa: F401
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
@@ -44,8 +44,8 @@ def test_a_study_puts_the_papers_figures_beside_ours(npz, tmp_path, calls, monke
     scores = {"pooled_dsc": 0.9, "dice": {"left_lung": 0.8, "right_lung": 0.7, "nodule": None}}
     scores["dice_cases"] = {"nodule": 0}
 
-    def trained(config, workdir):
-        fake(config, workdir)
+    def trained(config, workdir, *, finish):
+        fake(config, workdir, finish=finish)
         files.write_json(
             workdir / "summary.json", {"seconds": 1.0, "parameters": 123, "scores": {"test": scores}}
         )
