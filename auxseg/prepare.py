@@ -11,11 +11,8 @@ started again. Ends with what was written and what was left out.
 """
 
 import contextlib
-import csv
-import fcntl
 import functools
 import hashlib
-import os
 import pathlib
 import shlex
 import shutil
@@ -25,7 +22,7 @@ from absl import flags
 from auxseg import datasets
 from auxseg.base import command, files, progress
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import labels, npz
+from auxseg.datasets import labels
 from auxseg.datasets.luna16 import layout, pieces
 
 FORMATS = ("records", "npz")
@@ -140,15 +137,16 @@ def write_npz(data_dir, settings):
     for leftover in output.parent.glob(f".partial-{output.name}-*"):
         if leftover != partial or OVERWRITE.value:
             shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(exist_ok=True)
-    with _alone(partial):
+    with files.locked(partial, name="--output", hint="give another folder"):
         try:
             job = pieces.Job("npz", str(folder.path), settings, str(partial), size_yx)
             rows, problems, notes = _write_cases(job, folder)
-            _write_index(partial / "index.csv", rows)
+            files.write_csv(partial / "index.csv", rows)
             for file in [*partial.glob("*.json"), *partial.glob(".*")]:
-                file.unlink()
+                if file.name != files.LOCK:
+                    file.unlink()
             files.replace_folder(partial, output)
+            (output / files.LOCK).unlink()
         except layout.BadScansError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -194,32 +192,6 @@ def _write_cases(job, folder):
     if not rows:
         raise InputError(f"--data_dir: none of the {num_scans} scans in {folder.path} has a slice to write")
     return rows, problems, notes
-
-
-@contextlib.contextmanager
-def _alone(folder):
-    """Holds a folder for one process.
-
-    Raises:
-        InputError: another prepares the same output.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(f"--output: another process writes it (in {folder}); wait for it") from error
-    finally:
-        os.close(handle)
-
-
-def _write_index(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, npz.INDEX_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _check_problems(problems, num_scans):

@@ -12,11 +12,12 @@ import pytest
 from absl.flags import FLAGS
 from absl.testing import flagsaver
 
+from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import npz
 from auxseg.datasets.luna16 import layout
 from auxseg.datasets.luna16.records import load
-from auxseg.prepare import _alone, main
+from auxseg.prepare import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -89,7 +90,7 @@ def test_killed_npz_goes_on_and_another_process_waits_its_turn(folder, tmp_path,
     monkeypatch.setattr(layout, "read_slices", lambda *a: seen.append(a[0].uid) or read(*a))
     with flagsaver.flagsaver():
         FLAGS(["prepare", *flags])
-        with _alone(partial), pytest.raises(InputError, match="another process writes it"):
+        with files.locked(partial, name="", hint=""), pytest.raises(InputError, match="another process"):
             main(["prepare"])
         main(["prepare"])
     assert seen == [fixtures_luna16.UIDS[2]]

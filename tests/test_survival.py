@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 import test_checkpoints
 
-from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.runs import checkpoints
+from auxseg.runs import checkpoints, run_folder
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -151,7 +150,7 @@ def test_read_only_workdir_is_one_clear_line(read_only):
     assert list(read_only.iterdir()) == []  # it can be read
     for workdir in (read_only, read_only / "run"):
         with pytest.raises(InputError, match="fixed.*: Permission denied; choose another with --workdir=DIR"):
-            with files.locked(workdir):
+            with run_folder.hold(workdir):
                 pass
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from auxseg.base.errors import InputError
 
+LOCK = ".lock"
 AGAIN = "restore it, or write it again"
 """What to do about a damaged file, where nothing better is known."""
 
@@ -237,30 +238,46 @@ def read_rows(path):
 
 
 @contextlib.contextmanager
-def locked(workdir):
-    """Holds `workdir` for one writing process; the lock goes with the process, however it ends.
+def locked(folder, *, name, hint, wait=False):
+    """Holds a folder, made where it is not there, for one process, and yields it as a pathlib.Path.
+
+    The lock is a file in it, removed at the end; it goes with the process, however that ends.
+
+    Args:
+        folder: to hold.
+        name: of the folder to the user, such as '--output'.
+        hint: what to do in place of waiting.
+        wait: for the process that holds it, rather than refuse.
 
     Raises:
-        InputError: another process holds it, it cannot be written, or its name is not text.
+        InputError: another process holds it, or it cannot be made or written.
     """
-    path = pathlib.Path(workdir)
-    try:
-        str(path).encode("utf-8")  # as Orbax will
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"workdir {os.fsencode(path)}: its name is no text in this locale; set PYTHONUTF8=1, or choose "
-            "another with --workdir=DIR"
-        ) from error
+    path = pathlib.Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = open(path / ".lock", "a+")
+        handle = _hold(path / LOCK, wait)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{name} {path}: another process is working in it; wait for it, or {hint}"
+        ) from error
     except OSError as error:
-        raise InputError(f"workdir {path}: {error.strerror}; choose another with --workdir=DIR") from error
+        raise InputError(f"{name} {path}: {error.strerror}; {hint}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"workdir {path}: another process is working in it; wait for it, or give --workdir=DIR"
-            ) from error
-        yield path
+            yield path
+        finally:
+            (path / LOCK).unlink(missing_ok=True)
+
+
+def _hold(path, wait):
+    """Returns the open file at `path`, locked; opens it anew where its last holder has removed it meanwhile."""
+    while True:
+        handle = open(path, "a+b")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+        except OSError:
+            handle.close()
+            raise
+        handle.close()

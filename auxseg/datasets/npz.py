@@ -44,10 +44,6 @@ from auxseg.datasets.labels import (
 
 NAMES = (("image", "mask"), ("images", "masks"))
 """Names of the two arrays in a file."""
-INDEX_COLUMNS = (
-    "id", "slice_index", "series_uid", "patient", "subset", "pixel_spacing_mm", "row_spacing_mm",
-    "slice_spacing_mm", "num_nodules",
-)  # fmt: skip
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 # RuntimeError: an encrypted archive, or (NotImplementedError) one packed in a way that Python cannot unpack

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import pathlib
 import shutil
 import sys
@@ -15,7 +14,7 @@ import traceback
 import numpy as np
 
 from auxseg import __version__
-from auxseg.base import progress
+from auxseg.base import files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
 from auxseg.ct import dicom_seg, geometry, headers, scans, writers
@@ -132,17 +131,9 @@ def _claimed(output):
     """Holds an output folder for one process and clears what a killed one left behind."""
     if output.is_file() or output.name.lower().endswith((*headers.SUFFIXES, ".dcm", ".npz", ".zip")):
         raise InputError(f"--output: got {output}, expected a folder; the mask's format is --format")
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / ".lock", "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"--output: another process is writing to {output}; wait for it") from error
-        try:
-            _clear(output)
-            yield output
-        finally:
-            (output / ".lock").unlink(missing_ok=True)
+    with files.locked(output, name="--output", hint="give another folder"):
+        _clear(output)
+        yield output
 
 
 def _clear(output):

@@ -36,6 +36,22 @@ FREE_SETTINGS = (
 """Settings that may change when a run is resumed: none of them changes its result."""
 
 
+def hold(workdir):
+    """Returns a context that holds a run's folder for one writing process; see `files.locked`.
+
+    Raises:
+        InputError: another process holds it, it cannot be written, or its name is not text, as Orbax needs it.
+    """
+    hint = "choose another with --workdir=DIR"
+    try:
+        str(workdir).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"workdir {os.fsencode(workdir)}: its name is no text in this locale; set PYTHONUTF8=1, or {hint}"
+        ) from error
+    return files.locked(workdir, name="workdir", hint=hint)
+
+
 def config_to_dict(config):
     """Returns the settings as JSON types: tuples become lists, unset placeholders None."""
     return json.loads(config.to_json())

@@ -78,7 +78,7 @@ def train(config, workdir, *, finish):
 
 def _held(workdir):
     """Returns a context with the workdir as a Path, locked by process 0 for all."""
-    return files.locked(workdir) if processes.is_first() else contextlib.nullcontext(pathlib.Path(workdir))
+    return run_folder.hold(workdir) if processes.is_first() else contextlib.nullcontext(pathlib.Path(workdir))
 
 
 def _start(setup):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -59,3 +61,36 @@ def test_json_has_no_nan_and_no_numpy(tmp_path):
         tmp_path / "a.json", {"a": np.float32(0.5), "b": (np.nan, np.arange(2)), 3: float("inf")}
     )
     assert files.read_json(tmp_path / "a.json") == {"a": 0.5, "b": [None, [0, 1]], "3": None}
+
+
+def test_one_process_holds_a_folder_and_leaves_no_lock(tmp_path):
+    with files.locked(tmp_path / "new", name="--output", hint="give another") as folder:
+        assert folder == tmp_path / "new" and os.listdir(folder) == [files.LOCK]
+        with pytest.raises(
+            InputError, match="--output .*new: another process is working in it; .*, or give another"
+        ):
+            with files.locked(folder, name="--output", hint="give another"):
+                pass
+    assert os.listdir(folder) == []
+
+
+def test_who_waits_for_a_folder_gets_the_lock_that_is_there_then(tmp_path):
+    """The one before removes its lock: the one that waited for that file must lock the next, not the removed one."""
+    events = []
+
+    def hold(name):
+        with files.locked(tmp_path, name="cache", hint="", wait=True):
+            events.append(f"{name} in")
+            time.sleep(0.05)
+            events.append(f"{name} out")
+
+    with files.locked(tmp_path, name="cache", hint=""):
+        threads = [threading.Thread(target=hold, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        assert events == []
+    for thread in threads:
+        thread.join(30)
+    assert len(events) == 6
+    assert all(events[at].split()[0] == events[at + 1].split()[0] for at in (0, 2, 4))

@@ -12,7 +12,7 @@ from configs import base
 
 
 def hold(path, ready, release):
-    with files.locked(path):
+    with run_folder.hold(path):
         ready.set()
         release.wait(120)
 
@@ -24,24 +24,24 @@ def test_second_process_is_refused_and_the_lock_goes_with_the_first(tmp_path):
     other.start()
     assert ready.wait(120)
     with pytest.raises(InputError, match="another process is working in it"):
-        with files.locked(tmp_path):
+        with run_folder.hold(tmp_path):
             pass
     other.kill()
     other.join()
-    with files.locked(tmp_path) as path:
+    with run_folder.hold(tmp_path) as path:
         assert path == tmp_path
 
 
 def test_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/run: Not a directory; choose another"):
-        with files.locked(tmp_path / "file" / "run"):
+        with run_folder.hold(tmp_path / "file" / "run"):
             pass
 
 
 def test_workdir_whose_name_is_no_text_in_this_locale(tmp_path):
     with pytest.raises(InputError, match="its name is no text in this locale; set PYTHONUTF8=1"):
-        with files.locked(tmp_path / "l\udce4ufe"):
+        with run_folder.hold(tmp_path / "l\udce4ufe"):
             pass
     assert not any(tmp_path.iterdir())
 

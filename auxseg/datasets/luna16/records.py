@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import json
@@ -174,8 +173,7 @@ def prepare(
     target = place / f"{settings.name}-{layout.fingerprint(folder, settings)}"
     if (target / RECORDS_FILE).is_file() and not overwrite:
         return target  # without the lock: the cache may be another's, for reading alone
-    place.mkdir(parents=True, exist_ok=True)
-    with _lock(place):
+    with files.locked(place, name="data.cache_dir", hint="give another folder", wait=True):
         if overwrite or not (target / RECORDS_FILE).is_file():
             _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite)
     return target
@@ -431,14 +429,6 @@ def _read_manifest(path, settings):
 
 def _line(error):
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _lock(place):
-    """Lets one process at a time prepare below a folder; others wait."""
-    with open(place / ".lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
