@@ -7,19 +7,29 @@ Writes a PNG beside the result.
 
 import json
 import pathlib
-import sys
 
 import matplotlib
+from absl import flags
 from matplotlib import pyplot
+
+from auxseg.base import command
+from auxseg.base.errors import InputError
 
 matplotlib.use("agg")
 _KINDS = {"train": "training step", "infer": "inference"}
 _OURS, _PEER = "#1f5fa8", "#b9bfc7"
 
 
-def main(path):
+def main(argv):
+    """Draws the result file that the flags name, and names the picture."""
+    del argv
+    if not flags.FLAGS.input:
+        raise InputError("got no path, expected a result: python -m experiments.speed.chart FILE.json")
+    print(draw(pathlib.Path(flags.FLAGS.input)))
+
+
+def draw(path):
     """Draws the result file `path`; returns the picture's path."""
-    path = pathlib.Path(path)
     report = json.loads(path.read_text(encoding="utf-8"))
     rows = [row for row in report["rows"] if row["kind"] in _KINDS and not row["void"]]
     figure, panels = pyplot.subplots(1, len(rows), figsize=(3.6 * len(rows), 2.8), squeeze=False)
@@ -50,4 +60,5 @@ def _draw_row(panel, row):
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1]))
+    flags.DEFINE_string("input", None, "result of the benchmark; may be given without --input=")
+    command.run(main, positional=("input",))

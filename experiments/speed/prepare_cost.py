@@ -1,6 +1,6 @@
 """Time and peak memory of preparing records, by the number of scans of 512x512x240.
 
-    python experiments/speed/prepare_cost.py
+    python -m experiments.speed.prepare_cost
 
 Writes `experiments/results/prepare_cost.json`. The scans are random bytes with masks of two ellipsoids in a
 temporary folder (they share one voxel file of 126 MB by hard links, so that the disk is not what is
@@ -17,15 +17,24 @@ import tempfile
 import time
 
 import numpy as np
+from absl import flags
+
+from auxseg.base import command, files
+from experiments.made_by import made_by
 
 SIZE_XYZ = (512, 512, 240)
 SPACING_XYZ_MM = (0.7, 0.7, 1.25)
 NUM_SCANS = {"middle": (0, 1, 8, 32, 96), "nodule": (0, 1, 2, 4, 8), "lung": (0, 1, 2, 4, 8)}
 RESULT = pathlib.Path(__file__).parents[1] / "results" / "prepare_cost.json"
+MODULE = "experiments.speed.prepare_cost"
 
 
-def main():
+def main(argv):
     """Measures all, prints a line each and writes the result."""
+    del argv
+    if flags.FLAGS.measure:
+        folder, slices, num_scans = flags.FLAGS.measure
+        return measure(pathlib.Path(folder), slices, int(num_scans))
     rows = []
     with tempfile.TemporaryDirectory(prefix="prepare-cost-") as name:
         folder = pathlib.Path(name)
@@ -34,9 +43,10 @@ def main():
             for num_scans in numbers:
                 rows.append(run(folder, slices, num_scans))
                 print(json.dumps(rows[-1]), flush=True)
-    result = {"size_xyz": SIZE_XYZ, "resized_to": (320, 320), "processor": processor(), "rows": rows}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    origin = made_by(f"python -m {MODULE}", data="random scans of 512x512x240", seeds=(0,))
+    about = {"size_xyz": SIZE_XYZ, "resized_to": (320, 320), "processor": processor()}
+    files.write_json(pathlib.Path(flags.FLAGS.out), {"made_by": origin, **about, "rows": rows})
+    return 0
 
 
 def write_scan(folder):
@@ -78,7 +88,7 @@ def run(source, slices, num_scans):
         folder = pathlib.Path(name)
         if num_scans:
             link_folder(source, folder / "luna16", num_scans)
-        command = [sys.executable, __file__, "--measure", str(folder), slices, str(num_scans)]
+        command = [sys.executable, "-m", MODULE, f"--measure={folder},{slices},{num_scans}"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
@@ -92,8 +102,8 @@ def measure(folder, slices, num_scans):
     started, busy, num_slices = time.perf_counter(), time.process_time(), 0
     if num_scans:
         settings = layout.Settings(slices=slices)
-        records = records.prepare(folder / "luna16", cache_dir=folder / "cache", settings=settings)
-        num_slices = len(records.read_records(records, settings=settings))
+        prepared = records.prepare(folder / "luna16", cache_dir=folder / "cache", settings=settings)
+        num_slices = len(records.read_records(prepared, settings=settings))
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     figures = {
         "slices": slices,
@@ -120,7 +130,6 @@ def processor():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(pathlib.Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    else:
-        main()
+    flags.DEFINE_string("out", str(RESULT), "JSON file to write")
+    flags.DEFINE_list("measure", None, "of the command's own processes: FOLDER,SLICES,SCANS to measure here")
+    command.run(main)

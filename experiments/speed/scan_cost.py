@@ -1,6 +1,6 @@
 """Time and peak memory of segmenting a whole scan, beside the network's own time on as many slices.
 
-    python experiments/speed/scan_cost.py [NUM_SLICES ...]
+    python -m experiments.speed.scan_cost [--slices=60,240]
 
 Writes `experiments/results/predict_cost.json`. The scan is a phantom chest of 512x512 pixels, stored
 compressed; the network is the paper's, untrained, at 320x320. Both are measured in one process with the
@@ -11,6 +11,7 @@ that the kernel reports, before and after the scan, so that their difference is 
 """
 
 import json
+import os
 import pathlib
 import platform
 import resource
@@ -19,29 +20,39 @@ import sys
 import tempfile
 import time
 
-NUM_SLICES = (60, 240)
+from absl import flags
+
+from auxseg.base import command, files
+from experiments.made_by import made_by
+
 BATCH_SIZE = 8
 RESULT = pathlib.Path(__file__).parents[1] / "results" / "predict_cost.json"
+MODULE = "experiments.speed.scan_cost"
 
 
-def main():
+def main(argv):
     """Measures each number of slices in a process of its own and writes the result."""
+    del argv
+    if flags.FLAGS.measure:
+        return measure(flags.FLAGS.measure)
+    numbers = [int(each) for each in flags.FLAGS.slices]
     rows = []
-    for num_slices in map(int, sys.argv[1:] or NUM_SLICES):
-        code = [sys.executable, "-c", f"import predict_cost; predict_cost.measure({num_slices})"]
-        done = subprocess.run(
-            code, cwd=pathlib.Path(__file__).parent, stdout=subprocess.PIPE, text=True, check=True
-        )
+    for num_slices in numbers:
+        code = [sys.executable, "-m", MODULE, f"--measure={num_slices}"]
+        done = subprocess.run(code, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
+    asked = f"python -m {MODULE} --slices={','.join(map(str, numbers))}"
     result = {
+        "made_by": made_by(asked, data="a phantom chest of 512x512 pixels", seeds=(0,)),
         "matrix": 512,
         "network": [320, 320],
         "batch_size": BATCH_SIZE,
         **describe_machine(),
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    files.write_json(pathlib.Path(flags.FLAGS.out), result)
+    return 0
 
 
 def measure(num_slices):
@@ -93,7 +104,6 @@ def create_network():
     import jax
     import numpy as np
 
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     from auxseg import models
     from auxseg.runs import networks
     from configs import base
@@ -135,12 +145,13 @@ def peak_mib():
 
 def describe_machine():
     """Returns the processor and how many of them."""
-    import os
-
     lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {"processor": names[0] if names else platform.processor(), "processors": os.cpu_count()}
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_list("slices", ["60", "240"], "numbers of slices, with commas")
+    flags.DEFINE_string("out", str(RESULT), "JSON file to write")
+    flags.DEFINE_integer("measure", None, "of the command's own processes: measure this number here")
+    command.run(main)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from absl import flags
 
 from auxseg.base import command
 from auxseg.runs import state
@@ -139,4 +140,5 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/ablations")
+    flags.adopt_module_key_flags(runner)
     command.run(runner.main_of(study))

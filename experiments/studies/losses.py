@@ -12,6 +12,8 @@ compared on Dice. The study's folder has the same files as that of `experiments.
 
 from __future__ import annotations
 
+from absl import flags
+
 from auxseg.base import command
 from experiments.studies import effects, runner
 
@@ -69,4 +71,5 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/losses")
+    flags.adopt_module_key_flags(runner)
     command.run(runner.main_of(study))

@@ -399,6 +399,7 @@ def main():
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/paper_labels")
+    flags.adopt_module_key_flags(runner)
     flags.DEFINE_string("masks", None, "folder of LUNA16's masks to measure value 5 in")
     flags.DEFINE_string("nodule_areas", None, "CSV of areas of real nodules: uid, area_px at 512 x 512")
     flags.DEFINE_bool("measure_only", False, "train nothing")

@@ -407,6 +407,7 @@ def main():
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/reproduce")
+    flags.adopt_module_key_flags(runner)
     flags.DEFINE_bool("all", False, "every table and figure")
     flags.DEFINE_list("steps", [], f"of {', '.join(STEPS)}")
     command.run(runner.guard(main))

@@ -204,6 +204,7 @@ def study(
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/table2")
+    flags.adopt_module_key_flags(runner)
     flags.DEFINE_enum("width", "matched", WIDTHS, "of the networks that the paper's is compared with")
     flags.DEFINE_string("extra_data", None, "folder of NPZ files: adds the U-Net with a second data set")
     command.run(runner.main_of(study))

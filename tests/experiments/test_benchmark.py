@@ -134,7 +134,7 @@ def test_the_chart_shows_what_was_measured(tmp_path):
     }
     path = tmp_path / "speed.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    with Image.open(chart.main(path)) as picture:
+    with Image.open(chart.draw(path)) as picture:
         assert picture.size == (396, 308)
 
 
