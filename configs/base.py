@@ -96,7 +96,7 @@ def get_config():
     train.num_epochs = 50  # (4), at most
     train.order_seed = 1  # of the order of the examples
     train.nodule_fraction = placeholder(float)  # of an epoch's examples show a nodule; default: as it comes
-    train.bn_warmup = True  # see README: statistics that do not lag behind on small data sets
+    train.bn_warmup = True  # statistics that do not lag behind on small data sets; results/paper.md
     train.bn_refresh_batches = 0  # from which each epoch's statistics are taken anew before validation
     train.num_devices = placeholder(int)  # of each process; default: all
     train.deterministic = False  # the same bits on a GPU each time, at a cost; on a CPU they always are

@@ -3,7 +3,7 @@
     python -m auxseg.main --config=configs/luna16_npz.py --config.data.dir=FOLDER
 
 On 120 LUNA16 slices 25 minutes on two cores at most; mean Dice on the test split 0.985 and 0.989 (lungs), 0.00
-(nodules), see experiments/results/luna16_npz.json.
+(nodules), see experiments/results/study_slices.md.
 """
 
 from configs import base
