@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import math
 
 import numpy as np
 
 from auxseg.report import findings, model_card, paper, tables, viewer
-from auxseg.report.markup import Markup, element, interval, join, number, script_data, table
+from auxseg.report.document import create_document
+from auxseg.report.markup import element, interval, join, number, table
 from auxseg.scoring import calibration, case_scores, matching
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def create_page(report, pictures, named=None):
@@ -47,33 +45,8 @@ def create_page(report, pictures, named=None):
     foot = element("footer", element("p", f"auxseg {_version(report)}. {model_card.NOT_CLINICAL}"))
     skip = element("a", "Skip to the content", class_="skip", href="#checks")
     nav = element("nav", element("ul", links), aria_label="Sections")
-    return _document(title, join(skip, head, nav, element("main", body, id="main"), foot, _data(report)))
-
-
-def _document(title, body):
-    styles, script = _asset("page.css"), _asset("page.js")
-    head = join(
-        Markup('<meta charset="utf-8">'),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("title", title),
-        Markup(f"<style>{styles}</style>"),
-    )
-    page = element(
-        "html",
-        element("head", head),
-        element("body", body, Markup(f"<script>{script}</script>")),
-        lang="en",
-    )
-    return f"<!doctype html>\n{page}\n"
-
-
-def _asset(name):
-    return importlib.resources.files("auxseg.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _data(report):
-    return script_data("case-data", [viewer.to_page(case) for case in report.cases]) if report.cases else None
+    page = join(skip, head, nav, element("main", body, id="main"), foot)
+    return create_document(title, page, script=bool(report.cases))
 
 
 def _version(report):
@@ -93,7 +66,7 @@ def _sections(report, pictures, named):
     every = [
         ("checks", "Automatic checks", _checks(report)),
         ("scores", "Scores", _scores(report, pictures, named)),
-        ("cases", "Cases", _viewer(report)),
+        ("cases", "Cases", _cases(report)),
         ("confusion", "Where pixels went", _figures(pictures, "confusion", "shift")),
         ("nodules", "Nodules as objects", _nodules(report, pictures, named)),
         ("agreement", "Agreement of areas", _agreement(pictures, named)),
@@ -207,10 +180,6 @@ def _class_heading(name):
     return join(element("span", class_=f"swatch {name}"), tables.TITLES[name])
 
 
-def _short_heading(name):
-    return join(element("span", class_=f"swatch {name}"), tables.TITLES[name].replace(" lung", ""))
-
-
 def _score_cell(row):
     if not row["cases"]:
         return join("n/a", element("span", "n = 0", class_="count"))
@@ -237,115 +206,28 @@ def _pooled(pooled):
     return table(["Score", "Over", "Value", "95 % interval", "n"], rows, caption=caption)
 
 
-def _viewer(report):
+def _cases(report):
     if not report.cases:
         return None
-    stage = element(
-        "div",
-        element(
-            "div",
-            element("div", id="picture"),
-            element("div", id="readout", class_="readout", aria_live="off"),
-            class_="stage",
-        ),
-    )
+    keys = {
+        "b": " and ",
+        "n": ". ",
+        "t": " truth, ",
+        "p": " prediction, ",
+        "d": " where they differ. Image left is the patient's right.",
+    }
     return join(
         element(
             "p",
             "Worst, median and best of each class by Dice, and the largest false positive. Click a "
             "picture, or use ",
-            element("kbd", "b"),
-            " and ",
-            element("kbd", "n"),
-            ". ",
-            element("kbd", "t"),
-            " truth, ",
-            element("kbd", "p"),
-            " prediction, ",
-            element("kbd", "d"),
-            " where they differ. Image left is the patient's right.",
+            [[element("kbd", key), text] for key, text in keys.items()],
         ),
         element(
             "noscript",
             element("p", "The viewer needs JavaScript; the figure of panels below shows the same cases."),
         ),
-        element("div", id="strip", class_="strip", role="group", aria_label="Cases"),
-        element("h3", "", id="case-title", aria_live="polite"),
-        element("div", stage, element("div", _controls(), class_="controls"), class_="viewer", id="viewer"),
-    )
-
-
-def _controls():
-    outlines = element(
-        "fieldset",
-        element("legend", "Outlines"),
-        _check("show-truth", "Truth (solid)"),
-        _check("show-prediction", "Prediction (dashed)"),
-    )
-    fills = element(
-        "fieldset",
-        element("legend", "Fill"),
-        [
-            _radio(value, label, value == "difference")
-            for value, label in (
-                ("none", "none"),
-                ("truth", "truth"),
-                ("prediction", "prediction"),
-                ("difference", "where they differ"),
-            )
-        ],
-        element("label", "Opacity ", element("output", "", id="opacity-value"), for_="opacity"),
-        element("input", type="range", id="opacity", min=0, max=100, value=60, step=5),
-    )
-    classes = element(
-        "fieldset",
-        element("legend", "Classes"),
-        [
-            _check(f"class-{name}", join(element("span", class_=f"swatch {name}"), tables.TITLES[name]))
-            for name in case_scores.FOREGROUND
-        ],
-    )
-    zooms = (
-        ("fit", "fit the width"),
-        ("1", "1 screen pixel a pixel"),
-        ("2", "2 x"),
-        ("3", "3 x"),
-        ("5", "5 x"),
-    )
-    steps = element(
-        "fieldset",
-        element("legend", "Case and size"),
-        element("button", "Previous", type="button", id="previous", class_="step"),
-        " ",
-        element("button", "Next", type="button", id="next", class_="step"),
-        " ",
-        element(
-            "select",
-            [element("option", text, value=value) for value, text in zooms],
-            id="zoom",
-            aria_label="Size",
-        ),
-    )
-    head = element(
-        "tr",
-        element("th", "", scope="col"),
-        [element("th", _short_heading(n), scope="col") for n in case_scores.FOREGROUND],
-    )
-    numbers = element(
-        "div", element("table", element("thead", head), element("tbody", id="case-scores")), class_="scroll"
-    )
-    return join(steps, outlines, fills, classes, numbers)
-
-
-def _check(identity, label):
-    return element("label", element("input", type="checkbox", id=identity, checked=True), label)
-
-
-def _radio(value, label, checked):
-    return element(
-        "label",
-        element("input", type="radio", name="fill", id=f"fill-{value}", value=value, checked=checked),
-        label,
+        viewer.create_case_viewer(report.cases),
     )
 
 

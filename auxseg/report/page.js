@@ -1,130 +1,190 @@
 "use strict";
 (function () {
-  const data = document.getElementById("case-data");
-  const root = document.getElementById("viewer");
-  if (!data || !root) return;
-  const cases = JSON.parse(data.textContent);
-  const NS = "http://www.w3.org/2000/svg";
-  const CLASSES = ["left_lung", "right_lung", "nodule"];
-  const NAMES = ["background", "left lung", "right lung", "nodule"];
-  const COLORS = { left_lung: "#d6303a", right_lung: "#1f9d55", nodule: "#2563eb", difference: "#f5c400" };
   const $ = (id) => document.getElementById(id);
-  let current = 0;
+  const root = $("viewer");
+  if (!$("viewer-data") || !root) return;
+  // items: pictures of one kind, cases of a report or slices of a scan; levels: HU of the grey levels 0 to 255.
+  const { items, levels, windows, classes, difference, start, coronal } = JSON.parse($("viewer-data").textContent);
+  const NAMES = ["background"].concat(classes.map((each) => each.title.toLowerCase()));
+  const COLOURS = classes.map((each) => each.colour).concat([difference]).map(rgb);
+  const DIFFERS = COLOURS.length;
+  const KEPT = 12;
+  const decoded = new Map();
+  let current = -1;
   let pixels = null;
 
-  function make(name, attributes, parent) {
-    const node = document.createElementNS(NS, name);
-    for (const key in attributes) node.setAttribute(key, attributes[key]);
-    if (parent) parent.appendChild(node);
-    return node;
+  function rgb(colour) {
+    return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
   }
 
-  function picture(item) {
-    const svg = make("svg", { viewBox: `0 0 ${item.columns} ${item.rows}`, preserveAspectRatio: "xMidYMid meet" });
-    make("image", { href: item.ct, x: 0, y: 0, width: item.columns, height: item.rows, preserveAspectRatio: "none" }, svg);
-    return svg;
+  function checked(id) {
+    return $(id) !== null && $(id).checked;
   }
 
-  function path(d, attributes, parent) {
-    if (d) make("path", Object.assign({ d: d, "fill-rule": "evenodd" }, attributes), parent);
-  }
-
-  function line(color, dashed) {
-    const style = { fill: "none", stroke: color, "stroke-width": 1.6, "vector-effect": "non-scaling-stroke" };
-    return dashed ? Object.assign(style, { "stroke-dasharray": "5 3" }) : style;
+  function fill() {
+    return document.querySelector('input[name="fill"]:checked').value;
   }
 
   function show(value, digits) {
     return value === null || value === undefined ? "n/a" : Number(value).toFixed(digits);
   }
 
-  function thumbnail(item, index) {
-    const button = document.createElement("button");
-    button.type = "button";
-    const svg = picture(item);
-    svg.setAttribute("aria-hidden", "true");
-    for (const name of CLASSES) path(item.prediction[name], { fill: COLORS[name], "fill-opacity": 0.45 }, svg);
-    path(item.difference, { fill: COLORS.difference, "fill-opacity": 0.95 }, svg);
-    button.appendChild(svg);
-    for (const reason of item.reasons) {
-      const [name, rank] = reason.split(": ");
-      const span = document.createElement("span");
-      const dice = item.row[name + "_dice"];
-      span.textContent = `${name.replace("_", " ")}: ${rank}` + (dice === null ? "" : ` ${show(dice, 3)}`);
-      button.appendChild(span);
-    }
-    button.title = item.id;
-    button.addEventListener("click", () => select(index));
-    $("strip").appendChild(button);
-  }
-
-  function select(index) {
-    current = (index + cases.length) % cases.length;
-    const item = cases[current];
-    Array.from($("strip").children).forEach((button, i) => button.setAttribute("aria-pressed", String(i === current)));
-    $("case-title").textContent = `${item.id} (${current + 1} of ${cases.length}): ${item.reasons.join("; ").replace(/_/g, " ")}`;
-    pixels = null;
-    decode(item, current);
-    draw();
-    scores(item);
-    $("readout").textContent = size(item);
-  }
-
-  function size(item) {
-    const y = item.row.spacing_y_mm;
-    const known = y !== null ? `pixel ${show(y, 3)} x ${show(item.row.spacing_x_mm, 3)} mm` : "pixel size unknown";
-    return `${item.rows} x ${item.columns} pixels, ${known}, window ${item.window[0]} to ${item.window[1]} HU`;
-  }
-
-  function draw() {
-    const item = cases[current];
-    const svg = picture(item);
-    const zoom = $("zoom").value;
-    if (zoom === "fit") svg.style.width = "100%";
-    else { svg.style.width = `${item.columns * zoom}px`; svg.style.maxWidth = "none"; }
-    svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", `CT of ${item.id} with outlines`);
-    const opacity = $("opacity").value / 100;
-    $("opacity-value").textContent = `${$("opacity").value} %`;
-    const fill = document.querySelector('input[name="fill"]:checked').value;
-    const shown = CLASSES.filter((name) => $("class-" + name).checked);
-    if (fill === "difference") path(item.difference, { fill: COLORS.difference, "fill-opacity": opacity }, svg);
-    else if (fill !== "none") shown.forEach((name) => path(item[fill][name], { fill: COLORS[name], "fill-opacity": opacity }, svg));
-    if ($("show-truth").checked) shown.forEach((name) => path(item.truth[name], line(COLORS[name], false), svg));
-    if ($("show-prediction").checked) shown.forEach((name) => path(item.prediction[name], line(COLORS[name], true), svg));
-    svg.addEventListener("pointermove", read);
-    svg.addEventListener("pointerdown", read);
-    $("picture").replaceChildren(svg);
-  }
-
-  function decode(item, index) {
-    const wanted = [item.ct, item.codes].map((uri) => new Promise((resolve, reject) => {
+  // The first channel of a picture in a data address: {width, height, values}.
+  function read(address) {
+    return new Promise((resolve, reject) => {
       const image = new Image();
       image.onload = () => {
         const canvas = document.createElement("canvas");
-        canvas.width = item.columns;
-        canvas.height = item.rows;
+        canvas.width = image.width;
+        canvas.height = image.height;
         const context = canvas.getContext("2d", { willReadFrequently: true });
         context.drawImage(image, 0, 0);
-        resolve(context.getImageData(0, 0, item.columns, item.rows).data);
+        const all = context.getImageData(0, 0, image.width, image.height).data;
+        const values = new Uint8Array(all.length / 4);
+        for (let i = 0; i < values.length; i++) values[i] = all[4 * i];
+        resolve({ width: image.width, height: image.height, values });
       };
       image.onerror = reject;
-      image.src = uri;
-    }));
-    Promise.all(wanted).then((both) => { if (index === current) pixels = both; }, () => { pixels = null; });
+      image.src = address;
+    });
   }
 
-  function read(event) {
-    const item = cases[current];
+  function decode(item) {
+    if (!decoded.has(item)) {
+      decoded.set(item, Promise.all([read(item.ct), read(item.codes)]).then(([ct, codes]) => ({ ct, codes: codes.values })));
+      if (decoded.size > KEPT) decoded.delete(decoded.keys().next().value);
+    }
+    return decoded.get(item);
+  }
+
+  // Draws the grey levels in the chosen window, and one colour over what `colour` gives a class of codes.
+  function paint(canvas, { ct, codes }, colour, opacity) {
+    const [low, high] = windows[$("window") ? $("window").value : 0].hu;
+    const grey = levels.map((hu) => (255 * (hu - low)) / (high - low));
+    canvas.width = ct.width;
+    canvas.height = ct.height;
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const image = context.createImageData(ct.width, ct.height);
+    for (let i = 0; i < ct.values.length; i++) {
+      const value = grey[ct.values[i]];
+      const over = codes[i] ? colour(codes[i] >> 4, codes[i] & 15) : 0;
+      for (let c = 0; c < 3; c++) {
+        image.data[4 * i + c] = over ? Math.min(255, Math.max(0, value)) * (1 - opacity) + COLOURS[over - 1][c] * opacity : value;
+      }
+      image.data[4 * i + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+  }
+
+  function chosenColour() {
+    const shown = classes.map((each) => checked("class-" + each.name));
+    const of = (code) => (shown[code - 1] ? code : 0);
+    return {
+      truth: (truth) => of(truth),
+      prediction: (truth, prediction) => of(prediction),
+      difference: (truth, prediction) => (truth === prediction ? 0 : DIFFERS),
+      none: () => 0,
+    }[fill()];
+  }
+
+  function outline(svg, paths, dashed) {
+    for (const each of classes) {
+      if (!paths[each.name] || !checked("class-" + each.name)) continue;
+      const path = document.createElementNS(svg.namespaceURI, "path");
+      const style = { d: paths[each.name], fill: "none", stroke: each.colour, "stroke-width": 1.6, "vector-effect": "non-scaling-stroke" };
+      if (dashed) style["stroke-dasharray"] = "5 3";
+      for (const key in style) path.setAttribute(key, style[key]);
+      svg.appendChild(path);
+    }
+  }
+
+  function draw() {
+    if (!pixels) return;
+    const item = items[current];
+    const canvas = $("canvas");
+    const opacity = $("opacity").value / 100;
+    $("opacity-value").textContent = `${$("opacity").value} %`;
+    paint(canvas, pixels, chosenColour(), opacity);
+    const zoom = $("zoom").value;
+    const picture = $("picture");
+    picture.style.width = zoom === "fit" ? "100%" : `${item.columns * zoom}px`;
+    picture.style.aspectRatio = `${item.columns} / ${item.rows * item.aspect}`;
+    const svg = $("outlines");
+    svg.setAttribute("viewBox", `0 0 ${item.columns} ${item.rows}`);
+    svg.replaceChildren();
+    if (checked("show-truth") && item.truth) outline(svg, item.truth, false);
+    if (checked("show-prediction") && item.prediction) outline(svg, item.prediction, true);
+    svg.setAttribute("aria-label", `CT of ${item.title}`);
+    drawCoronal(opacity);
+  }
+
+  function drawCoronal(opacity) {
+    if (!coronal) return;
+    decode(coronal).then((both) => {
+      const canvas = $("coronal");
+      paint(canvas, both, chosenColour(), opacity);
+      canvas.style.aspectRatio = `${coronal.columns} / ${coronal.rows * coronal.aspect}`;
+      const context = canvas.getContext("2d", { willReadFrequently: true });
+      context.fillStyle = "#ff9f1c";
+      context.fillRect(0, items.length - 1 - current, canvas.width, 1);
+    });
+  }
+
+  function select(index) {
+    const wanted = Math.min(items.length - 1, Math.max(0, index));
+    if (wanted === current) return;
+    current = wanted;
+    const item = items[current];
+    if ($("strip")) Array.from($("strip").children).forEach((button, i) => button.setAttribute("aria-pressed", String(i === current)));
+    if ($("position")) $("position").value = current;
+    $("item-title").textContent = item.title;
+    $("readout").textContent = item.about;
+    if ($("item-scores")) scores(item);
+    decode(item).then((both) => {
+      if (item !== items[current]) return;
+      pixels = both;
+      draw();
+      root.dataset.ready = item.key;
+    });
+  }
+
+  function step(by) {
+    select($("strip") ? (current + by + items.length) % items.length : current + by);
+  }
+
+  function thumbnail(item, index) {
+    const button = document.createElement("button");
+    const canvas = document.createElement("canvas");
+    button.type = "button";
+    button.title = item.key;
+    button.appendChild(canvas);
+    for (const reason of item.reasons) {
+      const [name, rank] = reason.split(": ");
+      const dice = item.row[name + "_dice"];
+      const span = document.createElement("span");
+      span.textContent = `${name.replaceAll("_", " ")}: ${rank}` + (dice === null ? "" : ` ${show(dice, 3)}`);
+      button.appendChild(span);
+    }
+    button.addEventListener("click", () => select(index));
+    $("strip").appendChild(button);
+    decode(item).then((both) => paint(canvas, both, (truth, prediction) => (truth === prediction ? prediction : DIFFERS), 0.6));
+  }
+
+  function place(event) {
     const box = event.currentTarget.getBoundingClientRect();
-    const column = Math.floor((event.clientX - box.left) / box.width * item.columns);
-    const row = Math.floor((event.clientY - box.top) / box.height * item.rows);
-    if (!pixels || row < 0 || column < 0 || row >= item.rows || column >= item.columns) return;
-    const at = 4 * (row * item.columns + column);
-    const hu = Math.round(item.window[0] + pixels[0][at] / 255 * (item.window[1] - item.window[0]));
-    const clipped = pixels[0][at] === 0 ? "at most " : pixels[0][at] === 255 ? "at least " : "about ";
-    const code = pixels[1][at];
-    $("readout").textContent = `row ${row}, column ${column}: ${clipped}${hu} HU; truth ${NAMES[code >> 4]}, prediction ${NAMES[code & 15]}`;
+    return [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
+  }
+
+  function point(event) {
+    const item = items[current];
+    const [y, x] = place(event);
+    if (!pixels || y < 0 || x < 0 || y >= 1 || x >= 1) return;
+    const at = Math.floor(y * pixels.ct.height) * pixels.ct.width + Math.floor(x * pixels.ct.width);
+    const level = pixels.ct.values[at];
+    const how = level === 0 ? "at most" : level === 255 ? "at least" : "about";
+    const code = pixels.codes[at];
+    const named = item.truth ? `truth ${NAMES[code >> 4]}, prediction ${NAMES[code & 15]}` : NAMES[code & 15];
+    $("readout").textContent = `row ${Math.floor(y * item.rows)}, column ${Math.floor(x * item.columns)}: ${how} ${Math.round(levels[level])} HU; ${named}`;
   }
 
   function scores(item) {
@@ -138,9 +198,9 @@
       [`Surface Dice 2 ${unit}`, (n) => show(item.row[`${n}_surface_dice_2${unit}`], 3)],
       ["Truth px", (n) => show(item.row[n + "_reference_px"], 0)],
       ["Predicted px", (n) => show(item.row[n + "_predicted_px"], 0)],
-      ["Status", (n) => String(item.row[n + "_status"]).replace("_", " ")],
+      ["Status", (n) => String(item.row[n + "_status"]).replaceAll("_", " ")],
     ];
-    const body = $("case-scores");
+    const body = $("item-scores");
     body.replaceChildren();
     for (const [title, value] of lines) {
       const row = body.insertRow();
@@ -148,7 +208,7 @@
       head.scope = "row";
       head.textContent = title;
       row.appendChild(head);
-      CLASSES.forEach((name) => { row.insertCell().textContent = value(name); });
+      classes.forEach((each) => { row.insertCell().textContent = value(each.name); });
     }
   }
 
@@ -156,23 +216,36 @@
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (/^(SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
     const range = event.target.type === "range" || event.target.type === "radio";
-    const toggles = { t: "show-truth", p: "show-prediction" };
-    if (event.key === "n" || (event.key === "ArrowRight" && root.contains(event.target) && !range)) select(current + 1);
-    else if (event.key === "b" || (event.key === "ArrowLeft" && root.contains(event.target) && !range)) select(current - 1);
-    else if (toggles[event.key]) { const box = $(toggles[event.key]); box.checked = !box.checked; draw(); }
-    else if (event.key === "d") {
-      const on = $("fill-difference").checked;
-      $(on ? "fill-none" : "fill-difference").checked = true;
-      draw();
-    } else return;
+    const arrows = !range && (root.contains(event.target) || !$("strip"));
+    const steps = { n: 1, b: -1, ...(arrows && { ArrowRight: 1, ArrowLeft: -1 }), ...(arrows && !$("strip") && { ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10 }) };
+    const boxes = { t: "show-truth", p: "show-prediction" };
+    const fills = { d: "difference", o: "prediction" };
+    if (steps[event.key]) step(steps[event.key]);
+    else if ($(boxes[event.key])) { $(boxes[event.key]).checked ^= true; draw(); }
+    else if ($("fill-" + fills[event.key])) { $("fill-" + (fill() === fills[event.key] ? "none" : fills[event.key])).checked = true; draw(); }
+    else return;
     event.preventDefault();
   }
 
-  cases.forEach(thumbnail);
-  root.addEventListener("input", draw);
-  $("previous").addEventListener("click", () => select(current - 1));
-  $("next").addEventListener("click", () => select(current + 1));
+  // A link to an item, such as a row of a table, shows it.
+  function follow(event) {
+    const link = event.target.closest('a[href^="#"]');
+    const index = link ? items.findIndex((each) => "#" + each.key === link.getAttribute("href")) : -1;
+    if (index < 0) return;
+    event.preventDefault();
+    select(index);
+    root.scrollIntoView();
+  }
+
+  if ($("strip")) items.forEach(thumbnail);
+  root.addEventListener("input", (event) => { if (event.target.id === "position") select(Number(event.target.value)); else draw(); });
+  $("previous").addEventListener("click", () => step(-1));
+  $("next").addEventListener("click", () => step(1));
+  $("picture").addEventListener("pointermove", point);
+  $("picture").addEventListener("pointerdown", point);
+  if ($("position")) $("picture").addEventListener("wheel", (event) => { event.preventDefault(); step(event.deltaY > 0 ? -1 : 1); }, { passive: false });
+  if (coronal) $("coronal").addEventListener("click", (event) => select(Math.floor((1 - place(event)[0]) * items.length)));
   document.addEventListener("keydown", key);
-  select(0);
-  root.dataset.ready = "yes";
+  document.addEventListener("click", follow);
+  select(start);
 })();

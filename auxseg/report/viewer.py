@@ -1,7 +1,8 @@
-"""The cases that a report shows: which, by score, and as what a page can draw without a library.
+"""The viewer of a page: cases of a report, or slices of a scan, that a browser draws without a library.
 
-Masks become outlines along the edges of pixels (SVG paths, exact at any zoom), the CT an 8-bit PNG in its
-window.
+The CT is a picture of 256 grey levels whose HU the page knows, so that the window can be changed there. Masks are
+pictures of class indices; those of cases are also outlines along the edges of pixels (SVG paths, exact at any zoom).
+The script is `page.js`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import io
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR
+from auxseg.report.markup import element, join, script_data
 from auxseg.scoring import case_scores
 
 
@@ -69,28 +71,204 @@ def choose_panels(cases, count):
     return unique[:count]
 
 
-def to_page(case):
-    """Returns what the page's script needs of a CaseImage, JSON types.
+def create_case_viewer(cases):
+    """Returns the Markup of a viewer of CaseImages, its data included."""
+    low, high = cases[0].window_hu
+    data = describe(
+        levels=np.linspace(low, high, 256),
+        windows={"as the network sees": (low, high)},
+    )
+    data["items"] = [to_item(case) for case in cases]
+    controls = join(
+        _steps(),
+        _fieldset(
+            "Outlines",
+            _check("show-truth", "Truth (solid)"),
+            _check("show-prediction", "Prediction (dashed)"),
+        ),
+        _fills(("none", "truth", "prediction", "difference"), "difference"),
+        _classes(),
+        _score_table(),
+    )
+    return join(
+        element("div", id="strip", class_="strip", role="group", aria_label="Cases"),
+        _stage(controls),
+        script_data("viewer-data", data),
+    )
 
-    `ct` and `codes` are PNG data URIs: grey levels of the window, and 16 * reference + prediction for the
-    readout.
+
+def create_slice_viewer(windows, *, num_slices, start, coronal):
+    """Returns the Markup of a viewer of a scan's slices, without its data.
+
+    Args:
+        windows: names of the windows to choose from.
+        num_slices: how many slices.
+        start: index of the slice to show first.
+        coronal: whether a coronal view stands beside it.
+    """
+    controls = join(
+        _steps(windows),
+        _fills(("none", "prediction"), "prediction"),
+        _classes(),
+        _fieldset("Coronal", element("canvas", id="coronal", role="img", aria_label="Coronal view"))
+        if coronal
+        else None,
+    )
+    slider = element(
+        "input",
+        type="range",
+        id="position",
+        class_="position",
+        min=0,
+        max=num_slices - 1,
+        value=start,
+        aria_label="Slice",
+    )
+    return _stage(controls, slider)
+
+
+def describe(*, levels, windows):
+    """Returns what the script needs besides its items, JSON types.
+
+    Args:
+        levels: float [256], HU of each grey level.
+        windows: {name: (low, high)} in HU, the first shown at the start.
+    """
+    return {
+        "levels": [round(float(level), 1) for level in levels],
+        "windows": [{"name": name, "hu": list(window)} for name, window in windows.items()],
+        "classes": [
+            {"name": name, "title": _title(name), "colour": COLOURS[name]} for name in CLASS_NAMES[1:]
+        ],
+        "difference": DIFFERENCE_COLOUR,
+        "start": 0,
+        "coronal": None,
+    }
+
+
+def to_item(case):
+    """Returns what the script needs of a CaseImage, JSON types.
+
+    `ct` and `codes` are PNG data URIs: grey levels of the window, and 16 * reference + prediction.
     """
     codes = case.reference.astype(np.uint8) * 16 + case.prediction.astype(np.uint8)
+    rows, columns = case.image.shape
     return {
-        "id": case.case_id,
+        "key": case.case_id,
+        "title": f"{case.case_id}: {'; '.join(case.reasons).replace('_', ' ')}",
+        "about": _size(case),
         "reasons": list(case.reasons),
-        "rows": case.image.shape[0],
-        "columns": case.image.shape[1],
-        "window": list(case.window_hu),
+        "rows": rows,
+        "columns": columns,
+        "aspect": 1.0,
         "ct": png_uri(to_gray(case.image, case.window_hu)),
         "codes": png_uri(codes),
         "truth": {name: outline(case.reference == index) for index, name in enumerate(CLASS_NAMES) if index},
         "prediction": {
             name: outline(case.prediction == index) for index, name in enumerate(CLASS_NAMES) if index
         },
-        "difference": outline(case.reference != case.prediction),
         "row": files.to_json(case.row),
     }
+
+
+def _size(case):
+    rows, columns = case.image.shape
+    y, x = case.row["spacing_y_mm"], case.row["spacing_x_mm"]
+    known = f"pixel {y:.3f} x {x:.3f} mm" if np.isfinite(y) else "pixel size unknown"
+    low, high = case.window_hu
+    return f"{rows} x {columns} pixels, {known}, window {low:g} to {high:g} HU"
+
+
+def _stage(controls, below=None):
+    picture = element(
+        "div",
+        element("canvas", id="canvas"),
+        element(
+            "svg", id="outlines", role="img", xmlns="http://www.w3.org/2000/svg", preserveAspectRatio="none"
+        ),
+        id="picture",
+        class_="layers",
+    )
+    readout = element("div", id="readout", class_="readout", aria_live="off")
+    stage = element("div", element("div", picture, below, readout, class_="stage"))
+    return join(
+        element("h3", "", id="item-title", aria_live="polite"),
+        element("div", stage, element("div", controls, class_="controls"), class_="viewer", id="viewer"),
+    )
+
+
+_ZOOMS = {"fit": "fit the width", "1": "1 screen pixel a pixel", "2": "2 x", "3": "3 x", "5": "5 x"}
+
+
+def _steps(windows=()):
+    window = element(
+        "label",
+        "Window ",
+        element(
+            "select", [element("option", name, value=at) for at, name in enumerate(windows)], id="window"
+        ),
+    )
+    return _fieldset(
+        "Move, size" + (", window" if windows else ""),
+        element("button", "Previous", type="button", id="previous", class_="step"),
+        " ",
+        element("button", "Next", type="button", id="next", class_="step"),
+        " ",
+        element(
+            "select",
+            [element("option", text, value=value) for value, text in _ZOOMS.items()],
+            id="zoom",
+            aria_label="Size",
+        ),
+        window if windows else None,
+    )
+
+
+def _fills(names, chosen):
+    return _fieldset(
+        "Fill",
+        [
+            _radio(name, "where they differ" if name == "difference" else name, name == chosen)
+            for name in names
+        ],
+        element("label", "Opacity ", element("output", "", id="opacity-value"), for_="opacity"),
+        element("input", type="range", id="opacity", min=0, max=100, value=60, step=5),
+    )
+
+
+def _classes():
+    swatches = [(name, element("span", class_=f"swatch {name}")) for name in CLASS_NAMES[1:]]
+    return _fieldset(
+        "Classes", [_check(f"class-{name}", join(swatch, _title(name))) for name, swatch in swatches]
+    )
+
+
+def _score_table():
+    headings = [
+        element(
+            "th", element("span", class_=f"swatch {name}"), _title(name).replace(" lung", ""), scope="col"
+        )
+        for name in CLASS_NAMES[1:]
+    ]
+    head = element("thead", element("tr", element("th", "", scope="col"), headings))
+    return element("div", element("table", head, element("tbody", id="item-scores")), class_="scroll")
+
+
+def _title(name):
+    return name.replace("_", " ").capitalize()
+
+
+def _fieldset(legend, *content):
+    return element("fieldset", element("legend", legend), *content)
+
+
+def _check(identity, label):
+    return element("label", element("input", type="checkbox", id=identity, checked=True), label)
+
+
+def _radio(value, label, checked):
+    box = element("input", type="radio", name="fill", id=f"fill-{value}", value=value, checked=checked)
+    return element("label", box, label)
 
 
 def to_gray(image, window_hu):
@@ -108,9 +286,9 @@ def png_uri(pixels):
     return to_uri(content.getvalue())
 
 
-def to_uri(png):
-    """Returns the data URI of PNG bytes."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def to_uri(content, kind="png"):
+    """Returns the data URI of a picture's bytes."""
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
 
 
 def outline(mask):

@@ -11,7 +11,6 @@ into DIR (default: runs/compare).
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import pathlib
 import sys
 
@@ -20,8 +19,9 @@ import numpy as np
 from auxseg.base import command, files
 from auxseg.base.classes import COLOURS
 from auxseg.base.errors import InputError
-from auxseg.report import html, tables
-from auxseg.report.markup import Markup, element, interval, join, number, table
+from auxseg.report import tables
+from auxseg.report.document import create_document
+from auxseg.report.markup import element, interval, join, number, table
 from auxseg.scoring import case_scores
 from experiments.studies import comparison
 from experiments.studies.comparison import RULES, SCORES
@@ -109,7 +109,6 @@ def draw(result):
 
 def create_page(result, picture, first=()):
     """Returns the HTML of a comparison, one file that needs no network."""
-    styles = importlib.resources.files("auxseg.report").joinpath("page.css").read_text(encoding="utf-8")
     title = f"Comparison of {len(result['runs'])} runs, {result['split']} split"
     order = {arm: i for i, arm in enumerate(dict.fromkeys(row["arm"] for row in result["arms"]), start=1)}
     sections = [
@@ -128,16 +127,8 @@ def create_page(result, picture, first=()):
         image = element("img", src=viewer.to_uri(picture), alt="Means of runs by arm and paired differences")
         sections.insert(1, ("At a glance", element("figure", image)))
     body = [element("section", element("h2", heading), content) for heading, content in (*first, *sections)]
-    head = join(
-        Markup('<meta charset="utf-8">'),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=html.POLICY),
-        element("title", title),
-        Markup(f"<style>{styles}</style>"),
-    )
-    page = join(element("header", element("h1", title), class_="top"), element("main", body))
-    whole = element("html", element("head", head), element("body", page), lang="en")
-    return f"<!doctype html>\n{whole}\n"
+    header = element("header", element("h1", title), class_="top")
+    return create_document(title, join(header, element("main", body)))
 
 
 def _pair_sentences(result):

@@ -10,6 +10,7 @@ import made_up_run
 import numpy as np
 import pytest
 
+from auxseg.base.classes import COLOURS, to_rgb
 from auxseg.base.files import read_csv
 from auxseg.report import markup, pictures, write_report
 from auxseg.report.html import create_page, group_rates, name_tables
@@ -236,40 +237,68 @@ def results(dom):
     )
 
 
-SCRIPT = """
-const out = {};
+START = """
+const byId = (id) => document.getElementById(id);
 const send = (target, event) => target.dispatchEvent(event);
 const press = (key) => send(document.body, new KeyboardEvent("keydown", {key, bubbles: true}));
-const paths = () => document.querySelectorAll("#picture path").length;
-const byId = (id) => document.getElementById(id);
-out.ready = byId("viewer").dataset.ready;
-out.thumbs = document.querySelectorAll("#strip button svg image").length;
-out.first = byId("case-title").textContent;
-out.all = paths();
-press("t"); out.without_truth = paths();
-press("p"); out.without_outlines = paths();
-press("d"); out.without_fill = paths();
-byId("fill-prediction").click(); out.filled = paths();
-byId("opacity").value = 25; send(byId("opacity"), new Event("input", {bubbles: true}));
-out.opacity = document.querySelector("#picture path").getAttribute("fill-opacity");
-byId("class-left_lung").click(); out.one_less = paths();
-press("n"); out.second = byId("case-title").textContent;
-press("b"); out.again = byId("case-title").textContent;
-document.querySelectorAll("#strip button")[2].click(); out.third = byId("case-title").textContent;
-out.pressed = document.querySelectorAll("#strip button[aria-pressed=true]").length;
-out.rows = byId("case-scores").rows.length;
-out.overflow = document.documentElement.scrollWidth - window.innerWidth;
-out.width = window.innerWidth;
-setTimeout(() => {
-  const svg = document.querySelector("#picture svg");
-  const box = svg.getBoundingClientRect();
-  const at = {clientX: box.left + box.width * 0.29, clientY: box.top + box.height * 0.5};
-  send(svg, new PointerEvent("pointermove", at));
-  out.readout = byId("readout").textContent;
+const viewer = () => byId("viewer").dataset.ready;
+async function until(reached) {
+  for (let i = 0; i < 200 && !reached(); i++) await new Promise((resolve) => setTimeout(resolve, 10));
+}
+// How many pixels of a canvas are not grey.
+function coloured(id) {
+  const canvas = byId(id);
+  const all = canvas.getContext("2d", {willReadFrequently: true}).getImageData(0, 0, canvas.width, canvas.height).data;
+  let count = 0;
+  for (let i = 0; i < all.length; i += 4) count += all[i] !== all[i + 1] || all[i] !== all[i + 2];
+  return count;
+}
+function pixel(id, y, x) {
+  const canvas = byId(id);
+  return Array.from(canvas.getContext("2d", {willReadFrequently: true}).getImageData(x, y, 1, 1).data).slice(0, 3);
+}
+function point(y, x) {
+  const box = byId("picture").getBoundingClientRect();
+  const at = {clientX: box.left + box.width * x, clientY: box.top + box.height * y};
+  send(byId("picture"), new PointerEvent("pointermove", at));
+  return byId("readout").textContent;
+}
+function finish(out) {
   const pre = document.createElement("pre");
   pre.id = "results"; pre.textContent = JSON.stringify(out); document.body.appendChild(pre);
-}, 1500);
+}
 """
+SCRIPT = (
+    START
+    + """
+(async () => {
+  const out = {};
+  const paths = () => document.querySelectorAll("#outlines path").length;
+  await until(viewer);
+  out.thumbs = document.querySelectorAll("#strip button canvas").length;
+  out.first = byId("item-title").textContent;
+  out.all = paths();
+  out.differ = coloured("canvas");
+  press("t"); out.without_truth = paths();
+  press("p"); out.without_outlines = paths();
+  press("d"); out.without_fill = coloured("canvas");
+  byId("fill-prediction").click(); out.filled = coloured("canvas");
+  byId("opacity").value = 100; send(byId("opacity"), new Event("input", {bubbles: true}));
+  out.lung = pixel("canvas", 48, 28);
+  byId("class-left_lung").click(); out.one_less = coloured("canvas");
+  press("n"); await until(() => viewer() !== out.first); out.second = byId("item-title").textContent;
+  press("b"); out.again = byId("item-title").textContent;
+  document.querySelectorAll("#strip button")[2].click(); out.third = byId("item-title").textContent;
+  out.pressed = document.querySelectorAll("#strip button[aria-pressed=true]").length;
+  out.rows = byId("item-scores").rows.length;
+  out.overflow = document.documentElement.scrollWidth - window.innerWidth;
+  out.width = window.innerWidth;
+  await until(() => viewer() === document.querySelectorAll("#strip button")[2].title);
+  out.readout = point(0.5, 0.29);
+  finish(out);
+})();
+"""
+)
 
 
 @pytest.mark.parametrize("width", [1280, 500])
@@ -277,9 +306,10 @@ def test_the_viewer_works_in_a_real_browser(written, width):
     dom, logged = browse(written / "index.html", script=SCRIPT, width=width)
     assert logged == []
     out = results(dom)
-    assert out["ready"] == "yes" and out["thumbs"] >= 6 and out["pressed"] == 1 and out["rows"] == 9
-    assert out["all"] > out["without_truth"] > out["without_outlines"] == 1 > out["without_fill"] == 0
-    assert out["filled"] - out["one_less"] == 1 and out["opacity"] == "0.25"
+    assert out["thumbs"] >= 6 and out["pressed"] == 1 and out["rows"] == 9
+    assert out["all"] > out["without_truth"] > out["without_outlines"] == 0
+    assert out["filled"] > out["one_less"] > out["differ"] > out["without_fill"] == 0
+    assert out["lung"] == list(to_rgb(COLOURS["right_lung"]))
     assert out["first"] == out["again"] != out["second"] and out["third"] not in (
         out["first"],
         out["second"],

@@ -78,13 +78,13 @@ def test_the_largest_false_positive_is_chosen():
 def test_page_data_is_exact():
     evaluation, pixels = made_up_run.make_evaluation(num_cases=3)
     case = made_up_run.make_cases(evaluation, pixels)[0]
-    page = viewer.to_page(case)
+    page = viewer.to_item(case)
     codes = np.array(Image.open(io.BytesIO(base64.b64decode(page["codes"].split(",")[1]))))
     np.testing.assert_array_equal(codes // 16, case.reference)
     np.testing.assert_array_equal(codes % 16, case.prediction)
-    np.testing.assert_array_equal(
-        fill(page["difference"], case.reference.shape), case.reference != case.prediction
-    )
+    for value, name in enumerate(("left_lung", "right_lung", "nodule"), start=1):
+        np.testing.assert_array_equal(fill(page["truth"][name], codes.shape), case.reference == value)
+        np.testing.assert_array_equal(fill(page["prediction"][name], codes.shape), case.prediction == value)
     assert page["row"]["case_id"] == case.case_id
 
 
