@@ -21,6 +21,8 @@ import numpy as np
 from auxseg.base.errors import InputError
 
 LOCK = ".lock"
+FEW_DIGITS = 6
+"""Of floats in tables that people read and nothing reads again."""
 AGAIN = "restore it, or write it again"
 """What to do about a damaged file, where nothing better is known."""
 
@@ -121,21 +123,26 @@ def format_cell(value, *, digits=None):
     return np.format_float_positional(value, precision=digits, fractional=False, trim="-")
 
 
-def read_cells(path, *, hint=AGAIN):
+def read_cells(path, columns=(), *, hint=AGAIN):
     """Returns the rows of a CSV file as {column: text}.
 
     Args:
         path: of the file.
+        columns: that it must have.
         hint: what to do where it is damaged.
 
     Raises:
-        InputError: no such file, no CSV, or a line with another number of cells than the header.
+        InputError: no such file, no CSV, no such column, or a line with another number of cells than the header.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle, strict=True))
+            reader = csv.DictReader(handle, strict=True)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); {hint}") from error
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path}: has no column {', '.join(missing)}, expected {', '.join(columns)}; {hint}")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise InputError(

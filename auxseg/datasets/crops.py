@@ -9,13 +9,12 @@ What a crop does not know: which of its other pixels is lung, wall or vessel. It
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import pathlib
 
 import numpy as np
 
-from auxseg.base import npz
+from auxseg.base import files, npz
 from auxseg.base.errors import InputError, check_choice
 
 TARGETS = ("consensus", "reader", "share")
@@ -175,14 +174,9 @@ def _read_arrays(path):
 
 
 def _read_rows(path):
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"crops: {path} cannot be read: {error}") from error
-    missing = [name for name in COLUMNS if not rows or name not in rows[0]]
-    if missing:
-        raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
+    rows = files.read_cells(path, COLUMNS, hint="copy it again")
+    if not rows:
+        raise InputError(f"{path}: has no row; copy it again")
     return rows
 
 

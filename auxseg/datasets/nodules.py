@@ -9,12 +9,12 @@ the slice: no nodule is lost to thick slices.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 
 import numpy as np
 
+from auxseg.base import files
 from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.ct.geometry import mm_to_index
@@ -55,17 +55,9 @@ def read_annotations(path):
     """
     columns = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
     spheres = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path} has no column {', '.join(missing)}; expected {', '.join(columns)}")
-            for number, row in enumerate(reader, start=2):
-                sphere = _sphere(row, f"{path}, line {number}")
-                spheres[row["seriesuid"]] = (*spheres.get(row["seriesuid"], ()), sphere)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"annotations: {path} cannot be read: {error}") from error
+    for number, row in enumerate(files.read_cells(path, columns, hint="copy LUNA16's again"), start=2):
+        sphere = _sphere(row, f"{path}, line {number}")
+        spheres[row["seriesuid"]] = (*spheres.get(row["seriesuid"], ()), sphere)
     return spheres
 
 

@@ -18,7 +18,6 @@ lie at another distance than columns), `slice_spacing_mm`, `num_nodules`. An emp
 from __future__ import annotations
 
 import concurrent.futures
-import csv
 import os
 import pathlib
 import threading
@@ -289,13 +288,7 @@ def _read_index(path, case_ids):
     """Returns (one row, {} where none, for each case; notes)."""
     if not path.is_file():
         return [{} for _ in case_ids], ()
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}") from error
-    if not rows or "id" not in rows[0]:
-        raise InputError(f"{path} has no rows with a column 'id'; delete it to go without an index")
+    rows = files.read_cells(path, ("id",), hint="mend it, or delete it to go without an index")
     by_case = _by_case(rows, case_ids, path)
     unlisted = [case_id for case_id in case_ids if case_id not in by_case]
     notes = (f"{len(unlisted)} slices are not in index.csv, such as {unlisted[0]}",) if unlisted else ()
@@ -305,7 +298,7 @@ def _read_index(path, case_ids):
 def _by_case(rows, case_ids, path):
     known, by_case = set(case_ids), {}
     for number, row in enumerate(rows, start=2):
-        name = (row["id"] or "").strip()
+        name = row["id"].strip()
         case_id = next((choice for choice in (name, f"ID_{name}") if choice in known), None)
         if case_id is None:
             raise InputError(
@@ -313,7 +306,7 @@ def _by_case(rows, case_ids, path):
             )
         if case_id in by_case:
             raise InputError(f"{path}, line {number}: id {name!r} appears twice")
-        by_case[case_id] = {key: value.strip() for key, value in row.items() if key and value}
+        by_case[case_id] = {key: value.strip() for key, value in row.items() if value}
         by_case[case_id]["where"] = f"{path}, line {number}"
     return by_case
 

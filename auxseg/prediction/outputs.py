@@ -36,20 +36,20 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         settings: JSON types, kept to know a prediction of the same kind again.
     """
     scan, span = result.scan, (result.start, result.stop)
-    files = []
+    names = []
     for form in formats:
-        files.append("mask.dcm" if form == "dicom-seg" else f"mask.{form}")
+        names.append("mask.dcm" if form == "dicom-seg" else f"mask.{form}")
         if form == "dicom-seg":
-            names = " + ".join(one.name for one in networks)
+            makers = " + ".join(one.name for one in networks)
             checksum = networks[0].checksum
             dicom_seg.write_dicom_seg(
-                folder / files[-1], result.masks, scan, *span, model_name=names, checksum=checksum
+                folder / names[-1], result.masks, scan, *span, model_name=makers, checksum=checksum
             )
         else:
-            writers.write_mask(folder / files[-1], result.masks, scan, *span)
-    files += _write_probabilities(folder, result, formats)
+            writers.write_mask(folder / names[-1], result.masks, scan, *span)
+    names += _write_probabilities(folder, result, formats)
     if result.measurements:
-        pages.write_table(folder / "measurements.csv", result.measurements)
+        files.write_csv(folder / "measurements.csv", result.measurements, digits=files.FEW_DIGITS)
     pages.write_pictures(folder, result, networks)
     about = {
         "settings": settings,
@@ -58,14 +58,14 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         "size_xyz": list(result.geometry.size_xyz),
         "slices": [result.start, result.stop],
         "networks": [{"name": one.name, "sha256": one.checksum} for one in networks],
-        "files": files,
+        "files": names,
         "changed": result.changed,
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
         "lungs_ml": [_total(result, name) for name in ("left_lung", "right_lung")],
         "nodules": sum(row["structure"].startswith("nodule") for row in result.measurements),
         "auxseg": __version__,
     }
-    pages.write_json(folder / DONE, about)
+    files.write_json(folder / DONE, about)
 
 
 def _total(result, name):
@@ -112,7 +112,7 @@ def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), s
         rows = []
         for source in progress.track(found, total=len(found), label="segmenting", unit="scan"):
             rows.append(_predict_guarded(source, folder / source.name, networks, options, formats, settings))
-            pages.write_table(folder / "scans.csv", rows)
+            files.write_csv(folder / "scans.csv", rows, digits=files.FEW_DIGITS)
         return rows
 
 
@@ -175,7 +175,7 @@ def _predict_one(source, folder, networks, options, formats, settings, series=No
             scan, networks, options, pathlib.Path(scratch), show_progress=show_progress
         )
         write_segmentation(folder, result, networks, formats=formats, settings=settings)
-    return _row(source, "done", time.monotonic() - start, pages.read_json(folder / DONE))
+    return _row(source, "done", time.monotonic() - start, _read_about(folder))
 
 
 def _print_series(scan):
@@ -193,10 +193,14 @@ def _fingerprint(source):
     """
     if source.kind == "broken":
         raise InputError(source.problem)
-    files = {frame.path for one in source.series for frame in one.frames} or {source.path}
-    beside = {path.with_suffix(suffix) for path in files for suffix in (".raw", ".zraw", ".gz")}
-    stats = [path.stat() for path in files | {path for path in beside if path.is_file()}]
+    paths = {frame.path for one in source.series for frame in one.frames} or {source.path}
+    beside = {path.with_suffix(suffix) for path in paths for suffix in (".raw", ".zraw", ".gz")}
+    stats = [path.stat() for path in paths | {path for path in beside if path.is_file()}]
     return [len(stats), sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)]
+
+
+def _read_about(folder):
+    return files.read_object(folder / DONE, hint="remove it and start again")
 
 
 def _read_done(folder, settings):
@@ -205,7 +209,7 @@ def _read_done(folder, settings):
     Raises:
         InputError: the prediction there was made from another input or with other settings.
     """
-    about = pages.read_json(folder / DONE)
+    about = _read_about(folder)
     old = about.get("settings", {})
     different = sorted(name for name in settings.keys() | old.keys() if settings.get(name) != old.get(name))
     if different:

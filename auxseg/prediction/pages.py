@@ -7,55 +7,15 @@ memory. Every file is written beside its place and moved there whole.
 from __future__ import annotations
 
 import base64
-import csv
 import html
-import io
 import json
-import pathlib
 
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.errors import InputError
 from auxseg.ct import geometry
 from auxseg.prediction import overlay
 from auxseg.prediction.segment import NUM_PANELS
-
-
-def write_table(path, rows):
-    """Writes rows (dicts with the same keys) as CSV; empty where a value is None or not finite."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows[0])
-    writer.writerows([_cell(value) for value in row.values()] for row in rows)
-    with files.write_whole(path) as file:
-        file.write(text.getvalue().encode("utf-8"))
-
-
-def _cell(value):
-    if value is None or (isinstance(value, float) and not np.isfinite(value)):
-        return ""
-    if isinstance(value, float):
-        return np.format_float_positional(value, precision=6, fractional=False, trim="-")
-    return value
-
-
-def write_json(path, value):
-    """Writes strict, indented JSON, whole or not at all."""
-    with files.write_whole(path) as file:
-        file.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8"))
-
-
-def read_json(path):
-    """Returns the JSON value of a file.
-
-    Raises:
-        InputError: it cannot be read as JSON.
-    """
-    try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); remove it and start again") from error
 
 
 def write_report(path, *, title, pictures, masks, labels, spacing_yx_mm, tables, notes, start):
@@ -96,7 +56,12 @@ def _data_url(kind, data):
 def _html_table(heading, rows):
     head = "".join(f"<th>{html.escape(str(name).replace('_', ' '))}</th>" for name in rows[0]) if rows else ""
     lines = [
-        "<tr>" + "".join(f"<td>{html.escape(str(_cell(v)))}</td>" for v in row.values()) + "</tr>"
+        "<tr>"
+        + "".join(
+            f"<td>{html.escape(str(files.format_cell(v, digits=files.FEW_DIGITS)))}</td>"
+            for v in row.values()
+        )
+        + "</tr>"
         for row in rows
     ]
     return (

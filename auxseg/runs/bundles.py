@@ -86,7 +86,7 @@ def write_bundle(folder, trained, kind):
     about |= {"needs": list(_NEEDS[kind]), **_details(kind)}
     about["versions"] = run_folder.describe_machine(jax.devices())["packages"]
     about["files"] = {file.name: networks.file_checksum(file) for file in sorted(folder.iterdir())}
-    (folder / networks.FILE).write_text(networks.dump_description(about), encoding="utf-8")
+    files.write_json(folder / networks.FILE, about)
 
 
 def _details(kind):
@@ -113,7 +113,7 @@ def check_bundle(folder, trained, images, checked_on):
             f"the {copy.name} bundle differs from the original by {max(apart):.2g} > {TOLERANCE}"
         )
     hard = [np.asarray(masks).argmax(-1) for masks, _ in (expected, got)]
-    about = json.loads((folder / networks.FILE).read_text(encoding="utf-8"))
+    about = files.read_object(folder / networks.FILE)
     about["checked"] = {
         "on": checked_on,
         "slices": len(images),
@@ -124,7 +124,7 @@ def check_bundle(folder, trained, images, checked_on):
         "pixels_of_another_class": int((hard[0] != hard[1]).sum()),
         "pixels": int(hard[0].size),
     }
-    (folder / networks.FILE).write_text(networks.dump_description(about), encoding="utf-8")
+    files.write_json(folder / networks.FILE, about)
     return about
 
 

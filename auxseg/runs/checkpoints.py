@@ -11,7 +11,6 @@ here.
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import pathlib
@@ -232,8 +231,8 @@ def _find_fault(folder, kind, step):
     if not path.exists():
         return "it was not finished"
     try:
-        expected = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        expected = files.read_object(path)
+    except InputError:
         return "its list of checksums is damaged"
     found = _checksums(folder / kind / str(step))
     damaged = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -253,8 +252,8 @@ def read_bundle(path):
 
 
 def _read_description(path):
-    about = files.read_json(path / FILE)
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+    about = files.read_object(path / FILE, hint="export it again")
+    if about.get("format") != _FORMAT:
         raise InputError(f"{path / FILE}: expected a bundle of format {_FORMAT!r}; export it again")
     missing = {
         "kind",
@@ -338,8 +337,3 @@ def read_saved(path, about=None):
     if weights_checksum(variables) != about["weights_sha256"]:
         raise InputError(f"{file}: the weights are not those of {FILE}; export it again")
     return Trained(about["name"], run_folder.to_config(about["config"]), variables)
-
-
-def dump_description(about):
-    """Returns the text of `bundle.json`."""
-    return json.dumps(about, indent=2, allow_nan=False) + "\n"

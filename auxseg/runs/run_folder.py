@@ -59,7 +59,7 @@ def config_to_dict(config):
 
 def read_config(workdir):
     """Returns the locked ConfigDict that a run was started with."""
-    return to_config(files.read_json(pathlib.Path(workdir) / "config.json")).lock()
+    return to_config(_read_object(pathlib.Path(workdir) / "config.json")).lock()
 
 
 def to_config(settings):
@@ -81,7 +81,7 @@ def claim_config(workdir, config):
     """
     path, new = workdir / "config.json", config_to_dict(config)
     if path.exists():
-        differences = list_differences(files.read_json(path), new)
+        differences = list_differences(_read_object(path), new)
         if differences:
             raise InputError(
                 f"workdir {workdir} was started with other settings: {'; '.join(differences)} "
@@ -188,36 +188,15 @@ def read_run(workdir):
     workdir = pathlib.Path(workdir)
     return Run(
         name=workdir.resolve().name,
-        config=_read_json(workdir / "config.json", required=True),
-        versions=_read_json(workdir / "versions.json"),
-        splits=_read_json(workdir / "splits.json", required=True),
-        epochs=_read_lines(workdir / "metrics.jsonl"),
-        summary=_read_json(workdir / "summary.json"),
+        config=_read_object(workdir / "config.json"),
+        versions=_read_object(workdir / "versions.json", required=False),
+        splits=_read_object(workdir / "splits.json"),
+        epochs=tuple(files.read_rows(workdir / "metrics.jsonl")),
+        summary=_read_object(workdir / "summary.json", required=False),
     )
 
 
-def _read_json(path, *, required=False):
-    if not path.exists():
-        if required:
-            raise InputError(f"{path}: no such file; is {path.parent} the workdir of a run?")
+def _read_object(path, *, required=True):
+    if not required and not path.exists():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); restore it, or train again") from error
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path}: got a {type(value).__name__}, expected an object; restore it, or train again"
-        )
-    return value
-
-
-def _read_lines(path):
-    """Returns the rows of a JSON-lines file; a last line without an end (a killed run's) is left out."""
-    if not path.exists():
-        return ()
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    try:
-        return tuple(json.loads(line) for line in lines if line.endswith("\n"))
-    except ValueError as error:
-        raise InputError(f"{path}: a line is no JSON ({error}); restore it, or train again") from error
+    return files.read_object(path, hint=f"is {path.parent} the workdir of a run? Restore it, or train again")

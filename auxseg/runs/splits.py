@@ -19,7 +19,7 @@ def read_splits(workdir, dataset):
         InputError: the data set lacks a case of the run.
     """
     rows = {name: i for i, name in enumerate(dataset.table.case_id)}
-    stored = files.read_json(workdir / "splits.json")
+    stored = files.read_object(workdir / "splits.json")
     missing = [case for cases in stored.values() for case in cases if case not in rows]
     if missing:
         raise InputError(

@@ -12,7 +12,6 @@ attention by two formulas; both are here, with what XLA counts in the compiled o
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 
 import flax.linen as nn
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from auxseg.base import command
+from auxseg.base import command, files
 from auxseg.models import create_settings, layers
 from auxseg.models.compared import parts
 from auxseg.report import macs
@@ -187,11 +186,10 @@ def describe_all(config, systems, *, size):
 
 def write(out, rows, attention, *, size):
     """Writes `complexity.json` and `complexity.md` into a folder; returns the latter's path."""
-    out.mkdir(parents=True, exist_ok=True)
     value = {"size": size, "networks": rows, "attention": attention, "attention_shape": list(SE_SHAPE)}
-    (out / "complexity.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    files.write_json(out / "complexity.json", value)
     page = out / "complexity.md"
-    page.write_text("\n".join(_lines(rows, attention, size)) + "\n", encoding="utf-8")
+    files.write_text(page, "\n".join(_lines(rows, attention, size)) + "\n")
     return page
 
 

@@ -7,7 +7,6 @@ FOLDER holds real middle slices as `ID_*.npz` (`image` in HU, `mask`); the pictu
 lungs of phantom slices that no training has seen goes to `experiments/results/phantom_realism.json`.
 """
 
-import json
 import pathlib
 
 import matplotlib.pyplot as plt
@@ -15,7 +14,7 @@ import numpy as np
 from absl import flags
 from scipy import ndimage
 
-from auxseg.base import command
+from auxseg.base import command, files
 from auxseg.base.errors import InputError
 from auxseg.datasets import resize
 from auxseg.datasets.phantom import drawing, render
@@ -46,7 +45,7 @@ def main(argv):
     print(f"wrote {output / 'phantom_beside_real.png'}")
     if WORKDIR.value:
         scores = score(WORKDIR.value, settings)
-        (output / "phantom_realism.json").write_text(json.dumps(scores, indent=1) + "\n")
+        files.write_json(output / "phantom_realism.json", scores)
         print(f"wrote {output / 'phantom_realism.json'}: {scores['mean_dice']}")
 
 

@@ -129,11 +129,7 @@ def read_run(path):
                 f"{path / name}: no such file; give the workdir of a run that has ended, or evaluate it: "
                 f"python -m auxseg.evaluate --workdir={path}"
             )
-    try:
-        settings = html.flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise InputError(f"{path / 'config.json'}: cannot be read as JSON ({error})") from error
-    return settings, files.read_csv(path / "cases.csv")
+    return html.flatten(files.read_object(path / "config.json")), files.read_csv(path / "cases.csv")
 
 
 def _common_split(raw):

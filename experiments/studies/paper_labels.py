@@ -16,7 +16,6 @@ All areas are given in pixels of 320 x 320, the paper's size.
 
 from __future__ import annotations
 
-import csv
 import pathlib
 
 import numpy as np
@@ -25,7 +24,6 @@ from absl import flags
 from auxseg.base import command, files
 from auxseg.base.classes import COLOURS
 from auxseg.base.errors import InputError
-from auxseg.base.files import read_csv, read_json, write_bytes, write_csv, write_json
 from auxseg.ct import images
 from auxseg.datasets import labels, load, splits
 from auxseg.report import figures, paper
@@ -93,8 +91,8 @@ def study(
         "arms": {arm: summarise_arm(workdirs, arm, areas[arm], comparison["split"]) for arm in ARMS},
         "measured": measure(folder, masks, nodule_areas),
     }
-    write_bytes(folder / "labels.png", draw(areas))
-    write_json(folder / "labels.json", summary)
+    files.write_bytes(folder / "labels.png", draw(areas))
+    files.write_json(folder / "labels.json", summary)
     lines = ["# The paper's reading of value 5", "", *effects.describe_protocol(workdirs, config), ""]
     lines += [*format_arms(summary["arms"]), "", *(f"* {line}" for line in describe(summary))]
     files.write_text(folder / "summary.md", "\n".join(lines) + "\n")
@@ -135,7 +133,7 @@ def read_areas(workdirs, arm, split):
         if run.arm != arm:
             continue
         scale = PAPER_PIXELS / np.prod(run.config.data.size)
-        for row in read_csv(workdir / "cases.csv"):
+        for row in files.read_csv(workdir / "cases.csv"):
             if row["split"] == split and row["nodule_reference_px"] > 0:
                 pair = (row["nodule_reference_px"] * scale, row["nodule_predicted_px"] * scale)
                 found.setdefault(row["case_id"], []).append(pair)
@@ -148,7 +146,7 @@ def summarise_arm(workdirs, name, areas, split):
     reference, predicted = areas
     agreement = statistics.bland_altman(predicted - reference)
     of_arm = {run: path for run, path in workdirs.items() if run.arm == name}
-    summaries = [read_json(path / "summary.json")["scores"][split] for path in of_arm.values()]
+    summaries = [files.read_json(path / "summary.json")["scores"][split] for path in of_arm.values()]
     found, _ = read_arms(list(workdirs.values()), split=split, arms=runner.name_arms(workdirs))
     arm = next(each for each in found if each.name == name)
     cases = arm_cases(arm, "dice", "nodule")
@@ -187,7 +185,7 @@ def measure(folder, masks, nodule_areas):
     found = {}
     if masks:
         rows = measure_masks(pathlib.Path(masks))
-        write_csv(folder / "airway_areas.csv", rows)
+        files.write_csv(folder / "airway_areas.csv", rows)
         found["airway"] = summarise_masks(rows)
     if nodule_areas:
         found["nodules"] = summarise_nodules(*read_nodule_areas(pathlib.Path(nodule_areas)))
@@ -254,9 +252,9 @@ def read_nodule_areas(path):
         InputError: it cannot be read, or lacks a column.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as handle:
-            pairs = [(row["uid"], float(row["area_px"])) for row in csv.DictReader(handle)]
-    except (OSError, KeyError, ValueError) as error:
+        rows = files.read_cells(path, ("uid", "area_px"))
+        pairs = [(row["uid"], float(row["area_px"])) for row in rows]
+    except ValueError as error:
         raise InputError(
             f"--nodule_areas: {path} cannot be used ({error}); expected a CSV with the columns uid and area_px"
         ) from error
@@ -379,7 +377,7 @@ def measure_only(folder, masks, nodule_areas):
         raise InputError("--measure_only: needs --masks=FOLDER or --nodule_areas=CSV")
     folder.mkdir(parents=True, exist_ok=True)
     summary = {"arms": {}, "measured": measure(folder, masks, nodule_areas)}
-    write_json(folder / "areas.json", summary["measured"] | {"sentences": describe(summary)})
+    files.write_json(folder / "areas.json", summary["measured"] | {"sentences": describe(summary)})
     print("\n".join(describe(summary)), flush=True)
     return summary
 

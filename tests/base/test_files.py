@@ -94,3 +94,53 @@ def test_who_waits_for_a_folder_gets_the_lock_that_is_there_then(tmp_path):
         thread.join(30)
     assert len(events) == 6
     assert all(events[at].split()[0] == events[at + 1].split()[0] for at in (0, 2, 4))
+
+
+def test_tables_come_back_as_they_were_or_have_few_digits(tmp_path):
+    rows = [{"case_id": "007", "a": 0.1 + 0.2, "b": None}, {"case_id": "x, y", "a": np.nan, "c": 3}]
+    files.write_csv(tmp_path / "a.csv", rows)
+    text = 'case_id,a,b,c\n007,0.30000000000000004,,\n"x, y",,,3\n'
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == text
+    found = files.read_csv(tmp_path / "a.csv")
+    assert found[0]["case_id"] == "007" and found[0]["a"] == 0.1 + 0.2 and found[1]["c"] == 3.0
+    files.write_csv(tmp_path / "few.csv", rows, digits=6)
+    assert (tmp_path / "few.csv").read_text(encoding="utf-8").splitlines()[1] == "007,0.3,,"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read as CSV .*No such file"),
+        ("uid\na\n", "has no column area, expected uid, area; copy it"),
+        ("uid,area\na,1\nb\n", "line 3: got another number of cells"),
+        ('uid,area\n"a"b,1\n', "cannot be read as CSV"),
+        (b"uid,area\n\xff,1\n", "cannot be read as CSV"),
+    ],
+)
+def test_damaged_tables_are_one_line(text, words, tmp_path):
+    path = tmp_path / "a.csv"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=f"a.csv.*{words}"):
+        files.read_cells(path, ("uid", "area"), hint="copy it")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfid,n\r\nx,1\r\n")
+    assert files.read_cells(tmp_path / "a.csv", ("id",)) == [{"id": "x", "n": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "a.json: no such file; ask"),
+        ("{", "a.json: cannot be read as JSON .*; ask"),
+        ("[" * 100_000, "a.json: cannot be read as JSON .*; ask"),
+        ("[1]", "a.json: got a JSON list, expected an object; ask"),
+    ],
+)
+def test_damaged_json_is_one_line(text, words, tmp_path):
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        files.read_object(tmp_path / "a.json", hint="ask")

@@ -63,7 +63,7 @@ def test_index_gives_series_spacing_and_subset(folder):
         ("id,pixel_spacing_mm\n0001,wide\n", "line 2: pixel_spacing_mm is 'wide', expected a number"),
         ("id,pixel_spacing_mm\n0001,0\n", "expected millimetres above 0"),
         ("id,subset\n0001,12\n", "subset is 12, expected 0 to 9"),
-        ("name,subset\n0001,1\n", "no rows with a column 'id'"),
+        ("name,subset\n0001,1\n", "has no column id"),
     ],
 )
 def test_index_that_does_not_fit_is_refused(folder, text, message):

@@ -9,11 +9,10 @@ import SimpleITK as sitk
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from auxseg.base import classes
-from auxseg.base.errors import InputError
+from auxseg.base import classes, files
 from auxseg.ct import nifti, writers
 from auxseg.ct.geometry import Geometry
-from auxseg.prediction import overlay, pages
+from auxseg.prediction import overlay
 
 
 def _geometry(matrix, size_xyz=(5, 4, 3)):
@@ -71,16 +70,10 @@ def test_tables_leave_out_what_is_not_known(tmp_path):
         {"a": 1, "b": 0.123456789, "c": np.inf},
         {"a": 0.0, "b": 2183741.6, "c": -1e-9},
     ]
-    pages.write_table(tmp_path / "t.csv", rows)
+    files.write_csv(tmp_path / "t.csv", rows, digits=6)
     assert (tmp_path / "t.csv").read_text(
         encoding="utf-8"
     ) == 'a,b,c\n"x, y",,\n1,0.123457,\n0,2183740,-0.000000001\n'
-
-
-def test_damaged_json_is_named(tmp_path):
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(InputError, match="a.json: cannot be read as JSON"):
-        pages.read_json(tmp_path / "a.json")
 
 
 def test_overlay_colours(tmp_path):

@@ -27,8 +27,8 @@ def test_a_run_that_goes_on(tmp_path):
     [
         ("config.json", None, "is .* the workdir of a run"),
         ("splits.json", "{", "cannot be read as JSON"),
-        ("summary.json", "[1]", "got a list, expected an object"),
-        ("metrics.jsonl", "{]\n", "a line is no JSON"),
+        ("summary.json", "[1]", "got a JSON list, expected an object"),
+        ("metrics.jsonl", "{]\n", "cannot be read as JSON lines"),
     ],
 )
 def test_damaged_records_are_one_clear_line(tmp_path, name, text, words):

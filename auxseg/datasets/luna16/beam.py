@@ -7,7 +7,6 @@ left alone.
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from auxseg.base import files
@@ -75,7 +74,7 @@ def _read_problem(job, uid):
         return None
     if not path.is_file():
         raise InputError(f"--beam: the pipeline has left {uid} out; do all its workers see {job.place}?")
-    problem = json.loads(path.read_text(encoding="utf-8"))
+    problem = files.read_json(path)
     path.unlink()
     return problem
 

@@ -141,7 +141,7 @@ def read_examples(job, scan, nodules_of):
 
 def read_rows(job, scan):
     """Returns (rows of index.csv of a scan's NPZ files, notes)."""
-    found = json.loads(job.path_of(scan.uid).read_text(encoding="utf-8"))
+    found = files.read_object(job.path_of(scan.uid), hint="remove it and start again")
     return found["rows"], found["notes"]
 
 

@@ -411,11 +411,11 @@ def _identity(settings):
 
 
 def _read_manifest(path, settings):
+    manifest = files.read_object(path / RECORDS_FILE, hint="prepare the records again")
     try:
-        manifest = json.loads((path / RECORDS_FILE).read_text(encoding="utf-8"))
         found = {"version": manifest["version"], "settings": dict(manifest["settings"])}
         manifest = {name: manifest[name] for name in ("problems", "num_scans", "notes")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"records: {path / RECORDS_FILE} cannot be read: {error}; prepare them again"
         ) from error

@@ -292,10 +292,10 @@ def read_settings(folder):
     path = folder / "phantom.json"
     if not path.is_file():
         return None
+    state = files.read_object(path, hint="delete the folder")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
         settings, version, whole = Settings(**state["settings"]), state["version"], state["whole"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"data.dir: {path} cannot be read ({error}); delete the folder") from error
     if version != VERSION:
         raise InputError(
