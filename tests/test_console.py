@@ -79,3 +79,15 @@ def test_windows_is_told_where_to_go():
     done = run_python("import sys; sys.platform = 'win32'; import auxseg")
     assert "ImportError: auxseg runs on Linux and macOS; on Windows install it in WSL" in done.stderr
     assert "fcntl" not in done.stderr
+
+
+def test_the_wheel_holds_every_file_that_is_no_code():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    packed = set()
+    for package, patterns in settings["options.package_data"].items():
+        for pattern in patterns.split():
+            packed |= set((ROOT / package.replace(".", "/")).glob(pattern))
+    code = {".py", ".pyc", ".md"}
+    here = {path for path in (ROOT / "auxseg").rglob("*") if path.is_file() and path.suffix not in code}
+    assert here and here <= packed, f"setup.cfg packs none of {sorted(map(str, here - packed))}"
