@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 
+from auxseg.base import npz
 from auxseg.base.errors import InputError
 from auxseg.ct import headers
 from auxseg.ct.headers import MAX_BYTES, NIFTI_SLACK
@@ -66,22 +67,16 @@ def inflate_npz(path, scratch):
             }
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError,
-            RuntimeError, SyntaxError, MemoryError, OverflowError, TypeError) as error:  # fmt: skip
+    except (*npz.UNREADABLE, MemoryError, OverflowError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"NPZ: {path} is damaged or no NPZ of plain arrays: {reason}") from error
 
 
 def _inflate_npy(archive, name, target):
     with archive.open(name) as packed:
-        version = np.lib.format.read_magic(packed)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read:
-            raise ValueError(f"{name} has the format {version}")
-        shape, fortran_order, dtype = read[version](packed)
-        if dtype.hasobject:
-            raise ValueError("arrays of objects cannot be loaded")
-        num_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        size = archive.getinfo(name).file_size
+        shape, fortran_order, dtype = npz.check_header(packed, name, size, MAX_BYTES)
+        num_bytes = size - packed.tell()
         with open(target, "wb") as file:
             np.lib.format.write_array_header_2_0(
                 file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": fortran_order,
