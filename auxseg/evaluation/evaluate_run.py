@@ -2,16 +2,14 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
-from auxseg import models
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import check_choice
 from auxseg.datasets import load
 from auxseg.devices import parallel
-from auxseg.runs import checkpoints, run_folder, splits, state
+from auxseg.runs import checkpoints, networks, splits, state
 from auxseg.scoring import operating_point, pixel_counts
 from auxseg.training import batching, validation
 
@@ -110,15 +108,11 @@ def open_run(workdir, split, *, flip=False):
     """Returns (judge.Subject, split, what is stored with the weights) of a run; see `evaluate` and `report`."""
     from auxseg.evaluation import score_cases
 
-    config = run_folder.read_config(workdir)
+    config, variables, found = networks.read_best(workdir)
     dataset = load(config.data)
     members = splits.read_splits(workdir, dataset)
     split = check_choice("split", split or splits.default_split(members), tuple(members))
     devices = parallel.choose_devices(config.train.num_devices)
-    variables, found = checkpoints.restore_best(workdir)
-    images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
-    shapes = jax.eval_shape(models.create_model(config.model).init, jax.random.key(0), images)
-    checkpoints.match_variables(variables, dict(shapes), where=str(workdir))
     feed = batching.create_feed(dataset, members[split], placement=config.data.placement, devices=devices)
     predict_fn = score_cases.create_predict_fn(config, variables, devices, flip=flip)
     subject = score_cases.Subject(config, dataset, members, feed, variables, predict_fn, flip=flip)

@@ -20,7 +20,7 @@ from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.evaluation import explain
-from auxseg.report import macs, viewer, write_report
+from auxseg.report import Report, macs, viewer, write_report
 from auxseg.runs import masks, run_folder
 from auxseg.scoring import case_scores, operating_point
 from auxseg.training import batching
@@ -306,15 +306,16 @@ def write(workdir, subject, judgement, *, explained=None, folder=None):
     workdir = pathlib.Path(workdir)
     cases = read_cases(subject, judgement)
     rows, columns = subject.dataset.size_yx
-    report = run_folder.Report(
-        run=run_folder.read_run(workdir),
+    records = run_folder.read_records(workdir)
+    report = Report(
+        run=records,
         split=judgement.split,
         resolution=f"{rows} x {columns} pixels, as the network sees",
         evaluation=judgement.evaluation,
         native=judgement.native,
         cases=cases,
         explanations=() if explained is None else explain_cases(subject, cases, explained),
-        facts=list_facts(subject, judgement, run_folder.read_run(workdir)),
+        facts=list_facts(subject, judgement, records),
     )
     return write_report(workdir / "report" if folder is None else folder, report)
 

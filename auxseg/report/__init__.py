@@ -5,7 +5,37 @@ matplotlib is imported when a report is written, not before: training does witho
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from typing import Any
+
+from auxseg.runs import run_folder
+from auxseg.scoring import case_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that a page shows.
+
+    Attributes:
+        run: its records.
+        split: that was scored.
+        resolution: of the scores, in words, such as '320 x 320 pixels, as the network sees'.
+        evaluation: case_scores.Evaluation at that resolution.
+        native: case_scores.Evaluation at the scan's own resolution, or None.
+        cases: viewer.CaseImage, to look at.
+        explanations: explain.Explanation.
+        facts: name -> text: parameters, MACs, seconds, hardware.
+    """
+
+    run: run_folder.Records
+    split: str
+    resolution: str
+    evaluation: case_scores.Evaluation
+    native: case_scores.Evaluation | None = None
+    cases: tuple[Any, ...] = ()
+    explanations: tuple[Any, ...] = ()
+    facts: dict = dataclasses.field(default_factory=dict)
 
 
 def write_report(folder, report):
@@ -13,7 +43,7 @@ def write_report(folder, report):
 
     Args:
         folder: pathlib.Path or str, made where it is not there.
-        report: `inputs.Report`.
+        report: `Report`.
 
     Raises:
         InputError: the folder cannot be written.

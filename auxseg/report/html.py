@@ -17,7 +17,7 @@ def create_page(report, pictures, named=None):
     """Returns the HTML of a report.
 
     Args:
-        report: `inputs.Report`.
+        report: `report.Report`.
         pictures: of `pictures.draw_all`.
         named: of `name_tables`, where it is at hand: its intervals take a second.
     """

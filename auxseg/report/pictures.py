@@ -26,7 +26,7 @@ class Picture:
 
 
 def draw_all(report):
-    """Returns {name: Picture} of an `inputs.Report`; a figure without data is left out."""
+    """Returns {name: Picture} of an `report.Report`; a figure without data is left out."""
     return {
         name: Picture(name, figures.to_png(figure), alt, caption)
         for name, figure, alt, caption in _draw(report)

@@ -86,7 +86,7 @@ def load_network(path):
         return read_bundle(path)
     if not (path / "config.json").is_file():
         raise InputError(f"--workdir: {path} holds neither a run (config.json) nor a bundle ({FILE})")
-    return create_network(read_run(path))
+    return create_network(_read_run(path))
 
 
 def read_trained(path):
@@ -96,21 +96,25 @@ def read_trained(path):
         InputError: neither, damaged, or a bundle of another kind, which holds a program and no weights.
     """
     path = pathlib.Path(path)
-    return read_saved(path) if (path / FILE).is_file() else read_run(path)
+    return read_saved(path) if (path / FILE).is_file() else _read_run(path)
 
 
-def read_run(workdir):
-    """Returns the best weights of a run as `Trained`.
+def read_best(workdir):
+    """Returns (settings, weights of the best epoch, what is stored with them, such as that epoch) of a run.
 
     Raises:
-        InputError: no run there, or no intact checkpoint.
+        InputError: no run there, no intact checkpoint, or weights of another network than the settings'.
     """
     workdir = pathlib.Path(workdir)
     config = run_folder.read_config(workdir)
     variables, found = checkpoints.restore_best(workdir)
-    model = models.create_model(config.model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *config.data.size, 1)))
-    checkpoints.match_variables(variables, dict(shapes), where=str(workdir))
+    images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
+    shapes = jax.eval_shape(models.create_model(config.model).init, jax.random.key(0), images)
+    return config, checkpoints.match_variables(variables, dict(shapes), where=str(workdir)), found
+
+
+def _read_run(workdir):
+    config, variables, found = read_best(workdir)
     return Trained(f"{workdir.resolve().name} (epoch {found['epoch']})", config, variables)
 
 

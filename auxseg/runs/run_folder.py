@@ -15,13 +15,11 @@ import json
 import os
 import pathlib
 import platform
-from typing import Any
 
 import ml_collections
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.scoring import case_scores
 
 PACKAGES = ("auxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 FREE_SETTINGS = (
@@ -31,9 +29,12 @@ FREE_SETTINGS = (
     "data.dir",
     "data.cache_dir",
     "data.workers",
+    "data.placement",
     "eval.num_panels",
+    "eval.batch_size",
+    "checkpoint.every_epochs",
 )
-"""Settings that may change when a run is resumed: none of them changes its result."""
+"""Settings that change no result, but for rounding: they may change when a run is resumed, and set no arm apart."""
 
 
 def hold(workdir):
@@ -134,7 +135,7 @@ def _version(package):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Records:
     """The records in a run's workdir.
 
     Attributes:
@@ -154,39 +155,14 @@ class Run:
     summary: dict
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Everything that a page shows.
-
-    Attributes:
-        run: its records.
-        split: that was scored.
-        resolution: of the scores, in words, such as '320 x 320 pixels, as the network sees'.
-        evaluation: scores.Evaluation at that resolution.
-        native: scores.Evaluation at the scan's own resolution, or None.
-        cases: viewer.CaseImage, to look at.
-        explanations: explain.Explanation.
-        facts: name -> text: parameters, MACs, seconds, hardware.
-    """
-
-    run: Run
-    split: str
-    resolution: str
-    evaluation: case_scores.Evaluation
-    native: case_scores.Evaluation | None = None
-    cases: tuple[Any, ...] = ()
-    explanations: tuple[Any, ...] = ()
-    facts: dict = dataclasses.field(default_factory=dict)
-
-
-def read_run(workdir):
-    """Returns the Run of a workdir; only `config.json` and `splits.json` must be there.
+def read_records(workdir):
+    """Returns the Records of a workdir; only `config.json` and `splits.json` must be there.
 
     Raises:
         InputError: it is no run's workdir, or a file of it is damaged.
     """
     workdir = pathlib.Path(workdir)
-    return Run(
+    return Records(
         name=workdir.resolve().name,
         config=_read_object(workdir / "config.json"),
         versions=_read_object(workdir / "versions.json", required=False),

@@ -1,4 +1,8 @@
-"""NEW MODULE experiments.studies.comparison."""
+"""Arms of runs, compared case by case: paired tests over patients, intervals over runs, and what both support.
+
+Runs that differ in seeds and the test fold alone are one arm. `compare` gives tables and sentences; the command
+`experiments.studies.compare` writes them.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,6 @@ from configs import base
 
 SEEDS = ("seed", "data.split_seed", "train.order_seed", "augment.seed", "data.fold")
 """Settings that make another run of the same arm: its draws of initialisation, order and patients."""
-FREE = (
-    "data.dir",
-    "data.cache_dir",
-    "train.max_minutes",
-    "train.num_devices",
-    "eval.num_panels",
-    "eval.batch_size",
-    "checkpoint.every_epochs",
-    "data.placement",
-)
-"""Settings that change no result."""
 SCORES = {
     "dice": "Dice",
     "iou": "IoU",
@@ -109,7 +102,7 @@ def read_arms(workdirs, *, split=None, arms=None):
     """Returns (list of Arm, split) of runs; arguments and errors are those of `compare`."""
     if len({path.resolve() for path in workdirs}) < max(2, len(workdirs)):
         raise InputError(f"compare: got {len(workdirs)} runs, expected at least two different ones")
-    raw = [(path, read_run(path)) for path in workdirs]
+    raw = [(path, read_scores(path)) for path in workdirs]
     split = split or _common_split(raw)
     runs = [_select(path, settings, rows, split) for path, (settings, rows) in raw]
     if arms is None:
@@ -117,7 +110,7 @@ def read_arms(workdirs, *, split=None, arms=None):
     return _named_arms(runs, [arms[path] for path in workdirs]), split
 
 
-def read_run(path):
+def read_scores(path):
     """Returns (flat settings, rows of cases.csv) of a workdir.
 
     Raises:
@@ -145,7 +138,7 @@ def _select(path, settings, rows, split):
         )
     # A setting that came after a run is at its default there, which changes nothing.
     full = html.flatten(run_folder.config_to_dict(base.get_config())) | settings
-    fixed = {key: value for key, value in full.items() if key not in SEEDS + FREE}
+    fixed = {key: value for key, value in full.items() if key not in SEEDS + run_folder.FREE_SETTINGS}
     draw = tuple(full.get(key) for key in SEEDS)
     return RunScores(path.resolve().name, fixed, kept, draw)
 

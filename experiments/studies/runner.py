@@ -243,7 +243,7 @@ def _settings_key(config):
     """Returns a text that is the same for runs with the same result."""
     settings = html.flatten(run_folder.config_to_dict(config))
     return json.dumps(
-        {key: value for key, value in settings.items() if key not in comparison.FREE}, sort_keys=True
+        {key: value for key, value in settings.items() if key not in run_folder.FREE_SETTINGS}, sort_keys=True
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from auxseg.base.errors import InputError
+from auxseg.runs import run_folder
 from configs.base import get_config
 from experiments.studies import compare, comparison
 
@@ -101,6 +102,16 @@ def test_seeds_alone_are_one_arm(tmp_path):
     assert row["sd_over_runs"] == pytest.approx(np.std(means, ddof=1))
 
 
+@pytest.mark.parametrize("name", run_folder.FREE_SETTINGS)
+def test_what_a_resumed_run_may_change_sets_no_arm_apart(tmp_path, name):
+    runs = [write_run(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    config = json.loads((runs[1] / "config.json").read_text(encoding="utf-8"))
+    group, setting = name.split(".")
+    config.setdefault(group, {})[setting] = 12345
+    (runs[1] / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert len(comparison.read_arms(runs)[0]) == 1
+
+
 def test_cases_not_in_common_are_left_out(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", se=False, first=16)]
     assert find(comparison.compare(runs), "left_lung")["cases"] == 8
@@ -124,7 +135,7 @@ def test_cases_without_the_class_do_not_count(tmp_path):
         (folder / "cases.csv").read_text(encoding="utf-8").replace(",0,\r", ",0,0.0\r")
     )  # as a false-positive case may be stored
     (folder / "cases.csv").write_text(text)
-    settings, rows = comparison.read_run(folder)
+    settings, rows = comparison.read_scores(folder)
     run = comparison._select(folder, settings, rows, "test")
     assert len(comparison.case_scores(run, "dice", "nodule")) == 16
 

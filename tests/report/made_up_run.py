@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from auxseg.base.classes import CLASS_NAMES
-from auxseg.report import viewer
+from auxseg.report import Report, viewer
 from auxseg.runs import run_folder
 from auxseg.scoring import case_scores, surfaces
 
@@ -145,8 +145,8 @@ def write_workdir(folder, *, name="phantom", seed=1, **settings):
 def make_report(folder, change=lambda prediction, seed: prediction, **settings):
     """Returns an inputs.Report of a made-up run in `folder` with changed predictions."""
     evaluation, pixels = make_evaluation(change, **settings)
-    return run_folder.Report(
-        run=run_folder.read_run(write_workdir(folder)),
+    return Report(
+        run=run_folder.read_records(write_workdir(folder)),
         split="test",
         resolution="96 x 96 pixels, as the network sees",
         evaluation=evaluation,

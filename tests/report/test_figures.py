@@ -130,7 +130,7 @@ def test_macs_of_an_unknown_network():
 
 
 def test_model_card_names_what_it_rests_on(tmp_path, evaluation):
-    run = run_folder.read_run(made_up_run.write_workdir(tmp_path))
+    run = run_folder.read_records(made_up_run.write_workdir(tmp_path))
     card = dict(
         model_card.create_card(
             run,
@@ -150,7 +150,7 @@ def test_airway_taken_for_nodules_is_named(tmp_path, evaluation):
     folder = made_up_run.write_workdir(tmp_path, data={"name": "luna16", "labels": "airway_as_nodule"})
     card = dict(
         model_card.create_card(
-            run_folder.read_run(folder),
+            run_folder.read_records(folder),
             score_table=tables.score_table(evaluation),
             objects=tables.object_table(evaluation),
             split="test",

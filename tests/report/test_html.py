@@ -12,7 +12,7 @@ import pytest
 
 from auxseg.base.classes import COLOURS, to_rgb
 from auxseg.base.files import read_csv
-from auxseg.report import markup, pictures, write_report
+from auxseg.report import Report, markup, pictures, write_report
 from auxseg.report.html import create_page, group_rates, name_tables
 from auxseg.runs import run_folder
 
@@ -141,10 +141,10 @@ def test_names_from_outside_are_escaped(tmp_path):
         case.window_hu,
         case.row | {"case_id": evil},
     )
-    run = run_folder.Run(
+    run = run_folder.Records(
         evil, {"data": {"name": evil}}, {evil: evil}, {evil: [evil]}, (), {"dataset": evil, "notes": [evil]}
     )
-    text = create_page(run_folder.Report(run, evil, evil, evaluation, cases=(named,), facts={evil: evil}), {})
+    text = create_page(Report(run, evil, evil, evaluation, cases=(named,), facts={evil: evil}), {})
     check(text)
     assert "alert(" in text and "<script>alert" not in text and "<img src=x" not in text
     assert text.count("<script") == 2
@@ -157,8 +157,8 @@ def test_a_run_without_nodules_epochs_cases_or_probabilities(tmp_path):
     evaluation, _ = made_up_run.make_evaluation(
         erase, num_cases=1, probabilities=False, spacing=(np.nan, np.nan)
     )
-    run = run_folder.Run("bare", {}, {}, {}, (), {})
-    report = run_folder.Report(run, "test", "96 x 96 pixels", evaluation)
+    run = run_folder.Records("bare", {}, {}, {}, (), {})
+    report = Report(run, "test", "96 x 96 pixels", evaluation)
     drawn = pictures.draw_all(report)
     assert "curves" not in drawn and "reliability" not in drawn and "dice" in drawn
     text = create_page(report, drawn)
@@ -168,7 +168,7 @@ def test_a_run_without_nodules_epochs_cases_or_probabilities(tmp_path):
 
 def test_both_resolutions_are_shown_and_named(tmp_path):
     report = made_up_run.make_report(tmp_path)
-    both = run_folder.Report(report.run, report.split, "96 x 96", report.evaluation, native=report.evaluation)
+    both = Report(report.run, report.split, "96 x 96", report.evaluation, native=report.evaluation)
     text = create_page(both, {})
     assert "own resolution" in text and "96 x 96" in text
     assert {"cases_native", "scores_native"} <= name_tables(both).keys()
