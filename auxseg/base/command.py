@@ -59,6 +59,8 @@ def _parse_flags(argv, complete):
     try:
         sys.argv[:] = complete(argv)  # ml_collections looks there for the settings that flags change
         return flags.FLAGS(sys.argv)
+    except SystemExit:
+        sys.exit(0)  # absl ends --help as if it were a fault
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         sys.exit(fail(f"{_describe(error)} (try --help)"))
 

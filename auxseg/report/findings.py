@@ -31,7 +31,7 @@ HIDDEN_DICE = 0.5
 LOST_DICE = 0.05
 """Mean Dice of nodules: below it they are not segmented at all, wherever the predicted pixels lie."""
 DOUBTFUL_NODULE_DICE = 0.9
-"""Two radiologists agree to 0.82 on the largest slice of a LUNA16 nodule (LIDC outlines)."""
+"""Two radiologists agree to 0.82 on the largest slice of a nodule (experiments/results/readers.json)."""
 FEW = 10
 """Patients; an interval from fewer is too narrow."""
 CALIBRATION_LIMIT = 0.05

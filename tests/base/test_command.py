@@ -94,6 +94,12 @@ def test_wrong_choice_lists_the_names():
         check_choice("data.split", "papre", ("paper", "folds"))
 
 
+def test_help_is_no_fault():
+    command = [sys.executable, "-m", "auxseg.doctor", "--help"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert process.returncode == 0 and "--scans" in process.stdout
+
+
 def test_a_setting_that_is_not_there_is_named():
     command = [sys.executable, "-m", "auxseg.main", "--config=configs/smoke.py", "--config.model.sse=True"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
