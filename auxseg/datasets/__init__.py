@@ -9,6 +9,8 @@ from auxseg.base.errors import InputError, check_choice
 
 SOURCES = ("luna16", "npz", "phantom")
 """Choices of `data.name`."""
+FIELDS = ("scan", "body")
+"""Choices of `data.field`."""
 
 
 def load(data_config):
@@ -43,6 +45,7 @@ def load(data_config):
 
 def _load_own(data_config):
     check_choice("data.name", data_config.name, SOURCES)
+    _check_field(data_config)
     size_yx = check_size(data_config.size)
     slab = check_slab(getattr(data_config, "slab", 1))
     if data_config.name == "npz":
@@ -73,6 +76,17 @@ def _load_own(data_config):
     if slab == 1:
         return dataset
     return slabs.attach(dataset, folder, num_slices=slab, cache_dir=cache_dir(data_config))
+
+
+def _check_field(data_config):
+    """Raises an InputError unless `data.field` is known and the source can have it."""
+    field = data_config.get("field", "scan")
+    check_choice("data.field", field, FIELDS)
+    if field == "body" and data_config.name != "npz":
+        raise InputError(
+            f"data.field='body': data.name={data_config.name!r} gives whole slices, expected 'npz' with slices that were "
+            "cut to the body (auxseg.ct.body); leave the setting out"
+        )
 
 
 def cache_dir(data_config):

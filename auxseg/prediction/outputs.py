@@ -58,6 +58,7 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         "size_xyz": list(result.geometry.size_xyz),
         "slices": [result.start, result.stop],
         "networks": [{"name": one.name, "sha256": one.checksum} for one in networks],
+        "box": settings.get("box"),
         "files": names,
         "changed": result.changed,
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
@@ -85,7 +86,7 @@ def _write_probabilities(folder, result, formats):
     return names
 
 
-def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), series=None):
+def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), series=None, box=None):
     """Returns one dict a scan (name, status, seconds, lungs, nodules, reason), after writing all outputs.
 
     A scan that is done is skipped; one that fails is listed and the others go on. With several scans each
@@ -98,6 +99,7 @@ def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), s
         options: `Options`.
         formats: of the masks.
         series: SeriesInstanceUID or SeriesNumber, where the input is one DICOM study.
+        box: `box.Box` that the networks are of, which the outputs then name, or None.
 
     Raises:
         InputError: nothing to do, or the only scan cannot be used.
@@ -105,7 +107,7 @@ def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), s
     found = scans.find_scans(path)
     if series is not None and len(found) > 1:
         raise InputError(f"--series: {path} holds {len(found)} scans; give it with one of them")
-    settings = _describe_settings(networks, options, formats, series)
+    settings = _describe_settings(networks, options, formats, series, box)
     with _claimed(pathlib.Path(output)) as folder:
         if len(found) == 1:
             return [_predict_one(found[0], folder, networks, options, formats, settings, series, True)]
@@ -116,13 +118,14 @@ def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), s
         return rows
 
 
-def _describe_settings(networks, options, formats, series):
+def _describe_settings(networks, options, formats, series, box):
     return {
         **dataclasses.asdict(dataclasses.replace(options, batch_size=1)),
         "slices": str(options.slices),
         "formats": list(formats),
         "series": series,
         "networks": [one.checksum for one in networks],
+        "box": None if box is None else {"version": box.version, "sha256": box.checksum},
     }
 
 

@@ -16,13 +16,13 @@ from auxseg.ct import checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
 from auxseg.datasets.resize import resize_image
-from auxseg.prediction import measure, overlay
+from auxseg.prediction import lungs, measure, overlay, plausible
+from auxseg.prediction import view as view_lib
 from auxseg.prediction.measure import LEFT, RIGHT
-from auxseg.runs.masks import Field, create_decide, predict_probabilities
+from auxseg.runs.masks import create_decide, predict_probabilities
 from auxseg.scoring import components, operating_point
 
 NUM_CHECKED, NUM_PANELS = 16, 12
-_MAX_SIDE = 8192
 _FORCED = ("not-a-chest", "spacing")
 """Findings that --force makes warnings of."""
 
@@ -40,6 +40,7 @@ class Options:
         force: segment also what does not look like a chest, and keep a mask without lungs.
         nodule_threshold: least share of the nodule's probability in it and the most likely other class; 0.5
             is the most likely class (`decision`).
+        clean_lungs: clean the lungs of a whole scan in three dimensions (`lungs`), where its spacing is known.
     """
 
     slices: str | int = "all"
@@ -49,6 +50,7 @@ class Options:
     probabilities: bool = False
     force: bool = False
     nodule_threshold: float = 0.5
+    clean_lungs: bool = True
 
     def __post_init__(self):
         operating_point.Decision(self.nodule_threshold)
@@ -68,7 +70,7 @@ class Segmentation:
         masks: uint8 [stop - start, H, W], canonical: 0 background, 1 left lung, 2 right lung, 3 nodule.
         probabilities: float32 [C, stop - start, H, W], canonical, or None.
         findings: about the scan and the mask.
-        changed: voxels that each step of the clean-up changed.
+        changed: voxels that each step of the clean-up changed; of 'clean_lungs' mL by what was done.
         measurements: one dict a lung and nodule.
         pictures: JPEGs of the slices.
     """
@@ -135,39 +137,70 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
     findings = [*scan.findings, *_network_findings(networks), *_check(scan, options)]
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
-    masks = np.lib.format.open_memmap(scratch / "masks.npy", "w+", np.uint8, shape)
+    view = view_lib.create_view(scan, networks)
+    parts = np.lib.format.open_memmap(scratch / "parts.npy", "w+", np.uint8, (stop - start, *view.box.size_yx))
     kept = (len(CLASS_NAMES), *shape)
     probabilities = (
         np.lib.format.open_memmap(scratch / "probabilities.npy", "w+", np.float32, kept)
         if options.probabilities
         else None
     )
+    cleans = options.clean_lungs and options.slices == "all" and _is_cleanable(scan, networks)
+    volume = np.lib.format.open_memmap(scratch / "volume.npy", "w+", np.int16, parts.shape) if cleans else None
     pictures = []
     batches = _read_batches(
-        scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures
+        scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures, view, volume
     )
     if show_progress:
         total = -(-(stop - start) // options.batch_size)
         batches = progress.track(batches, total=total, label=f"segmenting {scan.name}", unit="batch")
-    for first, mask, probability in _predict_batches(batches, networks, options, _field(scan)):
-        masks[first - start : first - start + len(mask)] = mask
+    for first, mask, probability in _predict_batches(batches, networks, options, view.field):
+        parts[first - start : first - start + len(mask)] = mask
         if probabilities is not None:
-            probabilities[:, first - start : first - start + len(mask)] = probability
+            pasted = view.paste_probabilities(probability)
+            probabilities[:, first - start : first - start + len(mask)] = pasted
     pixel_mm2 = float(np.prod(scan.geometry.spacing_zyx_mm[1:])) if scan.has_geometry else np.nan
-    field = _field(scan)
     # A least size in pixels is of the network's image, whose pixels are larger than the scan's.
-    scale = field.padded_yx[1] / networks[0].size_yx[1]
+    scale = view.field.padded_yx[1] / networks[0].size_yx[1]
     clean = dataclasses.replace(options.clean, min_nodule_px=options.clean.min_nodule_px * scale)
-    changed = components.clean(masks, clean, pixel_mm2=pixel_mm2)
+    changed = components.clean(parts, clean, pixel_mm2=pixel_mm2)
     findings += [
         Finding(INFO, "clean-up", f"{name}: {count} voxels changed") for name, count in changed.items()
     ]
+    if cleans:
+        report = lungs.clean(parts, volume, scan.geometry.spacing_zyx_mm, view.shown_yx)
+        changed["clean_lungs"] = dataclasses.asdict(report)
+        findings += [Finding(INFO, "lungs", lungs.describe(report))]
+        findings += plausible.check_lungs(parts, volume, _voxel_ml(scan))
+    masks = _paste_all(scratch, parts, view)
     findings += check_masks(masks, whole=options.slices == "all")
     if not options.force:
         checks.raise_errors(findings, scan.path)
     rows = measure.measure(masks, scan, start)
+    if options.slices == "all":
+        findings += plausible.check_nodules(sum(row["structure"].startswith("nodule") for row in rows))
     return Segmentation(scan, start, stop, masks, probabilities, tuple(findings), changed, tuple(rows),
                         tuple(pictures))  # fmt: skip
+
+
+def _is_cleanable(scan, networks):
+    """Returns whether the lungs can be cleaned in 3D: millimetres are known, and no 'nodule' is the airway."""
+    return scan.has_geometry and scan.num_slices > 1 and all(one.labels == "anatomy" for one in networks)
+
+
+def _voxel_ml(scan):
+    return float(np.prod(scan.geometry.spacing_zyx_mm)) / 1000.0
+
+
+def _paste_all(scratch, parts, view):
+    """Returns the masks of whole slices, uint8 [n, H, W] on disk, from those of the view's box."""
+    if view.box.size_yx == view.shape_yx and view.box.start_yx == (0, 0):
+        return parts
+    shape = (len(parts), *view.shape_yx)
+    masks = np.lib.format.open_memmap(scratch / "masks.npy", "w+", np.uint8, shape)
+    for index, part in enumerate(parts):
+        masks[index] = view.box.paste(part, view.shape_yx)
+    return masks
 
 
 def choose_slices(scan, slices):
@@ -206,32 +239,22 @@ def _check(scan, options):
     return findings
 
 
-def _field(scan):
-    size, spacing = scan.geometry.shape_zyx[1:], scan.geometry.spacing_zyx_mm[1:]
-    side_mm = max(n * mm for n, mm in zip(size, spacing))
-    padded = tuple(max(n, round(side_mm / mm)) for n, mm in zip(size, spacing))
-    if max(padded) > _MAX_SIDE:
-        raise InputError(
-            f"scan: {scan.path} has slices of {size} pixels of {spacing} mm, expected a field about as "
-            "high as wide; "
-            "check the spacing"
-        )
-    return Field(size, padded, tuple((p - n) // 2 for p, n in zip(padded, size)))
-
-
-def _read_batches(scan, start, stop, batch_size, sizes, pictures):
+def _read_batches(scan, start, stop, batch_size, sizes, pictures, view, volume):
     """Yields (first slice, {size: int16 [batch, *size]}, count), one batch read ahead in a thread.
 
-    The last batch is filled up with air; JPEGs of the slices are appended to `pictures`.
+    The last batch is filled up with air; JPEGs of the slices are appended to `pictures`, and what the network sees
+    is kept in `volume` unless that is None.
     """
-    field = _field(scan)
 
     def read(first):
         last = min(first + batch_size, stop)
         images = scan.read(first, last)
+        seen = view.box.cut(images)
+        if volume is not None:
+            volume[first - start : last - start] = seen
         return (
             first,
-            _prepare(images, field, sizes, batch_size),
+            _prepare(seen, view.field, sizes, batch_size),
             [overlay.encode_picture(one) for one in images],
         )
 

@@ -45,6 +45,7 @@ class Network:
         labels: 'anatomy', or 'airway_as_nodule' for a network whose third class is the airway.
         forward: images [N, H, W] in HU, int16 or float32 -> (mask probabilities float32 [N, H, W, C],
             probabilities float32 [N, C] that each class is in the slice, or None where nobody asked).
+        field: 'scan' where it sees whole slices, 'body' where it sees the square around the body (`ct.body`).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Network:
     checksum: str
     labels: str
     forward: Callable
+    field: str = "scan"
 
     def probabilities(self, images):
         """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""
@@ -130,7 +132,13 @@ def create_network(trained, *, classes=False):
     _refuse_slabs(config)
     forward = _create_forward_with_classes(trained) if classes else _create_folded_forward(trained)
     checksum = weights_checksum(trained.variables)
-    return Network(trained.name, tuple(config.data.size), checksum, config.data.labels, forward)
+    size_yx, labels = tuple(config.data.size), config.data.labels
+    return Network(trained.name, size_yx, checksum, labels, forward, read_field(config))
+
+
+def read_field(config):
+    """Returns `data.field` of a run's settings; runs of before this setting see whole slices."""
+    return config.data.get("field", "scan")
 
 
 def _refuse_slabs(config):
@@ -226,6 +234,7 @@ def describe(trained, kind):
         "window_hu": list(config.data.window_hu),
         "classes": list(CLASS_NAMES),
         "labels": config.data.labels,
+        "field": read_field(config),
         "input": {
             "images": f"float32 [N, {rows}, {columns}], HU; the window is applied inside",
             "orientation": "rows from anterior to posterior, columns from the patient's right to the left",
@@ -250,9 +259,9 @@ def read_bundle(path):
     path = pathlib.Path(path)
     about = _read_description(path)
     read = {"stablehlo": _read_stablehlo, "onnx": _read_onnx, "saved": _read_saved}[about["kind"]]
-    return Network(
-        about["name"], tuple(about["size_yx"]), about["weights_sha256"], about["labels"], read(path, about)
-    )
+    size_yx, checksum = tuple(about["size_yx"]), about["weights_sha256"]
+    forward, field = read(path, about), about.get("field", "scan")
+    return Network(about["name"], size_yx, checksum, about["labels"], forward, field)
 
 
 def _read_description(path):

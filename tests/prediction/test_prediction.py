@@ -249,7 +249,7 @@ def test_clean_up_is_measured(tmp_path):
     result = segment.segment(
         tmp_path / "scan.mha", [fake_network.create((56, 56))], options=segment.Options(clean=clean)
     )
-    assert set(result.changed) == {"largest_components", "fill_holes", "min_nodule_mm"}
+    assert set(result.changed) == {"largest_components", "fill_holes", "min_nodule_mm", "clean_lungs"}
     assert result.changed["min_nodule_mm"] > 20 and not (result.masks == 3).any()
     assert any("min_nodule_mm" in finding.text for finding in result.findings)
 

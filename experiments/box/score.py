@@ -1,0 +1,177 @@
+"""Scores the lungs of whole scans, cut out by `predict`'s own way, against label maps beside them.
+
+    python -m experiments.box.score --scans=FOLDER [--runs=DIR] [--out=experiments/results/box_lungs.json]
+        [--boxes=CSV] [--shift=-1,-1] [--pictures=DIR]
+
+FOLDER holds scans, each with a label map NAME_lungs.nii.gz beside it (`auxseg.evaluation.whole_scans`). With --runs each
+is segmented by the run DIR/without_PATIENT, where its name begins with PATIENT: a network that does not know him
+(experiments/box/make.py); without, by the networks in the box. In the boxes of CSV nothing is known. With --shift every scan is scored twice, as the map is given and with the map moved by so many rows
+and columns. One scan is also segmented with twice its field, filled up with air, and two kernels of one scan are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from auxseg.base import errors, files
+from auxseg.base.classes import LEFT, RIGHT
+from auxseg.ct import scans
+from auxseg.evaluation import whole_scans
+from auxseg.prediction import box, segment
+from auxseg.runs.networks import load_network
+from experiments.box import draw
+
+_AIR_HU = -1000
+KERNELS = ("Lung_Dx-A0001-B", "Lung_Dx-A0001-L")
+"""One scan, reconstructed twice."""
+
+
+def main(arguments=None):
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="experiments.box.score", description=__doc__.split("\n")[0])
+    parser.add_argument("--scans", type=pathlib.Path, required=True, help="folder of scans and label maps")
+    parser.add_argument("--runs", type=pathlib.Path, help="folder of the sisters; default: the networks in the box")
+    parser.add_argument("--out", default="experiments/results/box_lungs.json", help="JSON file to write")
+    parser.add_argument("--boxes", type=pathlib.Path, help="CSV of boxes in which nothing is known")
+    parser.add_argument("--shift", help="ROWS,COLUMNS by which to move the label maps for a second score")
+    parser.add_argument("--pictures", type=pathlib.Path, help="folder for a picture of each scan")
+    given = parser.parse_args(arguments)
+    try:
+        result = measure(given)
+    except errors.InputError as error:
+        print(f"experiments.box.score: error: {error}", file=sys.stderr)
+        return 2
+    files.write_json(pathlib.Path(given.out), result)
+    return 0
+
+
+def measure(given):
+    """Returns what `--out` holds, JSON types; prints a line a score."""
+    shifts = [(0, 0)] + ([tuple(int(n) for n in given.shift.split(","))] if given.shift else [])
+    rows, volumes = [], {}
+    for path in find_labelled(given.scans):
+        row = _score_scan(path, load_judged(given.runs, path.name), given, shifts)
+        rows.append(row)
+        volumes[path.name] = (row["scores"][0]["left_ml"], row["scores"][0]["right_ml"])
+    return {
+        "command": "python -m experiments.box.score " + " ".join(sys.argv[1:]),
+        "commit": _commit(),
+        "far_mm": whole_scans.FAR_MM,
+        "shifts_yx": [list(shift) for shift in shifts],
+        "scans": rows,
+        "kernels": _compare_kernels(volumes),
+        "padded": _pad_scan(given, rows),
+    }
+
+
+def load_judged(runs, name):
+    """Returns the `Network` that segments the scan `name`: of the run that does not know it, or in the box.
+
+    Raises:
+        InputError: there is no such run, or no box.
+    """
+    if runs is None:
+        return box.load_box().lungs
+    found = [path for path in sorted(runs.glob("without_*")) if name.startswith(path.name.removeprefix("without_"))]
+    if not found:
+        raise errors.InputError(f"--runs: {runs} holds no run without_PATIENT for {name}")
+    return load_network(found[0])
+
+
+def find_labelled(folder):
+    """Returns the paths of the scans in a folder that have a label map beside them.
+
+    Raises:
+        InputError: none has.
+    """
+    maps = sorted(folder.glob("*_lungs.nii.gz"))
+    found = [path.with_name(path.name.removesuffix("_lungs.nii.gz")) for path in maps]
+    found = [path for path in found if path.exists()]
+    if not found:
+        raise errors.InputError(f"--scans: {folder} holds no scan NAME beside a NAME_lungs.nii.gz")
+    return found
+
+
+def _score_scan(path, network, given, shifts):
+    """Returns one row of the result."""
+    with tempfile.TemporaryDirectory() as scratch:
+        scan = scans.open_scan(scans.find_scans(path)[0], scratch)
+        start, cpu = time.perf_counter(), time.process_time()
+        result = segment.segment_scan(scan, [network], segment.Options(), pathlib.Path(scratch))
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+        masks = np.array(result.masks)
+    scores = []
+    for shift in shifts:
+        labels = whole_scans.read_labels(path.with_name(f"{path.name}_lungs.nii.gz"), scan, shift_yx=shift)
+        boxes = whole_scans.read_boxes(given.boxes, path.name) if given.boxes else ()
+        whole_scans.leave_out(labels, boxes, scan)
+        scores.append(whole_scans.score_lungs(masks, labels, scan.geometry.spacing_zyx_mm))
+        print(path.name, shift, {name: round(value, 4) for name, value in scores[-1].items() if value is not None},
+              flush=True)  # fmt: skip
+    if given.pictures:
+        given.pictures.mkdir(parents=True, exist_ok=True)
+        draw.draw_scan(given.pictures / f"{path.name}.png", scan, masks, labels)
+    return {
+        "scan": path.name,
+        "network": {"name": network.name, "sha256": network.checksum},
+        "slices": scan.num_slices,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "scores": scores,
+        "cleaned_ml": result.changed["clean_lungs"],
+        "warnings": [finding.text for finding in result.findings if finding.severity == "warning"],
+    }
+
+
+def _compare_kernels(volumes):
+    """Returns by how much the lungs' volumes of the two kernels differ, relative, or None without both."""
+    if not set(KERNELS) <= volumes.keys():
+        return None
+    first, second = (np.array(volumes[name]) for name in KERNELS)
+    return {"scans": list(KERNELS), "relative_difference": np.abs(first / second - 1.0).tolist()}
+
+
+def _pad_scan(given, rows):
+    """Returns how a scan of few slices and the same with twice its field, filled up with air, agree."""
+    name = min(rows, key=lambda row: row["slices"])["scan"]
+    network = load_judged(given.runs, name)
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        scan = scans.open_scan(scans.find_scans(given.scans / name)[0], one)
+        plain = segment.segment_scan(scan, [network], segment.Options(), pathlib.Path(one)).masks
+        wide_scan = pad(scan)
+        wide = segment.segment_scan(wide_scan, [network], segment.Options(), pathlib.Path(other)).masks
+        height, width = plain.shape[1:]
+        inner = wide[:, height // 2 : height // 2 + height, width // 2 : width // 2 + width]
+        dice = [2.0 * np.count_nonzero((plain == side) & (inner == side))
+                / (np.count_nonzero(plain == side) + np.count_nonzero(wide == side)) for side in (LEFT, RIGHT)]  # fmt: skip
+    return {"scan": name, "left_dice": dice[0], "right_dice": dice[1]}
+
+
+def pad(scan):
+    """Returns a scan with twice as many rows and columns, filled up with air all round."""
+    width, height, depth = scan.geometry.size_xyz
+    around = ((0, 0), (height // 2, height - height // 2), (width // 2, width - width // 2))
+    geometry = dataclasses.replace(scan.geometry, size_xyz=(2 * width, 2 * height, depth))
+    return dataclasses.replace(
+        scan,
+        geometry=geometry,
+        stored=geometry,
+        read=lambda start, stop: np.pad(scan.read(start, stop), around, constant_values=_AIR_HU),
+    )
+
+
+def _commit():
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Slices that the box learns from: cut to the body, nodules as lung, disease inside the lungs alone."""
+
+import csv
+
+import chest
+import numpy as np
+import SimpleITK as sitk
+
+from auxseg.datasets import npz
+from experiments.box import disease, score, slices
+
+
+def draw_slice():
+    """Returns a slice of 512x512 pixels of 0.7 mm with two lungs and a nodule in the left one, and its mask."""
+    image = np.full((512, 512), -1000, np.int16)
+    image[150:380, 60:450] = 40
+    mask = np.zeros(image.shape, np.uint8)
+    mask[180:350, 280:420], mask[180:350, 90:230] = 1, 2
+    image[mask > 0] = -850
+    mask[240:260, 330:350], image[240:260, 330:350] = 3, 30
+    return image, mask
+
+
+def test_middle_slices_are_cut_to_the_body_and_nodules_are_lung(tmp_path):
+    (tmp_path / "middle").mkdir()
+    image, mask = draw_slice()
+    for name in ("ID_0003", "ID_0170"):
+        npz.write_case(tmp_path / "middle" / f"{name}.npz", image, mask)
+    (tmp_path / "middle" / "index.csv").write_text("id,series_uid,pixel_spacing_mm\n0003,1.2.3,0.7\n0170,1.2.4,0.7\n")
+    assert slices.write_middle(tmp_path / "out", tmp_path / "middle") == 1  # the other's patient judges
+    with np.load(tmp_path / "out" / "ID_0003.npz") as arrays:
+        cut = arrays["mask"]
+    assert cut.shape == slices.SIZE_YX and set(np.unique(cut)) == {0, 1, 2}
+    assert np.isclose((cut == 1).mean(), 170 * 140 / 406**2, rtol=0.03)  # the body's 390 columns and 2 % on each side
+    with open(tmp_path / "out" / "index.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["patient"] == "1.2.3" and np.isclose(float(row["pixel_spacing_mm"]), 406 * 0.7 / 256, rtol=0.01)
+
+
+def test_scans_are_cut_with_their_label_maps_and_joined(tmp_path):
+    hu = chest.draw()
+    labels = np.where((hu < -700) & (hu > -920), 1, 0).astype(np.uint8)
+    labels[0, 0, 0] = 9
+    for name, array in (("a.nii.gz", hu), ("a_lungs.nii.gz", labels)):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((6.0, 6.0, 6.0))
+        sitk.WriteImage(image, str(tmp_path / name))
+    count = slices.write_scan(
+        tmp_path / "out", tmp_path / "a.nii.gz", tmp_path / "a_lungs.nii.gz", stride=4, skip_mm=[24.0]
+    )
+    assert count == 5  # of slices 0, 4, 8, ... 20 that at 24 mm is left out
+    assert slices.join(tmp_path / "all", [tmp_path / "out", tmp_path / "out"]) == 10
+    assert len(list((tmp_path / "all").glob("*.npz"))) == 5
+
+
+def test_disease_is_painted_into_lungs_alone():
+    image, mask = draw_slice()
+    image, mask = image[::2, ::2], mask[::2, ::2]
+    sick = disease.add_disease(np.random.default_rng(1), image, mask, 1.4)
+    changed = sick != image
+    assert changed.sum() > 100 and (mask[changed] > 0).all() and (sick[changed] > image[changed]).all()
+    np.testing.assert_array_equal(disease.add_disease(np.random.default_rng(1), image, mask, 1.4), sick)
+    little = np.zeros_like(mask)
+    little[:5, :5] = 1
+    assert disease.add_disease(np.random.default_rng(1), image, little, 1.4) is image
+
+
+def test_a_padded_scan_has_twice_the_field(tmp_path):
+    from auxseg.ct import scans
+
+    image = sitk.GetImageFromArray(chest.draw())
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    scan = scans.open_scan(scans.find_scans(tmp_path / "a.mha")[0], tmp_path)
+    wide = score.pad(scan)
+    assert wide.read(3, 5).shape == (2, 96, 112) and wide.geometry.size_xyz == (112, 96, 24)
+    np.testing.assert_array_equal(wide.read(3, 4)[0, 24:72, 28:84], scan.read(3, 4)[0])

@@ -1,0 +1,76 @@
+"""The networks in the box: whole, theirs by checksum, and what predict takes where no run is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from auxseg import predict
+from auxseg.base.errors import InputError
+from auxseg.prediction import box, segment
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return box.load_box()
+
+
+def test_the_box_is_whole_and_its_network_sees_the_body(loaded):
+    assert loaded.lungs.field == "body" and loaded.lungs.size_yx == (256, 256)
+    assert loaded.version in loaded.lungs.name and loaded.checksum[:12] in str(loaded)
+    names = set(json.loads((box.FOLDER / box.FILE).read_text())["files"])
+    assert {"lungs/bundle.json", "lungs/weights.npz"} <= names
+    assert sum(path.stat().st_size for path in box.FOLDER.rglob("*") if path.is_file()) < 8e6
+
+
+def test_no_file_of_the_box_names_a_folder_of_the_machine_that_made_it():
+    settings = json.loads((box.FOLDER / "lungs" / "bundle.json").read_text())["config"]
+    assert settings["data"]["dir"] is settings["data"]["extra_dir"] is settings["train"]["init_from"] is None
+
+
+def test_a_changed_or_missing_file_is_found(tmp_path):
+    shutil.copytree(box.FOLDER, tmp_path / "box")
+    weights = tmp_path / "box" / "lungs" / "weights.npz"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match="missing or changed"):
+        box.load_box(tmp_path / "box")
+    weights.unlink()
+    with pytest.raises(InputError, match="missing or changed"):
+        box.load_box(tmp_path / "box")
+    (tmp_path / "box" / box.FILE).unlink()
+    with pytest.raises(InputError, match="--workdir: not given"):
+        box.load_box(tmp_path / "box")
+
+
+def test_texts_may_change_and_another_format_is_refused(tmp_path):
+    (tmp_path / "lungs").mkdir()
+    (tmp_path / "lungs" / "a.bin").write_bytes(b"a")
+    (tmp_path / "MODEL_CARD.md").write_text("a card")
+    box.write_box(tmp_path, "7")
+    about = json.loads((tmp_path / box.FILE).read_text())
+    assert about["version"] == "7" and list(about["files"]) == ["lungs/a.bin"]
+    (tmp_path / box.FILE).write_text(json.dumps({**about, "format": "another"}))
+    with pytest.raises(InputError, match="expected a box of format"):
+        box.load_box(tmp_path)
+
+
+def test_predict_takes_the_box_where_no_run_is_named(loaded, capsys):
+    networks, named = predict.load(None)
+    assert named.checksum == loaded.checksum and networks[0].checksum == loaded.lungs.checksum
+    assert capsys.readouterr().out.startswith("networks in the box, version ")
+
+
+def test_the_box_finds_the_lungs_of_a_real_scan_whatever_lies_around(real_data, tmp_path, loaded):
+    """A chest of 64x64 pixels, and the same with twice its field: Dice with its label map, and one mask."""
+    image = sitk.ReadImage(str(real_data / "cip" / "ct-64.nrrd"))
+    wide = sitk.ConstantPad(image, (32, 32, 0), (32, 32, 0), -1024)
+    sitk.WriteImage(wide, str(tmp_path / "wide.nrrd"))
+    mask = segment.segment(real_data / "cip" / "ct-64.nrrd", [loaded.lungs]).masks
+    again = segment.segment(tmp_path / "wide.nrrd", [loaded.lungs]).masks
+    np.testing.assert_array_equal(again[:, 32:-32, 32:-32], mask)
+    truth = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(real_data / "cip" / "lm-64.nrrd")), "LPS"))
+    for value, thirds in ((1, (9, 10, 11)), (2, (12, 13, 14))):
+        reference = np.isin(truth % 256, thirds)
+        assert 2 * ((mask == value) & reference).sum() / ((mask == value).sum() + reference.sum()) > 0.9

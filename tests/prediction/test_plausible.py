@@ -1,0 +1,64 @@
+"""Warnings about lungs that no chest has."""
+
+import numpy as np
+import pytest
+
+from auxseg.prediction import plausible
+
+
+def draw():
+    """Returns masks and HU: two lungs of 500 mL each with voxels of 1 mL, away from the first and last slice."""
+    masks = np.zeros((12, 20, 30), np.uint8)
+    masks[1:11, 5:10, 18:28] = 1
+    masks[1:11, 5:10, 2:12] = 2
+    return masks, np.full(masks.shape, -850, np.int16)
+
+
+def codes(masks, volume, voxel_ml=1.0):
+    return [finding.code for finding in plausible.check_lungs(masks, volume, voxel_ml)]
+
+
+def test_ordinary_lungs_are_not_warned_of():
+    assert codes(*draw()) == []
+
+
+@pytest.mark.parametrize(("voxel_ml", "times"), [(0.1, 2), (20.0, 2)])
+def test_volumes_that_no_lung_has(voxel_ml, times):
+    assert codes(*draw(), voxel_ml) == ["volume"] * times
+
+
+def test_lungs_too_unlike():
+    masks, volume = draw()
+    masks[1:11, 5:8, 2:12] = 0  # 200 mL left of 500
+    found = plausible.check_lungs(masks, volume, 2.0)
+    assert [finding.code for finding in found] == []  # 2.5 times is not yet too unlike
+    masks[1:11, 5:9, 2:12] = 0
+    assert "the left lung is 5.0 times as large as the right lung" in [
+        finding.text for finding in plausible.check_lungs(masks, volume, 4.0)
+    ]
+
+
+def test_a_lung_that_reaches_the_last_slice():
+    masks, volume = draw()
+    masks[11] = masks[10]
+    assert codes(masks, volume) == ["cut-off"]
+
+
+def test_a_lung_in_pieces():
+    masks, volume = draw()
+    masks[5, 5:10, 18:28] = 0
+    assert codes(masks, volume) == ["pieces"]
+    masks[6:11, 5:10, 18:28] = 0
+    masks[6, 5, 18] = 1  # half a percent counts for nothing
+    assert "pieces" not in codes(masks, volume)
+
+
+@pytest.mark.parametrize(("hu", "found"), [(-400, ["lung-hu"]), (-1024, ["lung-hu", "clipped"])])
+def test_values_that_no_lung_has(hu, found):
+    masks, volume = draw()
+    assert codes(masks, np.full_like(volume, hu)) == found
+
+
+def test_many_nodules():
+    assert plausible.check_nodules(10) == []
+    assert plausible.check_nodules(11)[0].text.startswith("11 nodules were marked")
