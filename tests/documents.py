@@ -215,4 +215,6 @@ def sentences(text):
     lines = [line for line in plain(text).split("\n") if line[:1] not in ("|", "#")]
     paragraphs = re.split(r"\n\s*\n|\n(?=[*\-] |\d+\. )", "\n".join(lines))
     joined = [re.sub(r"^[*\-] |^\d+\. ", "", " ".join(each.split())) for each in paragraphs]
-    return [each for text in joined for each in re.split(r"(?<=[.!?:])\s+(?=[\"(\w*])", text) if each.split()]
+    return [
+        each for text in joined for each in re.split(r"(?<=[.!?:])\**\s+(?=[\"(\w*])", text) if each.split()
+    ]

@@ -314,9 +314,20 @@ def test_a_patch_that_does_not_fit_is_seen(tmp_path):
 # Words
 
 
-def test_sentences_of_the_readme_are_short():
-    long = [each for each in documents.sentences(README) if len(each.split()) >= 32]
+@each_document
+def test_sentences_are_short(name):
+    long = [each for each in documents.sentences(DOCUMENTS[name]) if len(each.split()) >= 32]
     assert not long, long
+
+
+def test_a_long_sentence_is_seen():
+    first, second, third = documents.sentences("# Head\n\n**A b.** C `d e` f\ng: h.\n\n* i\n\n| j | k |\n")[
+        :3
+    ]
+    assert [first, second, third] == ["**A b.", "C f g:", "h."]
+
+
+def test_the_readme_is_short():
     assert len(README.split()) <= 1000
 
 
