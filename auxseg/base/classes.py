@@ -1,14 +1,46 @@
-"""The words that all other files share.
+"""The words that all other files share: the classes of a mask, by name and by value.
 
 Letters are fixed throughout: N examples, D slices, H rows, W columns, C classes or channels.
+
+A set of classes is a tuple of names, in which the place of a name is its mask value: `CLASS_NAMES`, or others
+that the data have (`data.classes`). What depends on a certain class asks for it by name (`value_of`).
 """
 
 from __future__ import annotations
 
+import re
+
+from auxseg.base.errors import InputError
+
 CLASS_NAMES = ("background", "left_lung", "right_lung", "nodule")
-"""Class names by mask value; left and right are the patient's."""
+"""Class names by mask value, unless the data have others; left and right are the patient's."""
+NUM_CLASSES = len(CLASS_NAMES)
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
-COLOURS = {"left_lung": "#d6303a", "right_lung": "#1f9d55", "nodule": "#2563eb"}
+BOTH_LUNGS = "lung"
+"""Name of a class that both lungs are together."""
+NO_CLASS = 255
+"""A value that no pixel of a mask has: that of a class which is not there."""
+
+
+class ByClass(dict):
+    """Values by class name; a name that is not there has the one that `missing(name)` gives."""
+
+    def __init__(self, missing, **known):
+        super().__init__(**known)
+        self._missing = missing
+
+    def __missing__(self, name):
+        return self._missing(name)
+
+
+_MORE_COLOURS = ("#cb4b16", "#6c71c4", "#2aa198", "#b58900", "#d33682")
+COLOURS = ByClass(
+    lambda name: _MORE_COLOURS[sum(name.encode()) % len(_MORE_COLOURS)],
+    left_lung="#d6303a",
+    right_lung="#1f9d55",
+    nodule="#2563eb",
+    lung="#d6303a",
+)
 """As in the paper's figures: left lung red, right lung green, nodule blue."""
 DIFFERENCE_COLOUR = "#f5c400"
 """Where two masks differ: yellow, as in the paper's figures."""
@@ -19,3 +51,50 @@ AIR_HU = -1024
 def to_rgb(colour):
     """Returns (red, green, blue), each 0 to 255, of a colour such as '#d6303a'."""
     return tuple(bytes.fromhex(colour.removeprefix("#")))
+
+
+def check_classes(names, *, where="data.classes"):
+    """Returns class names as a tuple.
+
+    Args:
+        names: by mask value.
+        where: name of the setting, for the message.
+
+    Raises:
+        InputError: fewer than two, more than 16, the first is not 'background', or a name that is there twice or
+            is no word of small letters, digits and underscores.
+    """
+    names = tuple(names) if isinstance(names, (tuple, list)) else (names,)
+    sound = all(isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name) for name in names)
+    if not sound or not 2 <= len(set(names)) == len(names) <= 16 or names[0] != CLASS_NAMES[0]:
+        raise InputError(
+            f"{where}: got {names}, expected 2 to 16 different names by mask value, words of small letters, the "
+            "first 'background'"
+        )
+    return names
+
+
+def value_of(name, classes=CLASS_NAMES):
+    """Returns the mask value of a class, or `NO_CLASS` where `classes` lacks it."""
+    return classes.index(name) if name in classes else NO_CLASS
+
+
+def mirrored(classes=CLASS_NAMES):
+    """Returns the value that each class has in the mirror, a tuple: 'left_...' and 'right_...' change places."""
+    other = {"left": "right", "right": "left"}
+
+    def turned(name):
+        side, _, rest = name.partition("_")
+        twin = f"{other.get(side)}_{rest}"
+        return twin if twin in classes else name
+
+    return tuple(classes.index(turned(name)) for name in classes)
+
+
+MIRROR = mirrored()
+"""Of `CLASS_NAMES`."""
+
+
+def classes_of(data_config):
+    """Returns the class names of `config.data`; settings of before `data.classes` mean `CLASS_NAMES`."""
+    return check_classes(getattr(data_config, "classes", CLASS_NAMES))

@@ -18,7 +18,9 @@ _TISSUE_HU = -400
 _OPENING_MM = 6.0  # a table's shell and a blanket's folds are thinner, the wall of the chest is not
 _MARGIN = 0.02  # of the longer side, on each side
 _NUM_SLICES = 32
-_MIN_SHARE = 0.2  # of the slices must reach a row or column for the box to hold it: shoulders and arms need not
+_MIN_SHARE = (
+    0.2  # of the slices must reach a row or column for the box to hold it: shoulders and arms need not
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from auxseg.base import files, progress
+from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
 
 SOURCES = ("luna16", "npz", "phantom")
@@ -40,7 +41,12 @@ def load(data_config):
     from auxseg.datasets import join, npz
 
     path = pathlib.Path(folder).expanduser()
-    return join.add(dataset, npz.read_npz(path, size_yx=dataset.size_yx, labels=data_config.labels))
+    return join.add(
+        dataset,
+        npz.read_npz(
+            path, size_yx=dataset.size_yx, labels=data_config.labels, classes=classes_of(data_config)
+        ),
+    )
 
 
 def _load_own(data_config):
@@ -55,8 +61,13 @@ def _load_own(data_config):
             raise InputError(
                 f"data.slab: got {slab}, but NPZ files hold single slices: only 'luna16' and 'phantom' have neighbours"
             )
-        return npz.read_npz(_data_dir(data_config), size_yx=size_yx, labels=data_config.labels)
-    from auxseg.datasets import slabs
+        return npz.read_npz(
+            _data_dir(data_config),
+            size_yx=size_yx,
+            labels=data_config.labels,
+            classes=classes_of(data_config),
+        )
+    from auxseg.datasets import select, slabs
     from auxseg.datasets.luna16 import layout, records
 
     folder = _phantom_dir(data_config) if data_config.name == "phantom" else _data_dir(data_config)
@@ -73,6 +84,7 @@ def _load_own(data_config):
         skip_bad_scans=data_config.skip_bad_scans,
         name=data_config.name,
     )
+    dataset = select.select(dataset, classes_of(data_config))
     if slab == 1:
         return dataset
     return slabs.attach(dataset, folder, num_slices=slab, cache_dir=cache_dir(data_config))

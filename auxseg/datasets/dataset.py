@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from auxseg.base.classes import CLASS_NAMES, value_of
+
 
 @dataclasses.dataclass(frozen=True)
 class CaseTable:
@@ -22,6 +24,7 @@ class CaseTable:
         native_size_yx: int32 [N, 2], rows and columns before resizing.
         num_nodules: int32 [N], nodules that cross the slice, -1 where not known.
         labels: uint8 [N, C], 1 where the class has a pixel in the resized mask.
+        classes: C names by mask value.
         added: bool [N], True for cases of a second data set, which are in no split but train; None: no such case.
     """
 
@@ -35,9 +38,26 @@ class CaseTable:
     num_nodules: np.ndarray
     labels: np.ndarray
     added: np.ndarray | None = None
+    classes: tuple[str, ...] = CLASS_NAMES
 
     def __len__(self):
         return len(self.case_id)
+
+    @property
+    def has_nodule(self):
+        """bool [N]: whether a case shows a nodule; by `num_nodules` where nodules are none of the classes."""
+        if "nodule" in self.classes:
+            return self.labels[:, value_of("nodule", self.classes)] > 0
+        return self.num_nodules > 0
+
+    def rows(self, indices):
+        """Returns the table of some cases, int [n] or bool [N]."""
+        columns = {
+            field.name: value[indices]
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        return dataclasses.replace(self, **columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Dataset:
         notes: lines to log and to keep in the run (missing subsets, skipped scans).
         read_slabs: indices int [n] -> int16 [n, H, W, slab] in HU, each case's slice in the middle; None without.
         slab: slices of a slab; 1 without.
+        fingerprint: digest of what the slices and masks hold; '' where the source has none.
     """
 
     name: str
@@ -63,6 +84,12 @@ class Dataset:
     notes: tuple[str, ...] = ()
     read_slabs: Callable[[np.ndarray], np.ndarray] | None = None
     slab: int = 1
+    fingerprint: str = ""
 
     def __len__(self):
         return len(self.table)
+
+    @property
+    def classes(self):
+        """Class names by mask value."""
+        return self.table.classes

@@ -33,6 +33,10 @@ def add(dataset, second):
                 f"data.extra_dir: {name} {min(shared)} is in {dataset.name} too; a case that trains must not be "
                 "tested: leave it out of the second data set"
             )
+    if dataset.classes != second.classes:
+        raise InputError(
+            f"data.extra_dir: its classes are {second.classes}, expected those of {dataset.name}, {dataset.classes}"
+        )
     count = len(dataset)
 
     def read(indices):
@@ -56,10 +60,12 @@ def add(dataset, second):
 def _join_tables(first, second):
     columns = {}
     for field in dataclasses.fields(first):
-        if field.name == "added":
+        if field.name in ("added", "classes"):
             continue
         other = getattr(second, field.name)
         if field.name in ("case_id", "series_uid", "patient"):
             other = np.array([PREFIX + value for value in other.tolist()])
         columns[field.name] = np.concatenate([getattr(first, field.name), other])
-    return type(first)(**columns, added=np.arange(len(first) + len(second)) >= len(first))
+    return type(first)(
+        **columns, added=np.arange(len(first) + len(second)) >= len(first), classes=first.classes
+    )

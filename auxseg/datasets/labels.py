@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES, LEFT, NODULE, RIGHT
+from auxseg.base.classes import LEFT, NODULE, NUM_CLASSES, RIGHT
 from auxseg.base.errors import InputError, check_choice
 
 LUNA16_LEFT, LUNA16_RIGHT, LUNA16_AIRWAY = 3, 4, 5
@@ -83,6 +83,6 @@ def side_columns(mask, left, right):
     return centres[0] - centres[1]
 
 
-def label_vector(mask):
+def label_vector(mask, num_classes=NUM_CLASSES):
     """Returns which classes have a pixel in a mask of class indices: uint8 [C] of 0 and 1."""
-    return (np.bincount(np.ravel(mask), minlength=len(CLASS_NAMES)) > 0).astype(np.uint8)
+    return (np.bincount(np.ravel(mask), minlength=num_classes) > 0).astype(np.uint8)

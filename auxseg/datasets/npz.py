@@ -6,8 +6,9 @@ Three forms are read:
 * one `.npz` with stacked arrays: `images` [N, H, W] and `masks` [N, H, W], or `image` and `mask`.
 A last axis of length 1 is accepted. Nothing is ever unpickled.
 
-Masks hold class indices 0 to 3, or LUNA16's own 0, 3, 4, 5 with `data.labels='airway_as_nodule'` (which files
-of the paper have). A slice has no direction matrix: rows must run from anterior to posterior and columns from
+Masks hold class indices, the places of the names in `data.classes`: 0 to 3, unless other classes are given. They
+may hold LUNA16's own 0, 3, 4, 5 with `data.labels='airway_as_nodule'` (which files of the paper have). lungmask
+writes 1 for the right lung and 2 for the left: `data.classes=('background','right_lung','left_lung')`. A slice has no direction matrix: rows must run from anterior to posterior and columns from
 the patient's right to the left. The sides of the lungs are checked over all slices.
 
 Columns of `index.csv`, all optional but `id`: `id` (the file's name without `.npz`, or without `ID_` before
@@ -18,6 +19,8 @@ lie at another distance than columns), `slice_spacing_mm`, `num_nodules`. An emp
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
+import json
 import os
 import pathlib
 import threading
@@ -27,7 +30,7 @@ import zlib
 import numpy as np
 
 from auxseg.base import files, npz
-from auxseg.base.classes import CLASS_NAMES, LEFT, RIGHT
+from auxseg.base.classes import CLASS_NAMES, value_of
 from auxseg.base.errors import InputError
 from auxseg.ct import checks
 from auxseg.datasets import resize
@@ -52,7 +55,7 @@ MOST_BYTES = 1 << 36
 _HEADER_LOCK = threading.Lock()
 
 
-def read_npz(path, *, size_yx, labels="anatomy"):
+def read_npz(path, *, size_yx, labels="anatomy", classes=CLASS_NAMES):
     """Returns the `Dataset` of a folder of `.npz` files, or of one file with stacked arrays.
 
     All masks are read once, here, for the table; images are read when asked for.
@@ -61,14 +64,15 @@ def read_npz(path, *, size_yx, labels="anatomy"):
         path: the folder or file.
         size_yx: rows and columns of what the data set's `read` returns.
         labels: one of `labels.LABEL_SETS`.
+        classes: names by mask value.
 
     Raises:
         InputError: nothing there, a file that cannot be read, arrays of other names or shapes, mask values
-            that are no classes, an index that does not fit the files, lungs on the wrong sides.
+            that are no classes, an index that does not fit the files, lungs on the wrong sides, one value for both.
     """
     path = pathlib.Path(path)
     source = _Stack(path) if path.is_file() else _Folder(path)
-    return _dataset(source, path, tuple(size_yx), labels)
+    return _dataset(source, path, tuple(size_yx), labels, classes)
 
 
 def write_case(path, image_hu, mask):
@@ -94,6 +98,9 @@ class _Folder:
     def where(self, index):
         return str(self.files[index])
 
+    def checksums(self):
+        return [_checksum(file) for file in self.files]
+
     def image(self, index):
         return _read_array(self.files[index], 0)
 
@@ -118,6 +125,9 @@ class _Stack:
     def where(self, index):
         return f"slice {index} of {self.path}"
 
+    def checksums(self):
+        return [_checksum(self.path)]
+
     def image(self, index):
         return self.images[index]
 
@@ -125,10 +135,11 @@ class _Stack:
         return self.masks[index]
 
 
-def _dataset(source, path, size_yx, labels):
+def _dataset(source, path, size_yx, labels, classes):
     indices = range(len(source.case_ids))
     values = np.unique(np.concatenate(_in_threads(lambda index: distinct(source.mask(index)), indices)))
-    to_classes = _mapping(source, values, labels, path)
+    to_classes = _mapping(source, values, labels, path, classes)
+    nodule = value_of("nodule", classes)
 
     def read_native_mask(index):
         return to_classes(source.mask(index))
@@ -139,7 +150,7 @@ def _dataset(source, path, size_yx, labels):
             raise InputError(
                 f"image {image.shape} and mask {mask.shape} differ in shape, in {source.where(index)}"
             )
-        return resize.resize_image(image, size_yx), resize.resize_mask(mask, size_yx)
+        return resize.resize_image(image, size_yx), resize.resize_mask(mask, size_yx, nodule=nodule)
 
     def read(chosen):
         chosen = np.asarray(chosen, np.int64).reshape(-1).tolist()
@@ -151,16 +162,36 @@ def _dataset(source, path, size_yx, labels):
         _in_threads(put, range(len(chosen)))
         return images, masks
 
-    facts = _in_threads(lambda index: _mask_facts(read_native_mask(index), size_yx), indices)
-    notes = source.notes + _check_sides([fact["side"] for fact in facts], source, path)
+    facts = _in_threads(lambda index: _mask_facts(read_native_mask(index), size_yx, classes), indices)
+    notes = source.notes + _check_sides(facts, source, path, classes) + _patient_notes(source)
     name = f"npz/{path.stem if path.is_file() else path.resolve().name}-{size_yx[0]}x{size_yx[1]}"
-    return Dataset(name, _table(source, facts), size_yx, read, read_native_mask, notes)
+    return Dataset(
+        name,
+        _table(source, facts, classes),
+        size_yx,
+        read,
+        read_native_mask,
+        notes,
+        fingerprint=_fingerprint(source),
+    )
 
 
 def _in_threads(function, items):
     """Returns [function(item), ...]: inflating and resizing leave Python's lock, so threads help."""
     with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, items))
+
+
+def _fingerprint(source):
+    """Returns a digest of the names and contents of all slices, by the checksums in their archives."""
+    facts = zip(source.case_ids, source.checksums(), strict=False)
+    return hashlib.sha256(json.dumps(list(facts)).encode()).hexdigest()
+
+
+def _checksum(path):
+    """Returns {array: CRC-32 of its bytes} of a file, as its archive states them."""
+    with zipfile.ZipFile(path) as archive:
+        return {entry.filename: entry.CRC for entry in archive.infolist()}
 
 
 def _read_array(path, which, num_dims=2):
@@ -208,12 +239,12 @@ def _with_dims(array, num_dims, path, name):
     return array
 
 
-def _mapping(source, values, labels, path):
+def _mapping(source, values, labels, path, classes):
     """Returns the function from a mask as stored to uint8 class indices."""
-    classes = range(len(CLASS_NAMES))
-    if set(values.tolist()) <= set(classes):
+    places = range(len(classes))
+    if set(values.tolist()) <= set(places):
         return lambda mask: mask.astype(np.uint8)
-    if set(values.tolist()) <= set(LUNA16_VALUES):
+    if classes == CLASS_NAMES and set(values.tolist()) <= set(LUNA16_VALUES):
         if labels != "airway_as_nodule":
             raise InputError(
                 f"data.dir: the masks in {path} have LUNA16's own values 0, 3, 4, 5, where 5 is the airway "
@@ -222,7 +253,7 @@ def _mapping(source, values, labels, path):
             )
         return lambda mask: from_luna16(mask, labels, where=path)
     for index in range(len(source.case_ids)):
-        check_values(source.mask(index), classes, where=source.where(index))
+        check_values(source.mask(index), places, where=f"{source.where(index)}; data.classes names them")
     raise AssertionError("no mask has a value that the set of all values has")
 
 
@@ -236,23 +267,51 @@ def _checked_image(source, index):
     return image
 
 
-def _mask_facts(mask, size_yx):
+def _mask_facts(mask, size_yx, classes):
+    left, right, nodule = (value_of(name, classes) for name in ("left_lung", "right_lung", "nodule"))
     return {
-        "labels": label_vector(resize.resize_mask(mask, size_yx)),
+        "labels": label_vector(resize.resize_mask(mask, size_yx, nodule=nodule), len(classes)),
         "native_size_yx": mask.shape,
-        "side": side_columns(mask, LEFT, RIGHT),
+        "side": side_columns(mask, left, right),
     }
 
 
-def _check_sides(sides, source, path):
+def _patient_notes(source):
+    """Returns what is to be said where slices have no patient: those of one scan could part."""
+    alone = sum(not (row.get("patient") or row.get("series_uid")) for row in source.rows)
+    if not alone:
+        return ()
+    return (
+        f"{alone} of {len(source.rows)} slices name no patient and no series (columns of index.csv): each is taken "
+        "for a patient of its own. If some are of one scan, they may train and be tested: give index.csv",
+    )
+
+
+def _check_both_lungs(facts, path, classes):
+    """Refuses masks in which one value stands for both lungs: a mirrored slice would change it."""
+    values = {name: value_of(name, classes) for name in ("left_lung", "right_lung")}
+    if not set(values) <= set(classes):
+        return
+    seen = [name for name, value in values.items() if any(fact["labels"][value] for fact in facts)]
+    if len(seen) == 1 and len(facts) > 1:
+        raise InputError(
+            f"data.dir: the masks in {path} have the value {values[seen[0]]} ({seen[0]}) and never that of the other "
+            "lung; where it stands for both, name it so: data.classes=('background','lung')"
+        )
+
+
+def _check_sides(facts, source, path, classes):
     """Returns notes on slices whose lungs are on the wrong sides; refuses where that is the rule."""
+    _check_both_lungs(facts, path, classes)
+    left, right = (value_of(name, classes) for name in ("left_lung", "right_lung"))
+    sides = [fact["side"] for fact in facts]
     wrong = [source.case_ids[index] for index, side in enumerate(sides) if side < 0]
     num_both = int(np.isfinite(sides).sum())
     if len(wrong) > num_both / 2:
         raise InputError(
-            f"data.dir: in {len(wrong)} of {num_both} slices in {path} the left lung (1) lies left of the "
-            "right lung (2) in the image, expected the patient's left at the higher columns; flip the slices "
-            "or swap the values"
+            f"data.dir: in {len(wrong)} of {num_both} slices in {path} the left lung ({left}) lies left of the "
+            f"right lung ({right}) in the image, expected the patient's left at the higher columns; flip the "
+            "slices, or swap the two names in data.classes (lungmask: 'background','right_lung','left_lung')"
         )
     if not wrong:
         return ()
@@ -261,7 +320,7 @@ def _check_sides(sides, source, path):
     return (f"{len(wrong)} of {num_both} slices {matter}: {named}",)
 
 
-def _table(source, facts):
+def _table(source, facts, classes):
     rows = source.rows
     series = [row.get("series_uid") or case_id for row, case_id in zip(rows, source.case_ids, strict=True)]
     patients = [row.get("patient") or uid for row, uid in zip(rows, series, strict=True)]
@@ -275,6 +334,7 @@ def _table(source, facts):
         native_size_yx=np.array([fact["native_size_yx"] for fact in facts], np.int32),
         num_nodules=np.array([_number(row, "num_nodules", int, -1) for row in rows], np.int32),
         labels=np.stack([fact["labels"] for fact in facts]),
+        classes=classes,
     )
 
 

@@ -39,7 +39,7 @@ def resize_image(image_hu, size_yx):
     return np.rint(_apply(rows, columns, image)).astype(np.int16)
 
 
-def resize_mask(mask, size_yx):
+def resize_mask(mask, size_yx, *, nodule=NODULE):
     """Returns a mask in another size: in every new pixel the class that covers most of it.
 
     Equal areas go to the higher class. A nodule (an 8-connected component) that would vanish, as it covers
@@ -47,8 +47,9 @@ def resize_mask(mask, size_yx):
     a nodule of 3 mm is never lost.
 
     Args:
-        mask: uint8 [H, W], class indices 0 to 3.
+        mask: uint8 [H, W], class indices.
         size_yx: new rows and columns.
+        nodule: value of nodules.
 
     Returns:
         uint8 [*size_yx].
@@ -62,18 +63,18 @@ def resize_mask(mask, size_yx):
         area = _apply(rows, columns, (mask == value).astype(np.float32))
         wins = (area >= best_area - 1e-5) & (area > 1e-5)
         best[wins], best_area[wins] = value, area[wins]
-    return _keep_nodules(mask, best, rows, columns)
+    return _keep_nodules(mask, best, rows, columns, nodule)
 
 
-def _keep_nodules(mask, resized, rows, columns):
+def _keep_nodules(mask, resized, rows, columns, nodule):
     """Gives every nodule that has no pixel left the one that it covers best; changes `resized`."""
-    if not (mask == NODULE).any():
+    if not (mask == nodule).any():
         return resized
-    components, num_components = scipy.ndimage.label(mask == NODULE, _EIGHT_NEIGHBOURS)
+    components, num_components = scipy.ndimage.label(mask == nodule, _EIGHT_NEIGHBOURS)
     for component in range(1, num_components + 1):
         area = _apply(rows, columns, (components == component).astype(np.float32))
-        if not (resized[area > 0] == NODULE).any():
-            resized[np.unravel_index(np.argmax(area), area.shape)] = NODULE
+        if not (resized[area > 0] == nodule).any():
+            resized[np.unravel_index(np.argmax(area), area.shape)] = nodule
     return resized
 
 

@@ -12,7 +12,6 @@ import dataclasses
 
 import numpy as np
 
-from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError, check_choice
 
 SPLITS = ("paper", "train_val_test", "folds", "kfold")
@@ -78,9 +77,8 @@ def make_splits(table, *, split, fold=0, seed=1, num_folds=5):
 
 def _add_to_train(table, **how):
     kept, added = np.flatnonzero(~table.added), np.flatnonzero(table.added)
-    columns = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
-    own = {name: column[kept] for name, column in columns.items() if name != "added"}
-    parts = {name: kept[indices] for name, indices in make_splits(type(table)(**own), **how).items()}
+    own = dataclasses.replace(table.rows(kept), added=None)
+    parts = {name: kept[indices] for name, indices in make_splits(own, **how).items()}
     parts["train"] = np.concatenate([parts["train"], added])
     check_splits(table, parts)
     return parts
@@ -190,7 +188,7 @@ class _Patients:
         self.names = names.tolist()
         self.inverse = inverse
         self.size = dict(zip(self.names, np.bincount(inverse).tolist(), strict=True))
-        with_nodule = np.bincount(inverse, weights=table.labels[:, NODULE]) > 0
+        with_nodule = np.bincount(inverse, weights=table.has_nodule) > 0
         self.has_nodule = dict(zip(self.names, with_nodule.tolist(), strict=True))
         self.num_with_nodule = int(with_nodule.sum())
         self.num_cases_with_nodule = sum(self.size[p] for p in self.names if self.has_nodule[p])

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import check_choice
 from auxseg.datasets import load
 from auxseg.devices import parallel
@@ -77,17 +76,17 @@ def report(workdir, *, split=None, explained=(), tuned=False, flip=False):
 def _summarise_decided(results, judgement, otherwise):
     """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
     if not otherwise:
-        return validation.summarise(results)
-    rows = judgement.evaluation.rows
+        return validation.summarise(results, judgement.evaluation.classes)
+    rows, classes = judgement.evaluation.rows, judgement.evaluation.classes
     confusion = np.array([
-        [[row[f"pixels_{true}_as_{given}"] for given in CLASS_NAMES] for true in CLASS_NAMES] for row in rows
+        [[row[f"pixels_{true}_as_{given}"] for given in classes] for true in classes] for row in rows
     ])  # fmt: skip
     counts = pixel_counts.Counts(
         overlap=np.diagonal(confusion, axis1=1, axis2=2),
         predicted=confusion.sum(axis=1),
         reference=confusion.sum(axis=2),
     )
-    return validation.summarise(results._replace(counts=counts))
+    return validation.summarise(results._replace(counts=counts), classes)
 
 
 def evaluate(workdir, *, split=None):
@@ -101,7 +100,8 @@ def evaluate(workdir, *, split=None):
         InputError: no run there, no such split, or other data than it was trained on.
     """
     subject, split, found = open_run(workdir, split)
-    return {"split": split, "epoch": found["epoch"], **validation.summarise(_evaluate(subject, split))}
+    scores = validation.summarise(_evaluate(subject, split), subject.dataset.classes)
+    return {"split": split, "epoch": found["epoch"], **scores}
 
 
 def open_run(workdir, split, *, flip=False):
@@ -199,7 +199,7 @@ def describe(summary):
     for split, scores in summary["scores"].items():
         dice = ", ".join(
             f"{name.replace('_', ' ')} {_three(scores['dice'][name])} ({scores['dice_cases'][name]} cases)"
-            for name in CLASS_NAMES[1:]
+            for name in list(scores["dice"])[1:]
         )
         lines.append(
             f"{split}, {scores['cases']} cases, weights of epoch {summary['best_epoch']}: mean Dice {dice}; "

@@ -67,7 +67,7 @@ def create_explain_fn(model):
     return jax.jit(lambda variables, image, pixels, index: _explain(model, variables, image, pixels, index))
 
 
-def explain(explain_fn, variables, *, image, reference, window_hu, class_name, case_id):
+def explain(explain_fn, variables, *, image, reference, window_hu, class_name, case_id, classes=CLASS_NAMES):
     """Returns the Explanation of one class in one case.
 
     The score is taken over the pixels of the reference; where it does not have the class, over all pixels.
@@ -78,14 +78,14 @@ def explain(explain_fn, variables, *, image, reference, window_hu, class_name, c
         image: int16 [H, W] in HU.
         reference: uint8 [H, W].
         window_hu: (low, high), of the run's settings.
-        class_name: of `structs.CLASS_NAMES`.
+        class_name: of `classes`.
         case_id: for the title.
+        classes: names by mask value.
 
     Raises:
         InputError: no such class, or a model that has no such layers.
     """
-    check_choice("class", class_name, CLASS_NAMES)
-    index = CLASS_NAMES.index(class_name)
+    index = classes.index(check_choice("class", class_name, classes))
     target = reference == index
     low, high = window_hu
     scaled = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1)

@@ -17,7 +17,8 @@ import numpy as np
 
 from auxseg import models
 from auxseg.base import progress
-from auxseg.base.errors import InputError
+from auxseg.base.classes import NO_CLASS, classes_of, mirrored, value_of
+from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
 from auxseg.evaluation import explain
 from auxseg.report import Report, macs, viewer, write_report
@@ -77,8 +78,12 @@ def create_predict_fn(config, variables, devices, *, flip=False):
         devices: as `parallel.choose_devices`.
         flip: average with the mirrored slices.
     """
+    model = models.create_model(config.model, num_classes=len(classes_of(config.data)))
     predict_hu, weights = models.create_predict(
-        models.create_model(config.model), variables, window_hu=tuple(config.data.window_hu), flip=flip
+        model,
+        variables,
+        window_hu=tuple(config.data.window_hu),
+        mirror=mirrored(classes_of(config.data)) if flip else None,
     )
     step = parallel.parallelize(lambda weights, raw: predict_hu(weights, raw.images), devices)
     return functools.partial(step, parallel.replicate(weights, devices))
@@ -154,7 +159,12 @@ def count_nodules(subject, split):
         (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
         for index, probabilities in predict(subject, subject.members[split], label=f"counting on {split}")
     )
-    return operating_point.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset))
+    nodule = value_of("nodule", dataset.classes)
+    if nodule == NO_CLASS:
+        raise InputError(
+            f"--tune: the classes are {dataset.classes}; there is no nodule to choose a threshold for"
+        )
+    return operating_point.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset), nodule=nodule)
 
 
 def nominal_pixel_mm(dataset):
@@ -177,7 +187,7 @@ def _score_both(subject, split, native, predicted):
     """Returns the CaseScores at the network's size and at the scan's, or None for the latter."""
     index, probabilities = predicted
     dataset, table = subject.dataset, subject.dataset.table
-    spacing = table.spacing_zyx_mm[index, 1:]
+    spacing, nodule = table.spacing_zyx_mm[index, 1:], value_of("nodule", dataset.classes)
     identity = {
         "case_id": str(table.case_id[index]),
         "patient": str(table.patient[index]),
@@ -188,11 +198,14 @@ def _score_both(subject, split, native, predicted):
     _, references = dataset.read(np.array([index]))
     resized = resized_spacing(dataset, index)
     first = case_scores.score_case(
-        prediction=operating_point.decide(probabilities, subject.decision, spacing_yx_mm=resized),
+        prediction=operating_point.decide(
+            probabilities, subject.decision, spacing_yx_mm=resized, nodule=nodule
+        ),
         reference=references[0],
         spacing_yx_mm=resized,
         probabilities=probabilities,
         identity=identity,
+        classes=dataset.classes,
     )
     if not native:
         return first, None
@@ -201,6 +214,7 @@ def _score_both(subject, split, native, predicted):
         reference=dataset.read_native_mask(index),
         spacing_yx_mm=spacing,
         identity=identity,
+        classes=dataset.classes,
     )
 
 
@@ -214,7 +228,13 @@ def decide_native(dataset, index, probabilities, decision):
         decision: operating_point.Decision.
     """
     size_yx, spacing = dataset.table.native_size_yx[index].tolist(), dataset.table.spacing_zyx_mm[index, 1:]
-    return masks.decide_slice(probabilities, tuple(size_yx), decision, spacing_yx_mm=spacing)
+    return masks.decide_slice(
+        probabilities,
+        tuple(size_yx),
+        decision,
+        spacing_yx_mm=spacing,
+        nodule=value_of("nodule", dataset.classes),
+    )
 
 
 def read_cases(subject, judgement):
@@ -230,9 +250,23 @@ def read_cases(subject, judgement):
     ):
         images, references = subject.dataset.read(np.array([index]))
         spacing = resized_spacing(subject.dataset, index)
-        prediction = operating_point.decide(probabilities, subject.decision, spacing_yx_mm=spacing)
+        prediction = operating_point.decide(
+            probabilities,
+            subject.decision,
+            spacing_yx_mm=spacing,
+            nodule=value_of("nodule", subject.dataset.classes),
+        )
         cases.append(
-            viewer.CaseImage(case_id, reasons, images[0], references[0], prediction, window, rows[case_id])
+            viewer.CaseImage(
+                case_id,
+                reasons,
+                images[0],
+                references[0],
+                prediction,
+                window,
+                rows[case_id],
+                subject.dataset.classes,
+            )
         )
     return tuple(cases)
 
@@ -250,9 +284,9 @@ def explain_cases(subject, cases, wanted=()):
     """
     if not explain.can_explain(subject.config.model.name):
         return ()
-    pairs = wanted or _default_explanations(cases)
+    pairs = wanted or _default_explanations(cases, subject.dataset.classes)
     places = find_cases(subject.dataset, pairs)
-    explain_fn = explain.create_explain_fn(models.create_model(subject.config.model))
+    explain_fn = explain.create_explain_fn(_create_model(subject))
     found = []
     for case_id, class_name in pairs:
         images, references = subject.dataset.read(np.array([places[case_id]]))
@@ -266,6 +300,7 @@ def explain_cases(subject, cases, wanted=()):
                 window_hu=window,
                 class_name=class_name,
                 case_id=case_id,
+                classes=subject.dataset.classes,
             )
         )
     return tuple(found)
@@ -278,7 +313,8 @@ def find_cases(dataset, pairs):
         InputError: it lacks one.
     """
     places = {str(name): i for i, name in enumerate(dataset.table.case_id)}
-    for case_id, _ in pairs:
+    for case_id, class_name in pairs:
+        check_choice("--explain: class", class_name, dataset.classes)
         if case_id not in places:
             first = next(iter(places), "none")
             raise InputError(
@@ -287,10 +323,15 @@ def find_cases(dataset, pairs):
     return places
 
 
-def _default_explanations(cases):
-    wanted = ("nodule: worst", "nodule: best")
-    pairs = [(case.case_id, "nodule") for reason in wanted for case in cases if reason in case.reasons]
-    return list(dict.fromkeys(pairs)) or [(case.case_id, "left_lung") for case in cases[:1]]
+def _create_model(subject):
+    return models.create_model(subject.config.model, num_classes=len(subject.dataset.classes))
+
+
+def _default_explanations(cases, classes):
+    name = "nodule" if "nodule" in classes else classes[-1]
+    wanted = (f"{name}: worst", f"{name}: best")
+    pairs = [(case.case_id, name) for reason in wanted for case in cases if reason in case.reasons]
+    return list(dict.fromkeys(pairs)) or [(case.case_id, classes[1]) for case in cases[:1]]
 
 
 def write(workdir, subject, judgement, *, explained=None, folder=None):
@@ -339,7 +380,7 @@ def list_facts(subject, judgement, run):
     fixed = sum(np.size(leaf) for leaf in jax.tree.leaves(subject.variables.get("batch_stats", {})))
     count = macs.count_macs(shapes, size_yx=subject.dataset.size_yx, depth=subject.config.model.depth)
     if count is None:
-        model = models.create_model(subject.config.model)
+        model = _create_model(subject)
         count = sum(
             macs.trace_macs(model, size_yx=subject.dataset.size_yx, slices=subject.dataset.slab).values()
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from auxseg.base.classes import NUM_CLASSES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.models.aux_unet import AuxUNet, Settings
 from auxseg.models.compared.attention_res_unet import GATES, AttentionResUNet, LungFirst
@@ -37,12 +38,13 @@ NAMES = (
 _DTYPES = ("float32", "bfloat16")
 
 
-def create_model(model_config, *, axis_name=None):
+def create_model(model_config, *, num_classes=NUM_CLASSES, axis_name=None):
     """Returns the network of a config as a linen module.
 
     Args:
         model_config: the `model` group of a config (configs/base.py), a ConfigDict or any object
             with its fields.
+        num_classes: of the masks, with background.
         axis_name: name of the mapped axis (pmap, or shard_map with check_vma=False) over whose devices
             batch statistics are taken together, or None for each device alone.
 
@@ -53,7 +55,7 @@ def create_model(model_config, *, axis_name=None):
         InputError: a setting that is no network's.
     """
     name = check_choice("model.name", model_config.name, NAMES)
-    settings = create_settings(model_config)
+    settings = create_settings(model_config, num_classes)
     if name == "aux_unet":
         return AuxUNet(settings, axis_name)
     # What only the Auxiliary U-Net has.
@@ -77,22 +79,23 @@ def _dropout(model_config):
     return share
 
 
-def create_settings(model_config):
+def create_settings(model_config, num_classes=NUM_CLASSES):
     """Returns the `Settings` of a `model` config, with `lowering` resolved for the backend.
 
     Raises:
         InputError: a setting out of its range.
     """
     check_choice("model.dtype", model_config.dtype, _DTYPES)
-    for name in ("base_width", "depth", "num_classes", "se_ratio", "aux_width"):
+    for name in ("base_width", "depth", "se_ratio", "aux_width"):
         _check_positive(f"model.{name}", getattr(model_config, name))
     if not 0.0 <= model_config.bn_momentum <= 1.0:
         raise InputError(f"model.bn_momentum: got {model_config.bn_momentum}, expected 0 to 1")
     if not model_config.bn_epsilon > 0.0:
         raise InputError(f"model.bn_epsilon: got {model_config.bn_epsilon}, expected more than 0")
-    names = [field.name for field in dataclasses.fields(Settings) if field.name not in ("lowering", "folded")]
+    elsewhere = ("lowering", "folded", "num_classes")
+    names = [field.name for field in dataclasses.fields(Settings) if field.name not in elsewhere]
     values = {name: getattr(model_config, name) for name in names}
-    return Settings(**values, lowering=resolve_lowering(model_config.lowering))
+    return Settings(**values, num_classes=num_classes, lowering=resolve_lowering(model_config.lowering))
 
 
 def _check_positive(name, value):

@@ -12,7 +12,7 @@ from auxseg.models import interface
 from auxseg.models.aux_unet import AuxUNet
 
 
-def create_predict(model, variables, *, window_hu, flip=False):
+def create_predict(model, variables, *, window_hu, mirror=None):
     """Returns (predict, weights): `predict(weights, images)` gives mask probabilities float32 [N, H, W, C].
 
     `images` are HU [N, H, W], or slabs [N, H, W, slices]. Pure, to be compiled once.
@@ -21,7 +21,7 @@ def create_predict(model, variables, *, window_hu, flip=False):
         model: as `create_model` returns it.
         variables: its {'params', 'batch_stats'}.
         window_hu: (low, high).
-        flip: average with those of the mirrored images, left and right exchanged back.
+        mirror: average with those of the mirrored images, turned back by `classes.mirrored`; None: do not.
     """
     apply_fn, weights = create_inference(model, variables)
 
@@ -30,9 +30,9 @@ def create_predict(model, variables, *, window_hu, flip=False):
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
     def predict_both(weights, images):
-        return interface.average_with_mirrored(lambda each: predict(weights, each), images)
+        return interface.average_with_mirrored(lambda each: predict(weights, each), images, mirror)
 
-    return predict_both if flip else predict, weights
+    return predict if mirror is None else predict_both, weights
 
 
 def create_inference(model, variables):
@@ -41,7 +41,7 @@ def create_inference(model, variables):
     Each unit's products come out normalised: the factor of batch norm is multiplied into the pointwise
     (or ordinary) kernel, and its shift is all that is left to add.
 
-    A network that is no `AuxUNet` runs as it is.
+    A network that is no `AuxUNet`, or one that changes it, runs as it is.
 
     Args:
         model: as `create_model` returns it.
@@ -52,7 +52,7 @@ def create_inference(model, variables):
             be jitted once.
         weights: tree of float32 arrays on the default device.
     """
-    if not isinstance(model, AuxUNet):
+    if type(model) is not AuxUNet:
         return lambda weights, images: model.apply(weights, images).mask_logits, jax.device_put(variables)
     settings = dataclasses.replace(model.settings, aux=False, folded=True)
     folded = AuxUNet(settings)

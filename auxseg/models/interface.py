@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from auxseg.base.classes import LEFT, NODULE, RIGHT
+from auxseg.base.classes import MIRROR
 
 
-def turn_back(probabilities):
-    """Returns probabilities [..., H, W, C] of a mirrored slice as those of the slice: the inverse of `flip`."""
-    return probabilities[..., ::-1, :][..., jnp.array([0, RIGHT, LEFT, NODULE])]
+def turn_back(probabilities, mirror=MIRROR):
+    """Returns probabilities [..., H, W, C] of a mirrored slice as those of the slice: the inverse of `flip`.
+
+    Args:
+        probabilities: of the mirrored slice.
+        mirror: the value of each class in the mirror, from `classes.mirrored`.
+    """
+    return probabilities[..., ::-1, :][..., jnp.array(mirror)]
 
 
-def average_with_mirrored(predict, images):
+def average_with_mirrored(predict, images, mirror=MIRROR):
     """Returns the mean of what is found in images and, turned back, in the mirrored ones, float32 [N, H, W, C].
 
     Args:
         predict: images -> probabilities [N, H, W, C].
         images: [N, H, W] or [N, H, W, slices], as `predict` takes them.
+        mirror: as `turn_back`.
     """
-    return _average(predict(images), predict(images[:, :, ::-1]))
+    return _average(predict(images), predict(images[:, :, ::-1]), mirror)
 
 
-@jax.jit
-def _average(probabilities, mirrored):
-    return 0.5 * (probabilities + turn_back(mirrored))
+@functools.partial(jax.jit, static_argnums=2)
+def _average(probabilities, mirrored, mirror):
+    return 0.5 * (probabilities + turn_back(mirrored, mirror))
 
 
 def normalise_hu(images, window_hu):

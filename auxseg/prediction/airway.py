@@ -59,7 +59,9 @@ def find_airway(volume, masks, spacing_zyx_mm):
     shapes = zip(masks.shape, spacing_zyx_mm, strict=True)
     steps = tuple(min(max(1, round(_CELL_MM / mm)), n) for n, mm in shapes)
     hu = _pool(volume, steps)
-    lung = np.array(masks[steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1], steps[2] // 2 :: steps[2]]) > 0
+    lung = (
+        np.array(masks[steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1], steps[2] // 2 :: steps[2]]) > 0
+    )
     lung = lung[:, : hu.shape[1], : hu.shape[2]]
     cell_mm = tuple(step * mm for step, mm in zip(steps, spacing_zyx_mm, strict=True))
     seeds = _find_trachea(hu, lung, cell_mm) if max(cell_mm[1:]) <= _MOST_CELL_MM else None

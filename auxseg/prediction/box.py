@@ -1,8 +1,8 @@
 """The networks in the box: what `predict` uses where no run is named.
 
-    auxseg/weights/box.json         version, and the SHA-256 of every file of the networks
-    auxseg/weights/MODEL_CARD.md    what they were trained on, how they score, what they have never seen
-    auxseg/weights/lungs/           a bundle of the kind 'saved' (`auxseg.runs.networks`)
+auxseg/weights/box.json         version, and the SHA-256 of every file of the networks
+auxseg/weights/MODEL_CARD.md    what they were trained on, how they score, what they have never seen
+auxseg/weights/lungs/           a bundle of the kind 'saved' (`auxseg.runs.networks`)
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def load_box(folder=FOLDER):
     """
     folder = pathlib.Path(folder)
     if not (folder / FILE).is_file():
-        raise InputError(f"--workdir: not given, and {folder} holds no networks; name a run, or install auxseg again")
+        raise InputError(
+            f"--workdir: not given, and {folder} holds no networks; name a run, or install auxseg again"
+        )
     about = files.read_object(folder / FILE, hint="install auxseg again")
     if about.get("format") != _FORMAT:
         raise InputError(f"{folder / FILE}: expected a box of format {_FORMAT!r}; install auxseg again")
@@ -63,6 +65,8 @@ def write_box(folder, version):
         folder: pathlib.Path with the files of the box.
         version: of the box.
     """
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md" and path.name != FILE)
+    found = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md" and path.name != FILE
+    )
     checksums = {path.relative_to(folder).as_posix(): networks.file_checksum(path) for path in found}
     files.write_json(folder / FILE, {"format": _FORMAT, "version": version, "files": checksums})

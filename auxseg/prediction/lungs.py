@@ -79,7 +79,9 @@ def clean(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(None))):
     grid = create_grid(masks.shape, spacing_zyx_mm)
     nodules = [_absorb_nodules(mask) for mask in masks]
     coarse_hu = grid.sample(volume)
-    outside = _keep(masks, grid, find_inside(coarse_hu, grid.cells_of(shown_yx), grid.opening(spacing_zyx_mm)))
+    outside = _keep(
+        masks, grid, find_inside(coarse_hu, grid.cells_of(shown_yx), grid.opening(spacing_zyx_mm))
+    )
     tree = airway_lib.find_airway(volume, masks, spacing_zyx_mm)
     removed = _leave_out(masks, volume, tree)
     before = grid.sample(masks)
@@ -96,7 +98,11 @@ def clean(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(None))):
 
 def describe(report):
     """Returns in a line what a clean-up did."""
-    parts = [f"{ml:.0f} mL {words}" for ml, words in zip(dataclasses.astuple(report), _WORDS, strict=True) if ml >= 0.5]
+    parts = [
+        f"{ml:.0f} mL {words}"
+        for ml, words in zip(dataclasses.astuple(report), _WORDS, strict=True)
+        if ml >= 0.5
+    ]
     return f"lungs cleaned in 3D: {', '.join(parts) or 'nothing to do'}"
 
 
@@ -124,7 +130,9 @@ class Grid:
     def cells_of(self, part_yx):
         """Returns the slices of cells of some rows and columns."""
         spans = zip(part_yx, self.shape_zyx[1:], self.steps_zyx[1:], strict=True)
-        return tuple(slice(-(-one.indices(n)[0] // step), one.indices(n)[1] // step) for one, n, step in spans)
+        return tuple(
+            slice(-(-one.indices(n)[0] // step), one.indices(n)[1] // step) for one, n, step in spans
+        )
 
     def spread(self, cells, index):
         """Returns the cells [h, w] of slice `index` at the slice's size [H, W].
@@ -270,7 +278,9 @@ def _apply(masks, grid, cells):
     A cell is known by its middle alone: an edge reaches into cells beside those of its lung.
     """
     near = {side: ndimage.binary_dilation(cells == side, _FULL) for side in (LEFT, RIGHT)}
-    wide = np.where(cells > 0, cells, near[LEFT] * np.uint8(LEFT) + near[RIGHT] * np.uint8(RIGHT))  # both: NODULE
+    wide = np.where(
+        cells > 0, cells, near[LEFT] * np.uint8(LEFT) + near[RIGHT] * np.uint8(RIGHT)
+    )  # both: NODULE
     dropped = moved = 0
     for index, mask in enumerate(masks):
         lung = mask > 0

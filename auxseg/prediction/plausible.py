@@ -50,7 +50,10 @@ def _check_volumes(lungs_ml):
     low, high = _LUNG_ML
     for side, ml in lungs_ml.items():
         if ml and not low <= ml <= high:
-            yield "volume", f"the {_name(side)} has {ml:.0f} mL, expected {low:.0f} to {high:.0f} mL in an adult"
+            yield (
+                "volume",
+                f"the {_name(side)} has {ml:.0f} mL, expected {low:.0f} to {high:.0f} mL in an adult",
+            )
     smaller, larger = sorted(lungs_ml, key=lungs_ml.get)
     if lungs_ml[smaller] and lungs_ml[larger] > _MOST_RATIO * lungs_ml[smaller]:
         ratio = lungs_ml[larger] / lungs_ml[smaller]
@@ -60,8 +63,14 @@ def _check_volumes(lungs_ml):
 def _check_ends(areas):
     """Returns codes and texts about lungs that the scan does not show to their ends."""
     largest = areas.max(initial=0)
-    cut = [name for name, area in (("lowest", areas[0]), ("highest", areas[-1])) if area > _CUT_SHARE * largest > 0]
-    return [("cut-off", f"the lungs reach the {name} slice: the scan does not show all of them") for name in cut]
+    cut = [
+        name
+        for name, area in (("lowest", areas[0]), ("highest", areas[-1]))
+        if area > _CUT_SHARE * largest > 0
+    ]
+    return [
+        ("cut-off", f"the lungs reach the {name} slice: the scan does not show all of them") for name in cut
+    ]
 
 
 def _check_pieces(masks):

@@ -138,7 +138,9 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
     view = view_lib.create_view(scan, networks)
-    parts = np.lib.format.open_memmap(scratch / "parts.npy", "w+", np.uint8, (stop - start, *view.box.size_yx))
+    parts = np.lib.format.open_memmap(
+        scratch / "parts.npy", "w+", np.uint8, (stop - start, *view.box.size_yx)
+    )
     kept = (len(CLASS_NAMES), *shape)
     probabilities = (
         np.lib.format.open_memmap(scratch / "probabilities.npy", "w+", np.float32, kept)
@@ -146,7 +148,9 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
         else None
     )
     cleans = options.clean_lungs and options.slices == "all" and _is_cleanable(scan, networks)
-    volume = np.lib.format.open_memmap(scratch / "volume.npy", "w+", np.int16, parts.shape) if cleans else None
+    volume = (
+        np.lib.format.open_memmap(scratch / "volume.npy", "w+", np.int16, parts.shape) if cleans else None
+    )
     pictures = []
     batches = _read_batches(
         scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures, view, volume

@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR
 from auxseg.report import tables
-from auxseg.scoring import calibration, case_scores, statistics
+from auxseg.report.tables import MARKERS
+from auxseg.scoring import calibration, statistics
 
-MARKERS = {"left_lung": "o", "right_lung": "s", "nodule": "^"}
 INK, GRID = "#1f2933", "#d9dee3"
 DPI = 110
 
@@ -75,7 +75,7 @@ def draw_curves(epochs):
             panel.plot(x, _series(epochs, split, key), style, color=INK, linewidth=1.4, label=split)
         label(panel, "Epoch", "", title)
         panel.legend(fontsize=8, frameon=False)
-    for name in case_scores.FOREGROUND:
+    for name in [name for name in epochs[0]["val"]["dice"] if name != "background"]:
         values = _series(epochs, "val", "dice", name)
         axes[0, 2].plot(
             x,
@@ -130,7 +130,7 @@ def draw_dice(evaluation):
     panel = axes[0, 0]
     owners = tables.patients(evaluation)
     labels = []
-    for at, name in enumerate(case_scores.FOREGROUND):
+    for at, name in enumerate(evaluation.foreground):
         values = tables.column(evaluation, f"{name}_dice")
         missed = tables.statuses(evaluation, name) == "missed"
         there = ~np.isnan(values)
@@ -231,7 +231,7 @@ def draw_confusion(evaluation):
     figure, axes = create_axes((5.2, 3.9))
     panel = axes[0, 0]
     panel.grid(False)
-    right = np.eye(len(CLASS_NAMES), dtype=bool)
+    right = np.eye(len(evaluation.classes), dtype=bool)
     for mask, palette in ((~right, "YlOrRd"), (right, "Greens")):
         panel.imshow(np.ma.masked_where(~mask, shares), cmap=palette, vmin=0, vmax=1)
     for i, j in np.ndindex(shares.shape):
@@ -239,7 +239,7 @@ def draw_confusion(evaluation):
         panel.text(
             j, i, text, ha="center", va="center", fontsize=9, color="white" if shares[i, j] > 0.6 else INK
         )
-    names = [tables.TITLES[name] for name in CLASS_NAMES]
+    names = [tables.TITLES[name] for name in evaluation.classes]
     panel.set_xticks(range(len(names)), names, rotation=20)
     panel.set_yticks(range(len(names)), names)
     panel.spines[:].set_visible(False)
@@ -276,8 +276,8 @@ def draw_reliability(evaluation):
     figure, axes = create_axes((8.6, 3.6), columns=2)
     curves = [("predicted class", INK, "D", evaluation.calibration[-1])]
     curves += [
-        (tables.TITLES[name], COLOURS[name], MARKERS[name], evaluation.calibration[CLASS_NAMES.index(name)])
-        for name in case_scores.FOREGROUND
+        (tables.TITLES[name], COLOURS[name], MARKERS[name], evaluation.calibration[place])
+        for place, name in enumerate(evaluation.foreground, start=1)
     ]
     for title, color, marker, bins in curves:
         confidence, frequency = calibration.reliability(bins)
@@ -350,15 +350,15 @@ def draw_panels(cases):
 
 def _draw_case(row, case):
     window = {"cmap": "gray", "vmin": case.window_hu[0], "vmax": case.window_hu[1]}
-    palette = ListedColormap(["#000000", *(COLOURS[name] for name in case_scores.FOREGROUND)])
+    palette = ListedColormap(["#000000", *(COLOURS[name] for name in case.classes[1:])])
     row[0].imshow(case.image, **window)
     row[0].set_ylabel(shorten(case.case_id), fontsize=8, color=INK)
     for panel, mask in ((row[1], case.reference), (row[2], case.prediction)):
-        panel.imshow(mask, cmap=palette, vmin=0, vmax=len(CLASS_NAMES) - 1, interpolation="nearest")
+        panel.imshow(mask, cmap=palette, vmin=0, vmax=len(case.classes) - 1, interpolation="nearest")
     row[3].imshow(case.image, **window)
-    row[3].imshow(overlay(case.reference, case.prediction), interpolation="nearest")
-    dice = [case.row[f"{name}_dice"] for name in case_scores.FOREGROUND]
-    named = zip(("L", "R", "N"), dice, strict=True)
+    row[3].imshow(overlay(case.reference, case.prediction, case.classes), interpolation="nearest")
+    dice = [case.row[f"{name}_dice"] for name in case.classes[1:]]
+    named = zip([name[0].upper() for name in case.classes[1:]], dice, strict=True)
     row[3].set_xlabel(
         "Dice  " + "  ".join(f"{k} {'-' if np.isnan(v) else f'{v:.3f}'}" for k, v in named), fontsize=8
     )
@@ -371,13 +371,13 @@ def shorten(case_id, length=28):
     return f"{case_id[: length // 2 - 2]}...{case_id[-(length // 2) :]}"
 
 
-def overlay(reference, prediction, *, alpha=0.45):
+def overlay(reference, prediction, classes=CLASS_NAMES, *, alpha=0.45):
     """Returns float [H, W, 4], RGBA: the prediction in the paper's colours, yellow where it is wrong."""
-    colors = np.zeros((len(CLASS_NAMES) + 1, 4))
-    for index, value in [*enumerate(COLOURS.values(), start=1), (len(CLASS_NAMES), DIFFERENCE_COLOUR)]:
+    colors = np.zeros((len(classes) + 1, 4))
+    for index, value in enumerate([*(COLOURS[name] for name in classes[1:]), DIFFERENCE_COLOUR], start=1):
         colors[index] = [*(int(value[i : i + 2], 16) / 255 for i in (1, 3, 5)), alpha]
     colors[-1, 3] = 0.9
-    return colors[np.where(reference != prediction, len(CLASS_NAMES), prediction)]
+    return colors[np.where(reference != prediction, len(classes), prediction)]
 
 
 def draw_explanation(explanation):

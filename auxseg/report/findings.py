@@ -64,9 +64,9 @@ def find_all(evaluation, *, split="test", splits=None, finished=True):
         finished: whether training ended by itself.
     """
     found = [check_sides(evaluation), check_shift(evaluation)]
-    found += [check_missed(evaluation, name) for name in case_scores.FOREGROUND]
-    found += [check_area(evaluation, name) for name in case_scores.FOREGROUND]
-    found += [check_false_positives(evaluation, name) for name in case_scores.FOREGROUND]
+    found += [check_missed(evaluation, name) for name in evaluation.foreground]
+    found += [check_area(evaluation, name) for name in evaluation.foreground]
+    found += [check_false_positives(evaluation, name) for name in evaluation.foreground]
     found += [check_pooled(evaluation), check_doubtful(evaluation), check_calibration(evaluation)]
     found += [
         check_numbers(evaluation),
@@ -217,7 +217,7 @@ def check_pooled(evaluation):
         name: statistics.bootstrap_mean(
             tables.column(evaluation, f"{name}_dice"), tables.patients(evaluation)
         )
-        for name in case_scores.FOREGROUND
+        for name in evaluation.foreground
     }
     low = {name: each.estimate for name, each in means.items() if each.estimate < HIDDEN_DICE}
     if pooled < 0.95 or not low:
@@ -264,7 +264,7 @@ def check_numbers(evaluation):
     owners = tables.patients(evaluation)
     counts = {
         name: len(set(owners[~np.isnan(tables.column(evaluation, f"{name}_dice"))]))
-        for name in case_scores.FOREGROUND
+        for name in evaluation.foreground
     }
     few = [f"{tables.TITLES[name].lower()} {count}" for name, count in counts.items() if 0 < count < FEW]
     if not few:

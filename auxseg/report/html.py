@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from auxseg.base.classes import CLASS_NAMES
 from auxseg.report import findings, model_card, paper, tables, viewer
 from auxseg.report.document import create_document
 from auxseg.report.markup import element, interval, join, number, table
@@ -46,7 +47,7 @@ def create_page(report, pictures, named=None):
     skip = element("a", "Skip to the content", class_="skip", href="#checks")
     nav = element("nav", element("ul", links), aria_label="Sections")
     page = join(skip, head, nav, element("main", body, id="main"), foot)
-    return create_document(title, page, script=bool(report.cases))
+    return create_document(title, page, script=bool(report.cases), classes=report.evaluation.classes)
 
 
 def _version(report):
@@ -120,7 +121,7 @@ def _finding(finding):
 def _scores(report, pictures, named):
     main = named["scores"]
     parts = [
-        element("ul", [_tile(main, name) for name in case_scores.FOREGROUND], class_="tiles"),
+        element("ul", [_tile(main, name) for name in report.evaluation.foreground], class_="tiles"),
         _score_matrix(main, f"Means with 95 % intervals (bootstrap by patient), {report.resolution}"),
         _pooled(named["pooled"]),
         _figures(pictures, "dice"),
@@ -165,12 +166,12 @@ def _tile(rows, name):
 
 def _score_matrix(rows, caption):
     titles = list(dict.fromkeys(row["score"] for row in rows))
-    headings = ["Score", *(_class_heading(name) for name in case_scores.FOREGROUND)]
+    names = list(dict.fromkeys(row["class"] for row in rows))
+    headings = ["Score", *(_class_heading(name) for name in names)]
     body = [
-        [title, *(_score_cell(tables.find_score(rows, name, title)) for name in case_scores.FOREGROUND)]
-        for title in titles
+        [title, *(_score_cell(tables.find_score(rows, name, title)) for name in names)] for title in titles
     ]
-    counts = [tables.find_score(rows, name, "Dice") for name in case_scores.FOREGROUND]
+    counts = [tables.find_score(rows, name, "Dice") for name in names]
     body.append(["Missed cases", *(str(row["missed"]) for row in counts)])
     body.append(["False-positive cases", *(str(row["false_positive_cases"]) for row in counts)])
     return table(headings, body, caption=caption)
@@ -301,7 +302,7 @@ def _agreement(pictures, named):
         ]
         for row in rows
     ]
-    names = [f"bland_altman_{name}" for name in reversed(case_scores.FOREGROUND)]
+    names = [name for name in reversed(pictures) if name.startswith("bland_altman_")]
     caption = "Predicted minus reference: Bland-Altman bias and limits, Pearson's R, 95 % intervals"
     return join(
         table(headings, body, caption=caption),
@@ -400,8 +401,10 @@ def _largest(rows, key):
 
 
 def _paper(report, named):
+    if report.evaluation.classes != CLASS_NAMES:
+        return None
     pooled = named["pooled"]
-    dice = [tables.find_score(named["scores"], name, "Dice") for name in case_scores.FOREGROUND]
+    dice = [tables.find_score(named["scores"], name, "Dice") for name in report.evaluation.foreground]
     headings = [
         "Study",
         "Data",

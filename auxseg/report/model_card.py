@@ -51,7 +51,7 @@ def _data(run):
 
 def _performance(score_table, objects, split):
     lines = []
-    for name in tables.TITLES:
+    for name in dict.fromkeys(row["class"] for row in score_table):
         rows = [
             row for row in score_table if row["class"] == name and row["score"] == "Dice" and row["cases"]
         ]

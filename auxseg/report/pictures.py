@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from auxseg.report import figures, paper, tables, viewer
-from auxseg.scoring import case_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +74,16 @@ def _draw(report):
         "Lung Dice against nodule Dice",
         f"The paper's Fig 11 (R = {paper.FIG_11_R}), from this run.",
     )
-    for name in case_scores.FOREGROUND:
-        bias, low, high = paper.BLAND_ALTMAN_PX[name]
+    for name in evaluation.foreground:
+        beside = ""
+        if name in paper.BLAND_ALTMAN_PX:
+            bias, low, high = paper.BLAND_ALTMAN_PX[name]
+            beside = f"{_FIGS[name]}. The paper, at 320 x 320 pixels: bias {bias}, limits [{low}, {high}]. "
         yield (
             f"bland_altman_{name}",
             figures.draw_bland_altman(evaluation, name),
             f"Bland-Altman plot of the area of the {tables.TITLES[name].lower()}",
-            f"{_FIGS[name]}. The paper, at 320 x 320 pixels: bias {bias}, limits [{low}, {high}]. Grey: "
-            "95 % intervals of the bias and the limits; crosses: missed.",
+            f"{beside}Grey: 95 % intervals of the bias and the limits; crosses: missed.",
         )
     yield (
         "reliability",

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import ByClass
 from auxseg.scoring import calibration, case_scores, matching, statistics
 
 OVERLAP = {
@@ -27,17 +27,15 @@ SURFACE = {
     "surface_dice_1": "Surface Dice at 1",
     "surface_dice_2": "Surface Dice at 2",
 }
-TITLES = {
-    "left_lung": "Left lung",
-    "right_lung": "Right lung",
-    "nodule": "Nodule",
-    "background": "Background",
-}
+
+
+TITLES = ByClass(lambda name: name.replace("_", " ").capitalize())
+MARKERS = ByClass(lambda name: "D", left_lung="o", right_lung="s", nodule="^")
 
 
 def column(evaluation, name):
-    """Returns float64 [N], one score of all cases; NaN where a case has none."""
-    return np.array([row[name] for row in evaluation.rows], np.float64)
+    """Returns float64 [N], one score of all cases; NaN where a case has none, as of a class that is not there."""
+    return np.array([row.get(name, math.nan) for row in evaluation.rows], np.float64)
 
 
 def patients(evaluation):
@@ -62,7 +60,7 @@ def score_table(evaluation):
     owners = patients(evaluation)
     return [
         _score_row(evaluation, owners, name, key, title, unit)
-        for name in case_scores.FOREGROUND
+        for name in evaluation.foreground
         for key, title, unit in score_columns(evaluation)
     ]
 
@@ -130,8 +128,8 @@ def confusion(evaluation):
     """Returns int64 [C, C], pixels of all cases by reference class and predicted class."""
     return np.array(
         [
-            [int(column(evaluation, f"pixels_{true}_as_{given}").sum()) for given in CLASS_NAMES]
-            for true in CLASS_NAMES
+            [int(column(evaluation, f"pixels_{true}_as_{given}").sum()) for given in evaluation.classes]
+            for true in evaluation.classes
         ]
     )
 
@@ -143,7 +141,10 @@ def pooled_table(evaluation):
     """
     owners = patients(evaluation)
     counts = np.array(
-        [[[row[f"pixels_{t}_as_{g}"] for g in CLASS_NAMES] for t in CLASS_NAMES] for row in evaluation.rows],
+        [
+            [[row[f"pixels_{t}_as_{g}"] for g in evaluation.classes] for t in evaluation.classes]
+            for row in evaluation.rows
+        ],
         np.float64,
     )
     right = np.trace(counts, axis1=1, axis2=2)
@@ -152,7 +153,7 @@ def pooled_table(evaluation):
         _pooled_row("pooled DSC (paper)", "all classes with background", 2 * right, 2 * total, owners),
         _pooled_row("pooled accuracy (paper)", "all classes with background", right, total, owners),
     ]
-    for index, name in enumerate(CLASS_NAMES):
+    for index, name in enumerate(evaluation.classes):
         both = counts[:, index].sum(-1) + counts[:, :, index].sum(-1)
         table.append(_pooled_row("pooled Dice", name, 2 * counts[:, index, index], both, owners))
     return table
@@ -220,7 +221,7 @@ def _false_per_slice(evaluation, items):
 def agreement_table(evaluation):
     """Returns Bland-Altman and Pearson's R of areas, by class, in px and (where the spacing is known) mm2."""
     table = []
-    for name in case_scores.FOREGROUND:
+    for name in evaluation.foreground:
         for unit in ("px", "mm2"):
             reference, predicted = area_pairs(evaluation, name, unit)
             if len(reference):
@@ -264,7 +265,7 @@ def calibration_table(evaluation):
     """Returns the calibration errors by class and of the predicted class; [] without probabilities."""
     if evaluation.calibration is None:
         return []
-    names = [*CLASS_NAMES, "predicted class"]
+    names = [*evaluation.classes, "predicted class"]
     return [
         {
             "class": name,

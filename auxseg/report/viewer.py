@@ -16,7 +16,6 @@ import numpy as np
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR
 from auxseg.report.markup import element, join, script_data
-from auxseg.scoring import case_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,7 @@ class CaseImage:
         prediction: uint8 [H, W].
         window_hu: (low, high) that the picture shows.
         row: its scores, as `scores.CaseScores.row`.
+        classes: names by mask value.
     """
 
     case_id: str
@@ -40,6 +40,7 @@ class CaseImage:
     prediction: np.ndarray
     window_hu: tuple[float, float]
     row: dict
+    classes: tuple[str, ...] = CLASS_NAMES
 
 
 def choose_cases(evaluation):
@@ -48,7 +49,7 @@ def choose_cases(evaluation):
     Ties go by case id, so that the choice repeats itself.
     """
     chosen = {}
-    for name in case_scores.FOREGROUND:
+    for name in evaluation.foreground:
         present = [row for row in evaluation.rows if row[f"{name}_status"] in ("scored", "missed")]
         present.sort(key=lambda row: (row[f"{name}_dice"], row["case_id"]))
         if present:
@@ -64,8 +65,9 @@ def choose_cases(evaluation):
 
 def choose_panels(cases, count):
     """Returns at most `count` cases to draw as a figure: each class and rank in turn, no case twice."""
+    names = cases[0].classes[1:] if cases else ()
     order = ("median", "worst", "best", "largest false positive")
-    wanted = [f"{name}: {rank}" for rank in order for name in reversed(case_scores.FOREGROUND)]
+    wanted = [f"{name}: {rank}" for rank in order for name in reversed(names)]
     ranked = [next((case for case in cases if reason in case.reasons), None) for reason in wanted]
     unique = list({case.case_id: case for case in ranked if case is not None}.values())
     return unique[:count]
@@ -74,7 +76,9 @@ def choose_panels(cases, count):
 def create_case_viewer(cases):
     """Returns the Markup of a viewer of CaseImages, its data included."""
     low, high = cases[0].window_hu
+    classes = cases[0].classes
     data = describe(
+        classes=classes,
         levels=np.linspace(low, high, 256),
         windows={"as the network sees": (low, high)},
     )
@@ -87,8 +91,8 @@ def create_case_viewer(cases):
             _check("show-prediction", "Prediction (dashed)"),
         ),
         _fills(("none", "truth", "prediction", "difference"), "difference"),
-        _classes(),
-        _score_table(),
+        _classes(classes),
+        _score_table(classes),
     )
     return join(
         element("div", id="strip", class_="strip", role="group", aria_label="Cases"),
@@ -97,7 +101,7 @@ def create_case_viewer(cases):
     )
 
 
-def create_slice_viewer(windows, *, num_slices, start, coronal):
+def create_slice_viewer(windows, *, num_slices, start, coronal, classes=CLASS_NAMES):
     """Returns the Markup of a viewer of a scan's slices, without its data.
 
     Args:
@@ -105,11 +109,12 @@ def create_slice_viewer(windows, *, num_slices, start, coronal):
         num_slices: how many slices.
         start: index of the slice to show first.
         coronal: whether a coronal view stands beside it.
+        classes: names by mask value.
     """
     controls = join(
         _steps(windows),
         _fills(("none", "prediction"), "prediction"),
-        _classes(),
+        _classes(classes),
         _fieldset("Coronal", element("canvas", id="coronal", role="img", aria_label="Coronal view"))
         if coronal
         else None,
@@ -127,19 +132,18 @@ def create_slice_viewer(windows, *, num_slices, start, coronal):
     return _stage(controls, slider)
 
 
-def describe(*, levels, windows):
+def describe(*, levels, windows, classes=CLASS_NAMES):
     """Returns what the script needs besides its items, JSON types.
 
     Args:
         levels: float [256], HU of each grey level.
         windows: {name: (low, high)} in HU, the first shown at the start.
+        classes: names by mask value.
     """
     return {
         "levels": [round(float(level), 1) for level in levels],
         "windows": [{"name": name, "hu": list(window)} for name, window in windows.items()],
-        "classes": [
-            {"name": name, "title": _title(name), "colour": COLOURS[name]} for name in CLASS_NAMES[1:]
-        ],
+        "classes": [{"name": name, "title": _title(name), "colour": COLOURS[name]} for name in classes[1:]],
         "difference": DIFFERENCE_COLOUR,
         "start": 0,
         "coronal": None,
@@ -163,9 +167,9 @@ def to_item(case):
         "aspect": 1.0,
         "ct": png_uri(to_gray(case.image, case.window_hu)),
         "codes": png_uri(codes),
-        "truth": {name: outline(case.reference == index) for index, name in enumerate(CLASS_NAMES) if index},
+        "truth": {name: outline(case.reference == index) for index, name in enumerate(case.classes) if index},
         "prediction": {
-            name: outline(case.prediction == index) for index, name in enumerate(CLASS_NAMES) if index
+            name: outline(case.prediction == index) for index, name in enumerate(case.classes) if index
         },
         "row": files.to_json(case.row),
     }
@@ -236,19 +240,19 @@ def _fills(names, chosen):
     )
 
 
-def _classes():
-    swatches = [(name, element("span", class_=f"swatch {name}")) for name in CLASS_NAMES[1:]]
+def _classes(classes):
+    swatches = [(name, element("span", class_=f"swatch {name}")) for name in classes[1:]]
     return _fieldset(
         "Classes", [_check(f"class-{name}", join(swatch, _title(name))) for name, swatch in swatches]
     )
 
 
-def _score_table():
+def _score_table(classes):
     headings = [
         element(
             "th", element("span", class_=f"swatch {name}"), _title(name).replace(" lung", ""), scope="col"
         )
-        for name in CLASS_NAMES[1:]
+        for name in classes[1:]
     ]
     head = element("thead", element("tr", element("th", "", scope="col"), headings))
     return element("div", element("table", head, element("tbody", id="item-scores")), class_="scroll")

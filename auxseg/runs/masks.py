@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES, NODULE
+from auxseg.base.classes import NODULE, mirrored
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
@@ -48,11 +48,11 @@ def predict_probabilities(network, images, *, flip):
         flip: average with the mirrored images, left and right exchanged back.
     """
     if flip:
-        return interface.average_with_mirrored(network.probabilities, images)
+        return interface.average_with_mirrored(network.probabilities, images, mirrored(network.classes))
     return jnp.asarray(network.probabilities(images))
 
 
-def decide_slice(probabilities, size_yx, decision, *, spacing_yx_mm):
+def decide_slice(probabilities, size_yx, decision, *, spacing_yx_mm, nodule=NODULE):
     """Returns the mask that prediction hands over for one slice, uint8 [*size_yx].
 
     Args:
@@ -60,23 +60,27 @@ def decide_slice(probabilities, size_yx, decision, *, spacing_yx_mm):
         size_yx: rows and columns of the slice, all of which the network sees.
         decision: operating_point.Decision.
         spacing_yx_mm: two floats, mm between the slice's pixels; NaN where unknown.
+        nodule: value of nodules, or `NO_CLASS`.
 
     Raises:
         InputError: a probability is not finite.
     """
     field = Field(tuple(size_yx), tuple(size_yx), (0, 0))
-    decide = create_decide(field, nodule_threshold=decision.threshold, probabilities=False)
+    decide = create_decide(field, nodule_threshold=decision.threshold, nodule=nodule, probabilities=False)
     masks, _ = decide([jnp.asarray(probabilities)[None]])()
     scale = size_yx[1] / probabilities.shape[1]
-    return operating_point.drop_small(masks[0], decision, spacing_yx_mm=spacing_yx_mm, pixels_per_pixel=scale)
+    return operating_point.drop_small(
+        masks[0], decision, spacing_yx_mm=spacing_yx_mm, pixels_per_pixel=scale, nodule=nodule
+    )
 
 
-def create_decide(field, *, nodule_threshold=0.5, probabilities):
+def create_decide(field, *, nodule_threshold=0.5, nodule=NODULE, probabilities):
     """Returns a function of one batch that starts the work, and whose result finishes it.
 
     Args:
         field: `Field` of the scan's slices.
         nodule_threshold: of `operating_point.Decision`.
+        nodule: value of nodules, or `NO_CLASS`.
         probabilities: also return the mean probabilities at the slice's size.
 
     Returns:
@@ -85,11 +89,11 @@ def create_decide(field, *, nodule_threshold=0.5, probabilities):
         It raises `InputError` where a probability is not finite.
     """
 
-    weights = np.ones(len(CLASS_NAMES), np.float32)
-    weights[NODULE] = operating_point.Decision(nodule_threshold).nodule_weight
+    decision = operating_point.Decision(nodule_threshold)
 
     def decide(maps):
-        maps = [_weigh(each, weights) for each in maps] if weights[NODULE] != 1.0 else maps
+        weights = decision.class_weights(maps[0].shape[-1], nodule)
+        maps = [_weigh(each, weights) for each in maps] if (weights != 1.0).any() else maps
         sizes = {one.shape[1:3] for one in maps}
         borders_only = len(sizes) == 1 and not probabilities and parallel.lies_on_host(maps[0])
         if borders_only and all(n <= p for n, p in zip(maps[0].shape[1:3], field.padded_yx)):

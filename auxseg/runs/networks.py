@@ -23,7 +23,7 @@ import numpy as np
 
 from auxseg import models
 from auxseg.base import files, npz
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES, check_classes, classes_of
 from auxseg.base.errors import InputError, check_choice
 from auxseg.models import interface
 from auxseg.runs import checkpoints, run_folder
@@ -46,6 +46,7 @@ class Network:
         forward: images [N, H, W] in HU, int16 or float32 -> (mask probabilities float32 [N, H, W, C],
             probabilities float32 [N, C] that each class is in the slice, or None where nobody asked).
         field: 'scan' where it sees whole slices, 'body' where it sees the square around the body (`ct.body`).
+        classes: C names by mask value.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Network:
     labels: str
     forward: Callable
     field: str = "scan"
+    classes: tuple[str, ...] = CLASS_NAMES
 
     def probabilities(self, images):
         """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""
@@ -111,7 +113,8 @@ def read_best(workdir):
     config = run_folder.read_config(workdir)
     variables, found = checkpoints.restore_best(workdir)
     images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
-    shapes = jax.eval_shape(models.create_model(config.model).init, jax.random.key(0), images)
+    model = models.create_model(config.model, num_classes=len(classes_of(config.data)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return config, checkpoints.match_variables(variables, dict(shapes), where=str(workdir)), found
 
 
@@ -133,7 +136,9 @@ def create_network(trained, *, classes=False):
     forward = _create_forward_with_classes(trained) if classes else _create_folded_forward(trained)
     checksum = weights_checksum(trained.variables)
     size_yx, labels = tuple(config.data.size), config.data.labels
-    return Network(trained.name, size_yx, checksum, labels, forward, read_field(config))
+    return Network(
+        trained.name, size_yx, checksum, labels, forward, read_field(config), classes_of(config.data)
+    )
 
 
 def read_field(config):
@@ -158,7 +163,9 @@ def _create_forward_with_classes(trained):
 def _create_folded_forward(trained):
     config = trained.config
     predict, weights = models.create_predict(
-        models.create_model(config.model), trained.variables, window_hu=tuple(config.data.window_hu)
+        models.create_model(config.model, num_classes=len(classes_of(config.data))),
+        trained.variables,
+        window_hu=tuple(config.data.window_hu),
     )
     weights, predict = jax.device_put(weights), jax.jit(predict)
     return lambda images: (predict(weights, jnp.asarray(images)), None)
@@ -176,7 +183,8 @@ def create_forward(config, variables):
         that each class is in the slice; zeros without the auxiliary head).
     """
     _refuse_slabs(config)
-    model, window = models.create_model(config.model), tuple(config.data.window_hu)
+    model = models.create_model(config.model, num_classes=len(classes_of(config.data)))
+    window = tuple(config.data.window_hu)
     variables = jax.tree.map(jnp.asarray, variables)
 
     def forward(images):
@@ -224,7 +232,7 @@ def file_checksum(path):
 def describe(trained, kind):
     """Returns what `bundle.json` says of a network, JSON types; without files and checks."""
     config = trained.config
-    rows, columns = config.data.size
+    (rows, columns), classes = config.data.size, classes_of(config.data)
     return {
         "format": _FORMAT,
         "kind": kind,
@@ -232,7 +240,7 @@ def describe(trained, kind):
         "task": "lungs and lung nodules on transverse chest CT; for research, not for clinical use",
         "size_yx": [rows, columns],
         "window_hu": list(config.data.window_hu),
-        "classes": list(CLASS_NAMES),
+        "classes": list(classes),
         "labels": config.data.labels,
         "field": read_field(config),
         "input": {
@@ -241,9 +249,9 @@ def describe(trained, kind):
             "resizing": "antialiased bilinear (triangle filter); outside the field of view -1024",
         },
         "output": {
-            "mask_probabilities": f"float32 [N, {rows}, {columns}, {len(CLASS_NAMES)}], in the order "
+            "mask_probabilities": f"float32 [N, {rows}, {columns}, {len(classes)}], in the order "
             "of the classes",
-            "class_probabilities": f"float32 [N, {len(CLASS_NAMES)}]: is the class in the slice?",
+            "class_probabilities": f"float32 [N, {len(classes)}]: is the class in the slice?",
         },
         "config": run_folder.config_to_dict(config),
         "weights_sha256": weights_checksum(trained.variables),
@@ -261,7 +269,7 @@ def read_bundle(path):
     read = {"stablehlo": _read_stablehlo, "onnx": _read_onnx, "saved": _read_saved}[about["kind"]]
     size_yx, checksum = tuple(about["size_yx"]), about["weights_sha256"]
     forward, field = read(path, about), about.get("field", "scan")
-    return Network(about["name"], size_yx, checksum, about["labels"], forward, field)
+    return Network(about["name"], size_yx, checksum, about["labels"], forward, field, tuple(about["classes"]))
 
 
 def _read_description(path):
@@ -278,10 +286,9 @@ def _read_description(path):
         "files",
         "config",
     } - about.keys()
-    if missing or about["classes"] != list(CLASS_NAMES):
-        raise InputError(
-            f"{path / FILE}: lacks {sorted(missing) or 'the classes of auxseg'}; export it again"
-        )
+    if missing:
+        raise InputError(f"{path / FILE}: lacks {sorted(missing)}; export it again")
+    check_classes(about["classes"], where=f"{path / FILE}: classes")
     check_choice(f"{path / FILE}: kind", about["kind"], tuple(KINDS))
     for name, checksum in about["files"].items():
         file = path / pathlib.PurePath(name).name

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from auxseg.base.classes import classes_of
+
 OPSET = 17
 """Of the operators in the graph: read by ONNX Runtime 1.12 and later."""
 _IR_VERSION = 8
@@ -57,7 +59,7 @@ def create_model(config, variables, metadata):
 
     graph, (rows, columns) = _Graph(), config.data.size
     mask, classes = _network(graph, config, variables["params"], variables["batch_stats"])
-    num_classes = config.model.num_classes
+    num_classes = len(classes_of(config.data))
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", rows, columns])]
     results = [
         helper.make_tensor_value_info(mask, TensorProto.FLOAT, ["N", rows, columns, num_classes]),

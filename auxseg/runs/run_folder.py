@@ -28,7 +28,6 @@ FREE_SETTINGS = (
     "train.wait_minutes",
     "data.dir",
     "data.cache_dir",
-    "data.workers",
     "data.placement",
     "eval.num_panels",
     "eval.batch_size",

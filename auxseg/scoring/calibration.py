@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import NUM_CLASSES
 from auxseg.base.errors import InputError
 
 NUM_BINS = 15
 """Of the reliability diagram, equally wide."""
 
 
-def count_calibration(*, probabilities, reference, where=""):
+def count_calibration(*, probabilities, reference, num_classes=NUM_CLASSES, where=""):
     """Returns float64 [C + 1, NUM_BINS, 3]: pixels, sum of confidence and hits by bin of confidence.
 
     Entry c < C is class c against the rest; the last is the most probable class. Bins are equally wide; 1.0
@@ -20,13 +20,14 @@ def count_calibration(*, probabilities, reference, where=""):
     Args:
         probabilities: float [H, W, C], softmax.
         reference: uint8 [H, W].
+        num_classes: C.
         where: appended to the name in an error.
 
     Raises:
         InputError: another shape, or the probabilities of a pixel do not sum to 1.
     """
     probabilities = np.asarray(probabilities, np.float32)
-    expected = (*reference.shape, len(CLASS_NAMES))
+    expected = (*reference.shape, num_classes)
     if probabilities.shape != expected:
         raise InputError(f"probabilities{where}: got shape {probabilities.shape}, expected {expected}")
     if not np.allclose(probabilities.sum(-1), 1, atol=1e-2):
@@ -34,7 +35,7 @@ def count_calibration(*, probabilities, reference, where=""):
             f"probabilities{where}: got sums from {probabilities.sum(-1).min():.3g} to "
             f"{probabilities.sum(-1).max():.3g}, expected 1 in every pixel; give the softmax, not logits"
         )
-    sums = [_bin(probabilities[..., index], reference == index) for index in range(len(CLASS_NAMES))]
+    sums = [_bin(probabilities[..., index], reference == index) for index in range(num_classes)]
     top = probabilities.argmax(-1)
     return np.stack([*sums, _bin(probabilities.max(-1), top == reference)])
 

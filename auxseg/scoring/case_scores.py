@@ -27,7 +27,7 @@ from concurrent import futures
 
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, value_of
 from auxseg.base.errors import InputError
 from auxseg.scoring import matching, surfaces
 from auxseg.scoring.calibration import count_calibration
@@ -65,11 +65,13 @@ class CaseScores:
         objects: one mapping for each nodule that was found or missed and each false one.
         calibration: float64 [C + 1, NUM_BINS, 3]: pixels, sum of confidence, sum of hits; for each class
             against the rest, then for the predicted class. None without probabilities.
+        classes: C names by mask value.
     """
 
     row: dict
     objects: tuple[dict, ...]
     calibration: np.ndarray | None
+    classes: tuple[str, ...] = CLASS_NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +82,23 @@ class Evaluation:
         rows: one mapping a case, as `CaseScores.row`.
         objects: one mapping an object, with its case_id and patient.
         calibration: float64 [C + 1, NUM_BINS, 3], summed over the cases, or None.
+        classes: C names by mask value.
     """
 
     rows: tuple[dict, ...]
     objects: tuple[dict, ...]
     calibration: np.ndarray | None
+    classes: tuple[str, ...] = CLASS_NAMES
+
+    @property
+    def foreground(self):
+        """Names of the classes but the background."""
+        return self.classes[1:]
 
 
-def score_case(*, prediction, reference, spacing_yx_mm, probabilities=None, identity=None):
+def score_case(
+    *, prediction, reference, spacing_yx_mm, probabilities=None, identity=None, classes=CLASS_NAMES
+):
     """Returns the scores of one case, all classes, by the rules at the top of this file.
 
     Args:
@@ -96,6 +107,7 @@ def score_case(*, prediction, reference, spacing_yx_mm, probabilities=None, iden
         spacing_yx_mm: two floats, mm between the centres of rows and of columns; NaN where unknown.
         probabilities: float [H, W, C], softmax, or None: no calibration.
         identity: what else to keep in the row, such as case_id and patient.
+        classes: names by mask value; scores of the lungs' shift and of nodules as objects need theirs.
 
     Raises:
         InputError: shapes differ, a value is no class, a spacing is not positive, probabilities do not sum
@@ -104,14 +116,14 @@ def score_case(*, prediction, reference, spacing_yx_mm, probabilities=None, iden
     identity = dict(identity or {})
     where = f" (case {identity['case_id']})" if "case_id" in identity else ""
     spacing = _check_spacing(spacing_yx_mm, where)
-    prediction = _check_mask("prediction", prediction, where)
-    reference = _check_mask("reference", reference, where)
+    prediction = _check_mask("prediction", prediction, len(classes), where)
+    reference = _check_mask("reference", reference, len(classes), where)
     if prediction.shape != reference.shape:
         raise InputError(
             f"prediction{where}: got shape {prediction.shape}, expected the reference's {reference.shape}; "
             "resize the prediction first"
         )
-    confusion = count_confusion(prediction=prediction, reference=reference)
+    confusion = count_confusion(prediction=prediction, reference=reference, num_classes=len(classes))
     row = identity | {
         "rows": prediction.shape[0],
         "columns": prediction.shape[1],
@@ -119,18 +131,18 @@ def score_case(*, prediction, reference, spacing_yx_mm, probabilities=None, iden
         "spacing_x_mm": float(spacing[1]),
         "accuracy": float(np.trace(confusion) / confusion.sum()),
     }
-    for index, name in enumerate(CLASS_NAMES[1:], start=1):
+    for index, name in enumerate(classes[1:], start=1):
         scored = score_class(
             prediction=prediction == index, reference=reference == index, spacing_yx_mm=spacing
         )
         row |= {f"{name}_{key}": value for key, value in scored.items()}
     row |= {
         f"pixels_{true}_as_{given}": int(confusion[i, j])
-        for i, true in enumerate(CLASS_NAMES)
-        for j, given in enumerate(CLASS_NAMES)
+        for i, true in enumerate(classes)
+        for j, given in enumerate(classes)
     }
-    row |= estimate_shift(prediction=prediction, reference=reference)
-    nodule = CLASS_NAMES.index("nodule")
+    row |= estimate_shift(prediction=prediction, reference=reference, classes=classes)
+    nodule = value_of("nodule", classes)
     objects = matching.match_objects(
         prediction=prediction == nodule, reference=reference == nodule, spacing_yx_mm=spacing
     )
@@ -140,9 +152,11 @@ def score_case(*, prediction, reference, spacing_yx_mm, probabilities=None, iden
     }
     calibration = None
     if probabilities is not None:
-        calibration = count_calibration(probabilities=probabilities, reference=reference, where=where)
+        calibration = count_calibration(
+            probabilities=probabilities, reference=reference, num_classes=len(classes), where=where
+        )
     keys = {key: identity[key] for key in ("case_id", "patient") if key in identity}
-    return CaseScores(row, tuple(keys | item for item in objects), calibration)
+    return CaseScores(row, tuple(keys | item for item in objects), calibration, classes)
 
 
 def collect(cases: Iterable[CaseScores]) -> Evaluation:
@@ -151,21 +165,27 @@ def collect(cases: Iterable[CaseScores]) -> Evaluation:
     Raises:
         InputError: there is no case.
     """
-    rows, objects, calibration = [], [], None
+    rows, objects, calibration, classes = [], [], None, CLASS_NAMES
     for case in cases:
+        classes = case.classes
         rows.append(case.row)
         objects.extend(case.objects)
         if case.calibration is not None:
             calibration = case.calibration if calibration is None else calibration + case.calibration
     if not rows:
         raise InputError("evaluation: got no case, expected at least one; choose a split that is not empty")
-    return Evaluation(tuple(rows), tuple(objects), calibration)
+    return Evaluation(tuple(rows), tuple(objects), calibration, classes)
 
 
 def merge(first: Evaluation, second: Evaluation) -> Evaluation:
     """Returns both evaluations as one, such as those of two processes."""
     sums = [each.calibration for each in (first, second) if each.calibration is not None]
-    return Evaluation(first.rows + second.rows, first.objects + second.objects, sum(sums) if sums else None)
+    return Evaluation(
+        first.rows + second.rows,
+        first.objects + second.objects,
+        sum(sums) if sums else None,
+        first.classes,
+    )
 
 
 def score_cases(cases: Iterable[Mapping], *, num_threads=2) -> Evaluation:
@@ -201,9 +221,8 @@ def resized_spacing(spacing_yx_mm, *, native_size_yx, size_yx):
     return np.asarray(spacing_yx_mm, np.float64) * np.asarray(native_size_yx) / np.asarray(size_yx)
 
 
-def count_confusion(*, prediction, reference):
+def count_confusion(*, prediction, reference, num_classes):
     """Returns int64 [C, C], pixels by reference class (first axis) and predicted class (second)."""
-    num_classes = len(CLASS_NAMES)
     codes = reference.astype(np.intp).ravel() * num_classes + prediction.ravel()
     return np.bincount(codes, minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -279,7 +298,7 @@ def area_scores(predicted, present, spacing_yx_mm):
     }
 
 
-def estimate_shift(*, prediction, reference):
+def estimate_shift(*, prediction, reference, classes=CLASS_NAMES):
     """Returns how far the predicted lungs lie from the reference's, and their Dice with and without that.
 
     A systematic shift (an off-by-some in a crop, a resize or a flip) moves every lung of every case the
@@ -289,12 +308,14 @@ def estimate_shift(*, prediction, reference):
     Args:
         prediction: uint8 [H, W].
         reference: uint8 [H, W].
+        classes: names by mask value.
 
     Returns:
         shift_y_px and shift_x_px (prediction minus reference), lungs_dice (mean over those lungs), and
         lungs_dice_moved_back: the same after the prediction is moved back by the shift in whole pixels.
     """
-    pairs = [(prediction == index, reference == index) for index in map(CLASS_NAMES.index, LUNGS)]
+    lungs = [value_of(name, classes) for name in (*LUNGS, BOTH_LUNGS)]
+    pairs = [(prediction == value, reference == value) for value in lungs]
     pairs = [(given, true) for given, true in pairs if np.sum(given & true) > 0.3 * np.sum(given | true)]
     if not pairs:
         return dict.fromkeys(
@@ -326,16 +347,16 @@ def _move(mask, shift_yx):
     return moved
 
 
-def _check_mask(name, mask, where):
+def _check_mask(name, mask, num_classes, where):
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0 or mask.dtype.kind not in "iub":
         raise InputError(
             f"{name}{where}: got {mask.dtype} of shape {mask.shape}, expected class indices [H, W]"
         )
-    if mask.min() < 0 or mask.max() >= len(CLASS_NAMES):
+    if mask.min() < 0 or mask.max() >= num_classes:
         raise InputError(
             f"{name}{where}: got values {mask.min()} to {mask.max()}, expected class indices "
-            f"0 to {len(CLASS_NAMES) - 1}"
+            f"0 to {num_classes - 1}"
         )
     return mask.astype(np.uint8, copy=False)
 

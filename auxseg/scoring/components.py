@@ -12,10 +12,9 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, LEFT, NODULE, RIGHT, value_of
 from auxseg.base.errors import InputError
 
-LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -171,13 +170,14 @@ def equivalent_diameter(area):
     return 2.0 * np.sqrt(area / np.pi)
 
 
-def clean(masks, options, *, pixel_mm2):
+def clean(masks, options, *, pixel_mm2, classes=CLASS_NAMES):
     """Applies the clean-up that is on, in place, and returns voxels changed by each step.
 
     Args:
         masks: uint8 [D, H, W], class indices; changed.
         options: `Options`.
         pixel_mm2: area of a pixel, NaN where it is not known.
+        classes: names by mask value.
 
     Returns:
         {name of the step: voxels changed}, in the order applied, only of steps that are on.
@@ -185,17 +185,18 @@ def clean(masks, options, *, pixel_mm2):
     Raises:
         InputError: a minimum size in mm for a scan whose pixel size is not known.
     """
-    changed = {}
+    changed, nodule = {}, value_of("nodule", classes)
+    lungs = [value_of(name, classes) for name in ("left_lung", "right_lung", BOTH_LUNGS) if name in classes]
     if options.largest_components:
-        changed["largest_components"] = sum(keep_largest(masks, value) for value in (LEFT, RIGHT))
+        changed["largest_components"] = sum(keep_largest(masks, value) for value in lungs)
     if options.fill_holes:
-        changed["fill_holes"] = sum(fill_holes(masks, value) for value in (LEFT, RIGHT))
+        changed["fill_holes"] = sum(fill_holes(masks, value, nodule=nodule) for value in lungs)
     if options.min_nodule_px and not np.isfinite(pixel_mm2):
-        changed["min_nodule_px"] = drop_small_nodules(masks, options.min_nodule_px, 1.0)
+        changed["min_nodule_px"] = drop_small_nodules(masks, options.min_nodule_px, 1.0, nodule=nodule)
     elif options.min_nodule_mm:
         if not np.isfinite(pixel_mm2):
             raise InputError("--min_nodule_mm: the scan has no pixel size in mm; give one, or leave it off")
-        changed["min_nodule_mm"] = drop_small_nodules(masks, options.min_nodule_mm, pixel_mm2)
+        changed["min_nodule_mm"] = drop_small_nodules(masks, options.min_nodule_mm, pixel_mm2, nodule=nodule)
     return changed
 
 
@@ -209,7 +210,7 @@ def keep_largest(masks, value):
     return sum(piece.voxels for piece in components.pieces[1:])
 
 
-def fill_holes(masks, value):
+def fill_holes(masks, value, *, nodule=NODULE):
     """Fills background enclosed within a slice by a lung and nodules, in place; returns the voxels "
     "changed."""
     changed = 0
@@ -217,21 +218,21 @@ def fill_holes(masks, value):
         mask = masks[index]
         if not (mask == value).any():
             continue
-        own = (mask == value) | _touching_nodules(mask, value)
+        own = (mask == value) | _touching_nodules(mask, value, nodule)
         holes = ndimage.binary_fill_holes(own) & (mask == 0)
         mask[holes] = value
         changed += int(holes.sum())
     return changed
 
 
-def _touching_nodules(mask, value):
+def _touching_nodules(mask, value, nodule):
     """Returns the nodules of a slice that touch a lung, so that one at its edge does not open a hole."""
-    labels, _ = ndimage.label(mask == NODULE, _EIGHT_NEIGHBOURS)
+    labels, _ = ndimage.label(mask == nodule, _EIGHT_NEIGHBOURS)
     touching = np.unique(labels[ndimage.binary_dilation(mask == value, _EIGHT_NEIGHBOURS)])
     return np.isin(labels, touching[touching > 0])
 
 
-def drop_small_nodules(masks, min_mm, pixel_mm2):
+def drop_small_nodules(masks, min_mm, pixel_mm2, *, nodule=NODULE):
     """Gives nodules below a diameter to what surrounds them, in place; returns the voxels changed.
 
     Thousands of them cost little more than one.
@@ -240,16 +241,17 @@ def drop_small_nodules(masks, min_mm, pixel_mm2):
         masks: uint8 [D, H, W]; changed.
         min_mm: smallest equivalent diameter, in the nodule's largest slice, to keep.
         pixel_mm2: area of a pixel.
+        nodule: value of nodules.
     """
-    roots, stats, starts = _find_labels(masks, NODULE)
+    roots, stats, starts = _find_labels(masks, nodule)
     small = _is_small(roots, stats, len(masks), min_mm, pixel_mm2)
     changed = 0
     for index in np.unique([stats[label][-1] for label in np.flatnonzero(small)]).tolist():
         mask, end = masks[index], [*starts, len(roots)][index + 1]
-        labels, _ = ndimage.label(mask == NODULE, _EIGHT_NEIGHBOURS)
+        labels, _ = ndimage.label(mask == nodule, _EIGHT_NEIGHBOURS)
         own = np.append(0, np.where(small, roots, 0)[starts[index] : end])[labels]
         rows, columns = np.nonzero(own)
-        mask[rows, columns] = _surrounding_classes(mask, own)[own[rows, columns]]
+        mask[rows, columns] = _surrounding_classes(mask, own, nodule)[own[rows, columns]]
         changed += len(rows)
     return changed
 
@@ -264,7 +266,7 @@ def _is_small(roots, stats, num_slices, min_mm, pixel_mm2):
     return np.append(False, equivalent_diameter(largest * pixel_mm2)[roots[1:]] < min_mm)
 
 
-def _surrounding_classes(mask, pieces):
+def _surrounding_classes(mask, pieces, nodule):
     """Returns the most frequent other class in the ring of one pixel around each piece, int64 [largest number + 1].
 
     0 where there is no ring, and the lowest of equally frequent ones. A pixel beside a piece is no nodule, for
@@ -273,6 +275,7 @@ def _surrounding_classes(mask, pieces):
     Args:
         mask: uint8 [H, W].
         pieces: int [H, W], numbers of pieces of the class nodule, each with all its pixels; 0 elsewhere.
+        nodule: its value.
     """
     height, width = mask.shape
     rows, columns = np.nonzero(pieces)
@@ -281,18 +284,19 @@ def _surrounding_classes(mask, pieces):
         y, x = rows + down, columns + right
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         ring = inside.copy()
-        ring[inside] = mask[y[inside], x[inside]] != NODULE
+        ring[inside] = mask[y[inside], x[inside]] != nodule
         around.append(pieces[rows, columns][ring].astype(np.int64) * mask.size + y[ring] * width + x[ring])
     numbers, places = np.divmod(np.unique(np.concatenate(around)), mask.size)
+    num_values = int(mask.max(initial=0)) + 1
     counts = np.bincount(
-        numbers * NODULE + mask.ravel()[places], minlength=(int(pieces.max(initial=0)) + 1) * NODULE
+        numbers * num_values + mask.ravel()[places], minlength=(int(pieces.max(initial=0)) + 1) * num_values
     )
-    return counts.reshape(-1, NODULE).argmax(axis=1)
+    return counts.reshape(-1, num_values).argmax(axis=1)
 
 
-def surrounding_lung(mask, piece):
-    """Returns the lung with the most pixels in a ring of three pixels around a piece, 0 where there "
-    "is none."""
+def surrounding_lung(mask, piece, lungs=(LEFT, RIGHT)):
+    """Returns the lung, among the values `lungs`, with the most pixels in a ring of three pixels around a piece; 0
+    where there is none."""
     ring = ndimage.binary_dilation(piece, _EIGHT_NEIGHBOURS, iterations=3) & ~piece
-    counts = np.bincount(mask[ring], minlength=NODULE)[[LEFT, RIGHT]]
-    return (LEFT, RIGHT)[int(np.argmax(counts))] if counts.any() else 0
+    counts = [np.count_nonzero(mask[ring] == value) for value in lungs]
+    return lungs[int(np.argmax(counts))] if any(counts) else 0

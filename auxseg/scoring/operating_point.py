@@ -15,12 +15,11 @@ import itertools
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import NO_CLASS, NODULE
 from auxseg.base.errors import InputError
 from auxseg.scoring import components, matching
 
 FILE = "nodules.json"
-NODULE = CLASS_NAMES.index("nodule")
 NOMINAL_FIELD_MM = 350.0
 """Width of a slice whose spacing is not known, by which a least size in mm becomes pixels."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99)
@@ -55,6 +54,13 @@ class Decision:
     def nodule_weight(self):
         """The factor of the nodule's probability after which the most likely class is the decision."""
         return (1.0 - self.threshold) / self.threshold
+
+    def class_weights(self, num_classes, nodule=NODULE):
+        """Returns float32 [C]: the factors of all classes; `nodule` is its value, `NO_CLASS` where there is none."""
+        weights = np.ones(num_classes, np.float32)
+        if nodule != NO_CLASS:
+            weights[nodule] = self.nodule_weight
+        return weights
 
 
 def read_decision(workdir, *, flip=False):
@@ -97,21 +103,21 @@ def write_decision(workdir, decision, found, *, flip=False):
     files.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), "flip": flip, **found})
 
 
-def decide(probabilities, decision, *, spacing_yx_mm):
+def decide(probabilities, decision, *, spacing_yx_mm, nodule=NODULE):
     """Returns the mask, uint8 [H, W], of probabilities float32 [H, W, C], at the network's size.
 
     Args:
         probabilities: softmax.
         decision: Decision.
         spacing_yx_mm: two floats, mm between pixels; NaN where unknown.
+        nodule: value of nodules; `NO_CLASS`: there are none to decide on.
     """
-    weights = np.ones(probabilities.shape[-1], np.float32)
-    weights[NODULE] = decision.nodule_weight
+    weights = decision.class_weights(probabilities.shape[-1], nodule)
     mask = (probabilities * weights).argmax(-1).astype(np.uint8)
-    return drop_small(mask, decision, spacing_yx_mm=spacing_yx_mm)
+    return drop_small(mask, decision, spacing_yx_mm=spacing_yx_mm, nodule=nodule)
 
 
-def drop_small(mask, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):
+def drop_small(mask, decision, *, spacing_yx_mm, pixels_per_pixel=1.0, nodule=NODULE):
     """Returns a mask uint8 [H, W] without the nodules that are too small for a Decision; changes `mask`.
 
     Args:
@@ -119,12 +125,13 @@ def drop_small(mask, decision, *, spacing_yx_mm, pixels_per_pixel=1.0):
         decision: Decision.
         spacing_yx_mm: two floats, mm between pixels; NaN where unknown.
         pixels_per_pixel: how many of these pixels lie along one of the network's image.
+        nodule: value of nodules.
     """
     masks, pixel_mm2 = mask[None], float(np.prod(spacing_yx_mm))
     if np.isfinite(pixel_mm2) and decision.min_mm:
-        components.drop_small_nodules(masks, decision.min_mm, pixel_mm2)
+        components.drop_small_nodules(masks, decision.min_mm, pixel_mm2, nodule=nodule)
     elif decision.min_px and not np.isfinite(pixel_mm2):
-        components.drop_small_nodules(masks, decision.min_px * pixels_per_pixel, 1.0)
+        components.drop_small_nodules(masks, decision.min_px * pixels_per_pixel, 1.0, nodule=nodule)
     return mask
 
 
@@ -140,18 +147,19 @@ def create_choices(nominal_pixel_mm):
     ]
 
 
-def count(cases, *, nominal_pixel_mm):
+def count(cases, *, nominal_pixel_mm, nodule=NODULE):
     """Returns a Counts of these cases; those of several sets of cases add up (`Counts.__add__`).
 
     Args:
         cases: iterable of (probabilities float32 [H, W, C], reference mask uint8 [H, W], spacing_yx_mm two
             floats, NaN where unknown).
         nominal_pixel_mm: as `create_choices`.
+        nodule: value of nodules.
     """
     choices = create_choices(nominal_pixel_mm)
     total = Counts(0, np.zeros((len(choices), len(COUNTED))))
     for case in cases:
-        total += Counts(1, _count_case(choices, *case))
+        total += Counts(1, _count_case(choices, *case, nodule=nodule))
     return total
 
 
@@ -223,16 +231,16 @@ def tune(cases, *, max_false, nominal_pixel_mm):
     return choose(counts, max_false=max_false, nominal_pixel_mm=nominal_pixel_mm)
 
 
-def _count_case(choices, probabilities, reference, spacing_yx_mm):
+def _count_case(choices, probabilities, reference, spacing_yx_mm, *, nodule=NODULE):
     """Returns what `decide` with each choice, scored by `scores.match_objects`, finds: float64 [choices, COUNTED].
 
     Only nodules count, so that what surrounds one that is too small need not be looked for; the pieces of a
     threshold are found once and left out by size.
     """
-    others = np.delete(probabilities, NODULE, axis=-1).max(axis=-1)
-    true = reference == NODULE
+    others = np.delete(probabilities, nodule, axis=-1).max(axis=-1)
+    true = reference == nodule
     pieces = {
-        weight: matching.find_overlaps(probabilities[..., NODULE] * np.float32(weight) > others, true)
+        weight: matching.find_overlaps(probabilities[..., nodule] * np.float32(weight) > others, true)
         for weight in {choice.nodule_weight for choice in choices}
     }
     pixel_mm2, counted = float(np.prod(spacing_yx_mm)), np.zeros((len(choices), len(COUNTED)))

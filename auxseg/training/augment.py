@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from auxseg.base.classes import AIR_HU
+from auxseg.base.classes import AIR_HU, MIRROR
 
 
 class Ranges(NamedTuple):
@@ -22,6 +22,7 @@ class Ranges(NamedTuple):
         scale_fraction: around 1.
         rotate_degrees: degrees.
         intensity_fraction: of the window: offset, and relative contrast.
+        mirror: the value of each class in the mirror, from `classes.mirrored`.
     """
 
     flip_probability: float
@@ -29,6 +30,7 @@ class Ranges(NamedTuple):
     scale_fraction: float
     rotate_degrees: float
     intensity_fraction: float
+    mirror: tuple = MIRROR
 
 
 def case_keys(seed, step, indices):
@@ -44,7 +46,7 @@ def augment(images, masks, keys, *, ranges, window_hu):
 
     Args:
         images: int16 [N, H, W], HU; or slabs [N, H, W, slices], whose slices all move together.
-        masks: uint8 [N, H, W], class indices with 1 the left lung and 2 the right.
+        masks: uint8 [N, H, W], class indices.
         keys: from `case_keys`, [N].
         ranges: Ranges.
         window_hu: (low, high) in HU, the unit of `intensity_fraction`.
@@ -52,17 +54,19 @@ def augment(images, masks, keys, *, ranges, window_hu):
     return jax.vmap(lambda i, m, k: _augment_case(i, m, k, ranges, window_hu))(images, masks, keys)
 
 
-def flip(image, mask):
+def flip(image, mask, mirror=MIRROR):
     """Returns image and mask [H, W] mirrored left to right; the two lungs change their labels with it."""
-    mask = mask[:, ::-1]
-    swapped = jnp.where(mask == 1, 2, jnp.where(mask == 2, 1, mask)).astype(mask.dtype)
-    return image[:, ::-1], swapped
+    mask = turned = mask[:, ::-1]
+    for value, other in enumerate(mirror):
+        if value != other:
+            turned = jnp.where(mask == value, jnp.asarray(other, mask.dtype), turned)
+    return image[:, ::-1], turned
 
 
 def _augment_case(image, mask, key, ranges, window_hu):
     keys = jax.random.split(key, 3)
     image = image.astype(jnp.float32)
-    flipped = flip(image, mask)
+    flipped = flip(image, mask, ranges.mirror)
     flips = jax.random.bernoulli(keys[0], ranges.flip_probability)
     image, mask = jnp.where(flips, flipped[0], image), jnp.where(flips, flipped[1], mask)
     rows, columns = _coordinates(keys[1], mask.shape, ranges)

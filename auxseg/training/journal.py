@@ -28,7 +28,7 @@ class Timing:
         return later / (self.seconds - self.first_step_seconds)
 
 
-def divide_sums(sums):
+def divide_sums(sums, classes):
     weight, cases = float(sums.weight), np.asarray(sums.dice_cases, np.float64)
     dice = [float(d / n) if n else None for d, n in zip(sums.dice, cases, strict=True)]
     return {
@@ -37,8 +37,8 @@ def divide_sums(sums):
         "auxiliary_loss": float(sums.auxiliary) / weight,
         "accuracy": float(sums.accuracy) / weight,
         "pooled_dsc": float(sums.accuracy) / weight,
-        "dice": validation.by_class(dice),
-        "dice_cases": validation.by_class(map(int, cases)),
+        "dice": validation.by_class(dice, classes),
+        "dice_cases": validation.by_class(map(int, cases), classes),
     }
 
 

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from auxseg.base import files, progress
-from auxseg.base.classes import NODULE
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints, run_folder
@@ -84,7 +83,7 @@ def _held(workdir):
 def _start(setup):
     """Returns (state, sums, Position) to go on from: process 0's, in all processes."""
     config = setup.config
-    sums = jax.device_get(steps.empty_sums(config.model.num_classes))
+    sums = jax.device_get(steps.empty_sums(len(setup.dataset.classes)))
     position = Position(0, optim.Schedule(config.optim.learning_rate))
     if processes.is_first():
         initial, sums, position = _read_start(setup, sums, position)
@@ -136,7 +135,7 @@ def _run_epochs(setup, current, sums, position, interruption):
                 journal.write_events(events, row)
                 journal.print_row(setup, row, position)
             sums = parallel.replicate(
-                jax.device_get(steps.empty_sums(setup.config.model.num_classes)), setup.devices
+                jax.device_get(steps.empty_sums(len(setup.dataset.classes))), setup.devices
             )
     return ended
 
@@ -194,7 +193,7 @@ def _epoch_rows(setup, epoch):
         setup.members["train"],
         seed=setup.config.train.order_seed,
         epoch=epoch,
-        has_nodule=setup.dataset.table.labels[setup.members["train"], NODULE] > 0,
+        has_nodule=setup.dataset.table.has_nodule[setup.members["train"]],
         nodule_fraction=setup.config.train.nodule_fraction,
     )
     size = setup.config.train.batch_size
@@ -223,7 +222,7 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
     """Returns (Position, row) after an epoch; raises InputError where a loss is not finite."""
     epoch, sums = position.epoch + 1, parallel.fetch_first(sums)
     _check_finite(setup, epoch, sums)
-    val = validation.summarise(results)
+    val = validation.summarise(results, setup.dataset.classes)
     if val["loss"] is None:
         raise InputError(
             f"epoch {epoch}: the validation loss is not finite; the weights of the last good epoch are in "
@@ -236,7 +235,7 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
         "epoch": epoch,
         "step": epoch * setup.steps_per_epoch,
         "learning_rate": _rate(setup, position),
-        "train": journal.divide_sums(sums),
+        "train": journal.divide_sums(sums, setup.dataset.classes),
         "val": val,
         "seconds": seconds,
         "first_step_seconds": timing.first_step_seconds,
@@ -267,7 +266,7 @@ def _save_epoch(setup, current, position, row):
     last = position.schedule.stopped or position.epoch == setup.config.train.num_epochs
     improved = position.schedule.best_epoch == position.epoch
     if improved or last or position.epoch % setup.config.checkpoint.every_epochs == 0:
-        empty = jax.device_get(steps.empty_sums(setup.config.model.num_classes))
+        empty = jax.device_get(steps.empty_sums(len(setup.dataset.classes)))
         checkpoints.save_latest(setup.workdir, state=host, sums=empty, progress=position.to_json())
     _keep_best(setup, host, position)
 

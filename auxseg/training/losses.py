@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auxseg.base.classes import NUM_CLASSES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
 
@@ -183,7 +184,7 @@ LOSSES = (
 )
 
 
-def create_segmentation_loss(config, axis_name=None):
+def create_segmentation_loss(config, num_classes=NUM_CLASSES, axis_name=None):
     """Returns the loss that `config.loss` names: (logits, masks, weights=None), keywords, to float32 [N].
 
     'dice_ce' is the paper's. Of the losses that the paper tried, 'weighted_ce' and 'hybrid' are named there
@@ -196,15 +197,17 @@ def create_segmentation_loss(config, axis_name=None):
 
     Args:
         config: `config.loss`; `class_weights` weigh the pixels of every cross-entropy, `overlap_weights`
-            the classes in the mean of every overlap loss; all are 1 in the paper's configs.
+            the classes in the mean of every overlap loss; all are 1 in the paper's configs. One number is
+            that of all classes.
+        num_classes: C.
         axis_name: of the devices that share the batch, or None.
 
     Raises:
         InputError: an unknown name, or a setting out of its range.
     """
     check_choice("loss.name", config.name, LOSSES)
-    config = _complete(config)
-    _check_ranges(config)
+    config = _complete(config, num_classes)
+    _check_ranges(config, num_classes)
     weights = _unless_ones(config.class_weights)
     pixels = {"class_weights": weights, "hard_fraction": config.hard_fraction}
     tversky = {"alpha": tuple(config.tversky_alpha), "beta": tuple(config.tversky_beta)}
@@ -236,29 +239,34 @@ def create_segmentation_loss(config, axis_name=None):
     }[config.name]
 
 
-def _complete(config):
-    """Returns the settings with what runs from before there were weights of the overlap terms lack."""
-    num_classes = len(config.class_weights)
-    old = {
-        name: (config[name],) * num_classes
-        for name in ("tversky_alpha", "tversky_beta")
-        if isinstance(config[name], float)
-    }
-    defaults = {"overlap_weights": (1.0,) * num_classes, "hard_fraction": 1.0}
+_BY_CLASS = ("class_weights", "overlap_weights", "tversky_alpha", "tversky_beta")
+
+
+def _complete(config, num_classes):
+    """Returns the settings with a number for every class, and with what older runs lack."""
+    settings = {"overlap_weights": (1.0,), "hard_fraction": 1.0} | dict(config)
+    for name in _BY_CLASS:
+        given = settings[name]
+        values = (given,) if isinstance(given, float) else tuple(given)
+        settings[name] = values * num_classes if len(values) == 1 else values
     import ml_collections  # the losses themselves do without it
 
-    return ml_collections.ConfigDict(defaults | dict(config) | old)
+    return ml_collections.ConfigDict(settings)
 
 
-def _check_ranges(config):
+def _check_ranges(config, num_classes):
+    if config.name == "weighted_ce" and len(set(config.class_weights)) == 1:
+        raise InputError(
+            "loss.class_weights: all are the same, so that 'weighted_ce' would be 'ce'; give one number a class, "
+            "or loss.name='ce'"
+        )
     if not 0.0 < config.hard_fraction <= 1.0:
         raise InputError(f"loss.hard_fraction: got {config.hard_fraction}, expected above 0 and at most 1")
-    for name in ("class_weights", "overlap_weights", "tversky_alpha", "tversky_beta"):
+    for name in _BY_CLASS:
         values = config[name]
-        if len(values) != len(config.class_weights) or min(values) < 0:
+        if len(values) != num_classes or min(values) < 0:
             raise InputError(
-                f"loss.{name}: got {tuple(values)}, expected {len(config.class_weights)} numbers, one a class, "
-                "none below 0"
+                f"loss.{name}: got {tuple(values)}, expected one number, or {num_classes}, one a class, none below 0"
             )
     if not sum(config.overlap_weights) > 0:
         raise InputError("loss.overlap_weights: all are 0, expected at least one above")

@@ -10,7 +10,7 @@ import numpy as np
 
 from auxseg import models
 from auxseg.base import files
-from auxseg.base.classes import NODULE
+from auxseg.base.classes import classes_of, mirrored
 from auxseg.base.errors import InputError
 from auxseg.datasets import cache_dir, load
 from auxseg.devices import parallel, processes
@@ -54,7 +54,7 @@ def create_setup(config, workdir):
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
         run_folder.claim_config(workdir, config)
-        computed = {"lowering": models.create_settings(config.model).lowering}
+        computed = {"lowering": models.create_settings(config.model, len(dataset.classes)).lowering}
         files.write_json(workdir / "versions.json", run_folder.describe_machine(devices) | computed)
     members = _share_splits(workdir, dataset, config.data)
     _check_tuning(config, dataset, members)
@@ -118,17 +118,23 @@ def check_settings(config):
     low, high = config.data.window_hu
     if not low < high:
         raise InputError(f"data.window_hu: got {(low, high)}, expected (low, high) in HU with low < high")
-    if len(config.loss.class_weights) != config.model.num_classes:
-        raise InputError(f"loss.class_weights: got {len(config.loss.class_weights)}, expected one a class")
+    if config.insert.enabled and not {"left_lung", "right_lung", "nodule"} <= set(classes_of(config.data)):
+        raise InputError(
+            "insert.enabled: nodules are put into lungs; data.classes must name left_lung, right_lung and nodule"
+        )
 
 
 def _check_tuning(config, dataset, members):
     """Raises InputError, before anything is trained, where no threshold can be chosen at the end."""
-    if config.eval.tune_nodules and not dataset.table.labels[members["val"], NODULE].any():
+    if config.eval.tune_nodules and not _can_tune(dataset, members):
         raise InputError(
             "eval.tune_nodules: no validation slice has a nodule to choose a threshold by; choose another split "
             "(data.split, data.split_seed) or leave it off"
         )
+
+
+def _can_tune(dataset, members):
+    return "nodule" in dataset.classes and dataset.table.has_nodule[members["val"]].any()
 
 
 def _held_out_series(dataset, members):
@@ -155,17 +161,18 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=N
         aux_labels: as `input_pipeline.to_batch`.
         insertion_plan: from `insertion.create_plan` of the same settings, or None.
     """
+    num_classes = len(classes_of(config.data))
     return functools.partial(
         steps.train_step,
-        model=models.create_model(config.model, axis_name=axis_name),
+        model=models.create_model(config.model, num_classes=num_classes, axis_name=axis_name),
         optimizer=create_optimizer(config.optim),
-        segmentation_loss=losses.create_segmentation_loss(config.loss, axis_name),
+        segmentation_loss=losses.create_segmentation_loss(config.loss, num_classes, axis_name),
         aux_weight=config.loss.aux_weight,
-        num_classes=config.model.num_classes,
+        num_classes=num_classes,
         window_hu=tuple(config.data.window_hu),
         bn_momentum=config.model.bn_momentum,
         bn_warmup=config.train.bn_warmup,
-        augmentation=_augmentation(config.augment),
+        augmentation=_augmentation(config),
         augment_seed=config.augment.seed,
         aux_labels=aux_labels,
         insertion_plan=insertion_plan,
@@ -176,12 +183,13 @@ def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=N
 
 def create_statistics_fn(config, devices, insertion_plan=None):
     """Returns statistics_step compiled for `devices`: (TrainState, RawBatch, int32 index) -> TrainState."""
+    num_classes = len(classes_of(config.data))
     step = functools.partial(
         steps.statistics_step,
-        model=models.create_model(config.model, axis_name=parallel.AXIS),
-        num_classes=config.model.num_classes,
+        model=models.create_model(config.model, num_classes=num_classes, axis_name=parallel.AXIS),
+        num_classes=num_classes,
         window_hu=tuple(config.data.window_hu),
-        augmentation=_augmentation(config.augment),
+        augmentation=_augmentation(config),
         augment_seed=config.augment.seed,
         insertion_plan=insertion_plan,
         axis_name=parallel.AXIS,
@@ -190,8 +198,11 @@ def create_statistics_fn(config, devices, insertion_plan=None):
 
 
 def _augmentation(config):
-    """Returns the augment.Ranges of `config.augment`, or None where it is off."""
-    return augment.Ranges(*(config[name] for name in augment.Ranges._fields)) if config.enabled else None
+    """Returns the augment.Ranges of a config, or None where it is off."""
+    if not config.augment.enabled:
+        return None
+    reach = {name: config.augment[name] for name in augment.Ranges._fields if name != "mirror"}
+    return augment.Ranges(**reach, mirror=mirrored(classes_of(config.data)))
 
 
 def create_optimizer(config):
@@ -202,7 +213,7 @@ def create_optimizer(config):
 def create_state(config):
     """Returns a TrainState with initialised weights."""
     return state.create_state(
-        model=models.create_model(config.model),
+        model=models.create_model(config.model, num_classes=len(classes_of(config.data))),
         optimizer=create_optimizer(config.optim),
         seed=config.seed,
         size_yx=tuple(config.data.size),

@@ -7,7 +7,7 @@ import numpy as np
 
 from auxseg import models
 from auxseg.base import progress
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import classes_of
 from auxseg.devices import parallel, processes
 from auxseg.scoring import pixel_counts
 from auxseg.training import batching, losses, steps
@@ -15,12 +15,13 @@ from auxseg.training import batching, losses, steps
 
 def create_eval_fn(config, devices, aux_labels=None):
     """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults."""
+    num_classes = len(classes_of(config.data))
     step = functools.partial(
         steps.eval_step,
-        model=models.create_model(config.model),
-        segmentation_loss=losses.create_segmentation_loss(config.loss),
+        model=models.create_model(config.model, num_classes=num_classes),
+        segmentation_loss=losses.create_segmentation_loss(config.loss, num_classes),
         aux_weight=config.loss.aux_weight,
-        num_classes=config.model.num_classes,
+        num_classes=num_classes,
         window_hu=tuple(config.data.window_hu),
         aux_labels=aux_labels,
     )
@@ -61,7 +62,7 @@ def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None)
     return jax.tree.map(lambda x: x[kept], processes.gather_batches(results, feed.devices))
 
 
-def summarise(results):
+def summarise(results, classes):
     """Returns the scores of CaseResults, JSON types; NaN becomes None.
 
     'pooled_dsc' is the paper's score, over the pixels of all classes with background. 'dice' is per class
@@ -77,15 +78,15 @@ def summarise(results):
         "auxiliary_loss": _number(np.mean(results.auxiliary, dtype=np.float64)),
         "accuracy": pixel_counts.pooled_accuracy(results.counts),
         "pooled_dsc": pixel_counts.pooled_dsc(results.counts),
-        "dice": by_class(map(_number, dice)),
-        "dice_cases": by_class(map(int, cases)),
-        "false_positive_cases": by_class(map(int, false_positives)),
+        "dice": by_class(map(_number, dice), classes),
+        "dice_cases": by_class(map(int, cases), classes),
+        "false_positive_cases": by_class(map(int, false_positives), classes),
     }
 
 
-def by_class(values):
+def by_class(values, classes):
     """Returns {class name: value} for values in the order of the classes."""
-    return dict(zip(CLASS_NAMES, values, strict=True))
+    return dict(zip(classes, values, strict=True))
 
 
 def _number(value):

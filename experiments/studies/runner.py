@@ -27,6 +27,7 @@ from typing import Any
 from absl import flags
 
 from auxseg.base import command, files
+from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
 from auxseg.evaluation import evaluate_run
 from auxseg.report import html
@@ -461,7 +462,7 @@ def measure_step(config, *, num_steps=2):
     start = time.perf_counter()
     step = setup.create_train_fn(config, devices)
     current = parallel.replicate(jax.device_get(setup.create_initial_state(config)), devices)
-    sums = parallel.replicate(jax.device_get(steps.empty_sums(config.model.num_classes)), devices)
+    sums = parallel.replicate(jax.device_get(steps.empty_sums(len(classes_of(config.data)))), devices)
     raw = parallel.shard(raw, devices)
     seconds = []
     for _ in range(1 + num_steps):

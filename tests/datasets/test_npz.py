@@ -38,7 +38,10 @@ def test_folder_without_an_index(folder):
     assert (images.shape, images.dtype, masks.dtype) == ((2, 32, 32), np.int16, np.uint8)
     assert images[0, 16, 24] == -850 and masks[0, 16, 20] == 3 and masks[1, 12, 8] == 2
     np.testing.assert_array_equal(dataset.read_native_mask(1), make_slice()[1])
-    assert (dataset.name, len(dataset), dataset.notes) == (f"npz/{folder.name}-32x32", 4, ())
+    assert (dataset.name, len(dataset)) == (f"npz/{folder.name}-32x32", 4)
+    # Nothing says which slices are of one patient: the reader must hear of it.
+    (note,) = dataset.notes
+    assert note.startswith("4 of 4 slices name no patient") and "index.csv" in note
 
 
 def test_index_gives_series_spacing_and_subset(folder):
@@ -74,7 +77,10 @@ def test_index_that_does_not_fit_is_refused(folder, text, message):
 
 def test_slices_missing_from_the_index_are_noted(folder):
     (folder / "index.csv").write_text("id,subset\n0001,1\n")
-    assert npz.read_npz(folder, size_yx=(32, 32)).notes == ("3 slices are not in index.csv, such as ID_0000",)
+    notes = npz.read_npz(folder, size_yx=(32, 32)).notes
+    assert notes[0] == "3 slices are not in index.csv, such as ID_0000"
+    (folder / "index.csv").write_text("id,patient\n" + "".join(f"000{i},A\n" for i in range(4)))
+    assert npz.read_npz(folder, size_yx=(32, 32)).notes == ()
 
 
 @pytest.mark.parametrize("names", [("images", "masks"), ("image", "mask")])
@@ -113,12 +119,51 @@ def test_luna16_values_need_the_papers_reading(folder):
 def test_swapped_sides_are_refused_and_a_few_are_noted(folder):
     image, mask = make_slice()
     npz.write_case(folder / "ID_0003.npz", image[:, ::-1], mask[:, ::-1])
-    (note,) = npz.read_npz(folder, size_yx=(32, 32)).notes
+    note = npz.read_npz(folder, size_yx=(32, 32)).notes[0]
     assert note == "1 of 4 slices have the left lung on the image's left (prone or mirrored): ID_0003"
     for index in range(4):
         npz.write_case(folder / f"ID_{index:04d}.npz", image[:, ::-1], mask[:, ::-1])
     with pytest.raises(InputError, match="in 4 of 4 slices .* the patient's left at the higher columns"):
         npz.read_npz(folder, size_yx=(32, 32))
+
+
+def test_lungmasks_values_are_read_by_their_names(folder):
+    image, mask = make_slice()
+    swapped = np.array([0, 2, 1, 3])[mask]
+    for index in range(4):
+        npz.write_case(folder / f"ID_{index:04d}.npz", image, swapped)
+    with pytest.raises(InputError, match="swap the two names in data.classes .lungmask"):
+        npz.read_npz(folder, size_yx=(32, 32))
+    classes = ("background", "right_lung", "left_lung", "nodule")
+    dataset = npz.read_npz(folder, size_yx=(32, 32), classes=classes)
+    assert dataset.classes == classes
+    np.testing.assert_array_equal(dataset.read_native_mask(0), swapped)
+
+
+def test_one_value_for_both_lungs_is_refused_unless_it_is_named_so(folder):
+    image, mask = make_slice()
+    for index in range(4):
+        npz.write_case(folder / f"ID_{index:04d}.npz", image, (mask > 0).astype(np.uint8))
+    with pytest.raises(InputError, match="the value 1 .left_lung. and never that of the other lung"):
+        npz.read_npz(folder, size_yx=(32, 32))
+    dataset = npz.read_npz(folder, size_yx=(32, 32), classes=("background", "lung"))
+    np.testing.assert_array_equal(dataset.table.labels, np.ones((4, 2)))
+
+
+def test_a_value_without_a_name_is_refused(folder):
+    with pytest.raises(InputError, match="got 2, 3, expected only 0, 1, in .*data.classes names them"):
+        npz.read_npz(folder, size_yx=(32, 32), classes=("background", "nodule"))
+
+
+def test_the_fingerprint_changes_with_a_pixel_and_not_with_a_copy(folder, tmp_path):
+    image, mask = make_slice()
+    first = npz.read_npz(folder, size_yx=(32, 32)).fingerprint
+    content = (folder / "ID_0001.npz").read_bytes()
+    (folder / "ID_0001.npz").write_bytes(content)
+    assert npz.read_npz(folder, size_yx=(32, 32)).fingerprint == first
+    mask[0, 0] = 3
+    npz.write_case(folder / "ID_0001.npz", image, mask)
+    assert npz.read_npz(folder, size_yx=(32, 32)).fingerprint != first
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,13 @@ def test_which_cases_to_explain():
     assert evaluate.parse_explain("") == ()
     assert evaluate.parse_explain("none") is None
     assert evaluate.parse_explain("a:nodule,1.2:3:left_lung") == (("a", "nodule"), ("1.2:3", "left_lung"))
-    for text in ("a", "a:heart"):
-        with pytest.raises(InputError, match="expected CASE:CLASS, the class one of background, left_lung"):
-            evaluate.parse_explain(text)
+    with pytest.raises(InputError, match="expected CASE:CLASS, such as ID_0001:nodule"):
+        evaluate.parse_explain("a")
+    data = fakes.two_discs(1)
+    assert score_cases.find_cases(data, [("case000", "nodule")]) == {"case000": 0}
+    for pair, message in (
+        (("case000", "heart"), "--explain: class: got 'heart'"),
+        (("b", "nodule"), "the case 'b'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            score_cases.find_cases(data, [pair])

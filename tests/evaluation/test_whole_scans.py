@@ -1,6 +1,5 @@
 """Scores of lungs against a label map, by hand."""
 
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -16,7 +15,9 @@ def test_scores_by_hand():
     labels = np.array([[[1, 1, 1, 2, 2, 9, 0, 255]]], np.uint8)
     masks = np.array([[[1, 1, 2, 2, 0, 2, 1, 1]]], np.uint8)
     scores = whole_scans.score_lungs(masks, labels, SPACING)
-    assert scores["left_dice"] == pytest.approx(2 * 2 / (3 + 3))  # ours at 0, 1, 6; what is unknown counts nothing
+    assert scores["left_dice"] == pytest.approx(
+        2 * 2 / (3 + 3)
+    )  # ours at 0, 1, 6; what is unknown counts nothing
     assert scores["right_dice"] == pytest.approx(2 * 1 / (3 + 2))
     assert scores["outside_ml"] == 1 and scores["far_outside_ml"] == 1  # 10 mm from the airway
     assert scores["missed_ml"] == 1 and scores["swapped_ml"] == 1

@@ -26,15 +26,21 @@ def test_middle_slices_are_cut_to_the_body_and_nodules_are_lung(tmp_path):
     image, mask = draw_slice()
     for name in ("ID_0003", "ID_0170"):
         npz.write_case(tmp_path / "middle" / f"{name}.npz", image, mask)
-    (tmp_path / "middle" / "index.csv").write_text("id,series_uid,pixel_spacing_mm\n0003,1.2.3,0.7\n0170,1.2.4,0.7\n")
+    (tmp_path / "middle" / "index.csv").write_text(
+        "id,series_uid,pixel_spacing_mm\n0003,1.2.3,0.7\n0170,1.2.4,0.7\n"
+    )
     assert slices.write_middle(tmp_path / "out", tmp_path / "middle") == 1  # the other's patient judges
     with np.load(tmp_path / "out" / "ID_0003.npz") as arrays:
         cut = arrays["mask"]
     assert cut.shape == slices.SIZE_YX and set(np.unique(cut)) == {0, 1, 2}
-    assert np.isclose((cut == 1).mean(), 170 * 140 / 406**2, rtol=0.03)  # the body's 390 columns and 2 % on each side
+    assert np.isclose(
+        (cut == 1).mean(), 170 * 140 / 406**2, rtol=0.03
+    )  # the body's 390 columns and 2 % on each side
     with open(tmp_path / "out" / "index.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["patient"] == "1.2.3" and np.isclose(float(row["pixel_spacing_mm"]), 406 * 0.7 / 256, rtol=0.01)
+    assert row["patient"] == "1.2.3" and np.isclose(
+        float(row["pixel_spacing_mm"]), 406 * 0.7 / 256, rtol=0.01
+    )
 
 
 def test_scans_are_cut_with_their_label_maps_and_joined(tmp_path):

@@ -96,7 +96,7 @@ def test_counts_by_part():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_outputs_are_float32_logits(dtype):
-    model = create_model(_small(dtype=dtype, num_classes=3))
+    model = create_model(_small(dtype=dtype), num_classes=3)
     variables = _variables(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     outputs = jax.jit(model.apply)(variables, IMAGES)

@@ -39,8 +39,8 @@ def config_of(name, **changes):
     return config
 
 
-def small(name, **changes):
-    return create_model(config_of(name, **{"base_width": 2, "depth": 2, **changes}))
+def small(name, num_classes=4, **changes):
+    return create_model(config_of(name, **{"base_width": 2, "depth": 2, **changes}), num_classes=num_classes)
 
 
 def images_of(name):

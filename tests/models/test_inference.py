@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from auxseg.models import create_inference, create_model
+from auxseg.models.aux_unet import AuxUNet
 from configs.base import get_config
 
 IMAGES = np.random.default_rng(0).random((2, 16, 32, 1), np.float32)
@@ -28,3 +29,22 @@ def test_folded_network_gives_the_same_masks(changes):
     np.testing.assert_allclose(jax.jit(apply_fn)(weights, IMAGES), expected, rtol=1e-4, atol=atol)
     assert "aux" not in weights
     assert len(jax.tree.leaves(weights)) < len(jax.tree.leaves(variables["params"]))
+
+
+def test_a_subclass_runs_as_it_is():
+    class Bright(AuxUNet):
+        """Adds 1 to the mask's logits: folding would lose that."""
+
+        def __call__(self, images, **how):
+            outputs = super().__call__(images, **how)
+            return outputs._replace(mask_logits=outputs.mask_logits + 1.0)
+
+    config = get_config().model.copy_and_resolve_references().unlock()
+    config.update({"base_width": 2, "depth": 1})
+    plain = create_model(config)
+    model = Bright(plain.settings)
+    variables = model.init(jax.random.key(0), IMAGES)
+    apply_fn, weights = create_inference(model, variables)
+    expected = model.apply(variables, IMAGES).mask_logits
+    np.testing.assert_array_equal(apply_fn(weights, IMAGES), expected)
+    assert not np.allclose(expected, plain.apply(variables, IMAGES).mask_logits)

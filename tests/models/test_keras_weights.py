@@ -28,7 +28,9 @@ def _keras_promotes_ranks():
 
 def _config(**changes):
     config = get_config().model.copy_and_resolve_references().unlock()
-    config.update({"base_width": 8, "depth": 1, **changes})
+    config.update(
+        {"base_width": 8, "depth": 1, "num_classes": 4, **changes}
+    )  # the peer reads num_classes there
     return config
 
 
@@ -47,7 +49,7 @@ def _networks(index):
 
     keras.utils.set_random_seed(4)
     config = _config(**SWITCHES[index])
-    model = create_model(config)
+    model = create_model(config, num_classes=config.num_classes)
     variables = _scatter(jax.jit(model.init)(jax.random.key(0), IMAGES))
     keras_model = create_keras_unet(config, IMAGES.shape[1:3])
     drawn = get_keras_weights(keras_model)

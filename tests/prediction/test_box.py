@@ -70,7 +70,9 @@ def test_the_box_finds_the_lungs_of_a_real_scan_whatever_lies_around(real_data, 
     mask = segment.segment(real_data / "cip" / "ct-64.nrrd", [loaded.lungs]).masks
     again = segment.segment(tmp_path / "wide.nrrd", [loaded.lungs]).masks
     np.testing.assert_array_equal(again[:, 32:-32, 32:-32], mask)
-    truth = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(real_data / "cip" / "lm-64.nrrd")), "LPS"))
+    truth = sitk.GetArrayFromImage(
+        sitk.DICOMOrient(sitk.ReadImage(str(real_data / "cip" / "lm-64.nrrd")), "LPS")
+    )
     for value, thirds in ((1, (9, 10, 11)), (2, (12, 13, 14))):
         reference = np.isin(truth % 256, thirds)
         assert 2 * ((mask == value) & reference).sum() / ((mask == value).sum() + reference.sum()) > 0.9

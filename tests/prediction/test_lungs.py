@@ -116,7 +116,11 @@ def test_a_grid_knows_its_cells():
     spread = grid.spread(cells, 0)
     assert spread.shape == (8, 8) and (spread[0:2, 0:5] == cells[0, 0, 0]).all()
     assert (spread[6:8, 5:8] == cells[0, 3, 1]).all()
-    assert lungs.create_grid((1, 4, 4), (0.1, 0.1, 0.1)).steps_zyx == (1, 4, 4)  # no cell larger than the scan
+    assert lungs.create_grid((1, 4, 4), (0.1, 0.1, 0.1)).steps_zyx == (
+        1,
+        4,
+        4,
+    )  # no cell larger than the scan
 
 
 @pytest.fixture(scope="module")

@@ -88,10 +88,7 @@ def test_auxiliary_loss_by_hand():
     "mask", [np.zeros((1, 4, 4)), np.full((1, 4, 4), 3), np.arange(16).reshape(1, 4, 4) % 3]
 )
 def test_every_loss_is_finite_with_a_finite_gradient_whatever_the_mask_lacks(name, mask):
-    config = base.get_config().loss
-    with config.unlocked():
-        config.name = name
-    loss = losses.create_segmentation_loss(config)
+    loss = losses.create_segmentation_loss(config_of(name))
     for logits in (jnp.zeros((1, 4, 4, 4)), 50.0 * jax.nn.one_hot(mask.astype(int), 4)):
         value, gradient = jax.value_and_grad(lambda x: loss(logits=x, masks=mask.astype(np.uint8)).sum())(
             logits
@@ -101,10 +98,7 @@ def test_every_loss_is_finite_with_a_finite_gradient_whatever_the_mask_lacks(nam
 
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_every_loss_falls_when_the_prediction_improves(name, uniform, perfect):
-    config = base.get_config().loss
-    with config.unlocked():
-        config.name = name
-    loss = losses.create_segmentation_loss(config)
+    loss = losses.create_segmentation_loss(config_of(name))
     values = [float(loss(logits=s * perfect, masks=MASK)[0]) for s in (0.0, 0.01, 0.05, 1.0)]
     assert values == sorted(values, reverse=True) and values[0] > values[-1]
     assert values[-1] < 1e-4
@@ -172,8 +166,7 @@ def test_batch_dice_is_the_same_on_any_number_of_devices():
 
 def test_weights_of_the_batch_matter_to_the_batch_dice_alone(uniform):
     for name in losses.LOSSES:
-        config = changed(name=name)
-        loss = losses.create_segmentation_loss(config)
+        loss = losses.create_segmentation_loss(config_of(name))
         with_weights = loss(logits=uniform, masks=MASK, weights=jnp.ones(1))
         np.testing.assert_allclose(with_weights, loss(logits=uniform, masks=MASK), rtol=1e-6, err_msg=name)
         assert with_weights.shape == (1,)
@@ -228,7 +221,7 @@ def test_overlap_weights_enter_the_mean(uniform):
     ("change", "message"),
     [
         ({"hard_fraction": 0.0}, "loss.hard_fraction: got 0.0, expected above 0"),
-        ({"overlap_weights": (1.0, 1.0)}, "loss.overlap_weights: got .* expected 4 numbers"),
+        ({"overlap_weights": (1.0, 1.0)}, "loss.overlap_weights: got .* expected one number, or 4"),
         ({"tversky_alpha": (0.3, 0.3, -0.3, 0.3)}, "loss.tversky_alpha: .* none below 0"),
         ({"overlap_weights": (0.0,) * 4}, "loss.overlap_weights: all are 0"),
     ],
@@ -236,6 +229,27 @@ def test_overlap_weights_enter_the_mean(uniform):
 def test_settings_out_of_range_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         losses.create_segmentation_loss(changed(**change))
+
+
+def test_weighted_cross_entropy_needs_weights():
+    with pytest.raises(InputError, match="all are the same, so that 'weighted_ce' would be 'ce'"):
+        losses.create_segmentation_loss(changed(name="weighted_ce"))
+
+
+def test_one_number_is_that_of_all_classes(uniform):
+    # Of two classes with even probabilities the cross-entropy is log 2; every pixel weighs 3.
+    config = changed(name="ce", class_weights=(3.0,))
+    loss = losses.create_segmentation_loss(config, 2)
+    got = loss(logits=jnp.zeros((1, 2, 2, 2)), masks=np.array([[[0, 1], [1, 1]]]))
+    np.testing.assert_allclose(got, [3 * np.log(2)], rtol=1e-6)
+    by_class = losses.create_segmentation_loss(changed(name="ce", class_weights=(1.0, 5.0)), 2)
+    got = by_class(logits=jnp.zeros((1, 2, 2, 2)), masks=np.array([[[0, 1], [1, 1]]]))
+    np.testing.assert_allclose(got, [(1 + 3 * 5) / 4 * np.log(2)], rtol=1e-6)
+
+
+def config_of(name):
+    """Returns the settings of a loss; weights where it is nothing without them."""
+    return changed(name=name, **({"class_weights": (1.0, 1.0, 1.0, 9.0)} if name == "weighted_ce" else {}))
 
 
 def changed(**changes):
