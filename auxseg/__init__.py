@@ -3,6 +3,7 @@
 The public functions, each imported when it is first asked for:
 
     segment       a scan -> its mask and measurements       (auxseg.prediction.segment)
+    load_box      the networks that come with auxseg        (auxseg.prediction.box)
     load_network  a run or a bundle -> a network            (auxseg.runs.networks)
     create_model  settings -> an untrained Flax module      (auxseg.models)
 """
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "segment": "auxseg.prediction.segment",
+    "load_box": "auxseg.prediction.box",
     "load_network": "auxseg.runs.networks",
     "create_model": "auxseg.models",
 }

@@ -11,7 +11,7 @@ prediction.json: a scan that has it is done and is skipped when the command is r
 The lungs of a whole scan are cleaned in three dimensions: what lies outside the body and the airway are left out,
 loose pieces dropped or given to their lung, holes filled. `--noclean_lungs` leaves them as the network marked them.
 
-From Python: `segment(PATH, [load_box().lungs])`, or with `load_network(RUN)`.
+From Python: `segment(PATH)`, or `segment(PATH, [load_network(RUN)])`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The networks in the box: what `predict` uses where no run is named.
 
-auxseg/weights/box.json         version, and the SHA-256 of every file of the networks
-auxseg/weights/MODEL_CARD.md    what they were trained on, how they score, what they have never seen
-auxseg/weights/lungs/           a bundle of the kind 'saved' (`auxseg.runs.networks`)
+    auxseg/weights/box.json         version, and the SHA-256 of every file of the networks
+    auxseg/weights/MODEL_CARD.md    what they were trained on, how they score, what they have never seen
+    auxseg/weights/lungs/           a bundle of the kind 'saved' (`auxseg.runs.networks`)
+    auxseg/weights/nodules/         networks of the two looks at nodules (`auxseg.prediction.nodules`); may be missing
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pathlib
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
+from auxseg.prediction import nodules
 from auxseg.runs import networks
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "weights"
@@ -27,11 +29,13 @@ class Box:
         version: of the box.
         checksum: SHA-256 of `box.json`, which holds those of all files.
         lungs: `networks.Network` that marks the lungs, with the nodules in them.
+        nodules: `nodules.Networks` that find nodules in the lungs, or None.
     """
 
     version: str
     checksum: str
     lungs: networks.Network
+    nodules: nodules.Networks | None
 
     def __str__(self):
         return f"networks in the box, version {self.version} (SHA-256 {self.checksum[:12]})"
@@ -55,7 +59,8 @@ def load_box(folder=FOLDER):
         if not (folder / name).is_file() or networks.file_checksum(folder / name) != checksum:
             raise InputError(f"{folder / name}: missing or changed (SHA-256); install auxseg again")
     lungs = networks.load_network(folder / "lungs")
-    return Box(about["version"], networks.file_checksum(folder / FILE), lungs)
+    found = nodules.load_networks(folder / "nodules") if (folder / "nodules").is_dir() else None
+    return Box(about["version"], networks.file_checksum(folder / FILE), lungs, found)
 
 
 def write_box(folder, version):

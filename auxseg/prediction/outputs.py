@@ -18,11 +18,12 @@ from auxseg.base import files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
 from auxseg.ct import dicom_seg, geometry, headers, scans, writers
-from auxseg.ct.checks import INFO
+from auxseg.ct.checks import INFO, WARNING, Finding
 from auxseg.prediction import pages, segment
 from auxseg.prediction.segment import Options
 
 DONE = "prediction.json"
+_NO_NODULES = Finding(WARNING, "no-nodules", "the networks in the box mark lungs alone: no nodule was looked for")
 
 
 def write_segmentation(folder, result, networks, *, formats, settings):
@@ -110,10 +111,11 @@ def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), s
     settings = _describe_settings(networks, options, formats, series, box)
     with _claimed(pathlib.Path(output)) as folder:
         if len(found) == 1:
-            return [_predict_one(found[0], folder, networks, options, formats, settings, series, True)]
+            return [_predict_one(found[0], folder, networks, options, formats, settings, box, series, True)]
         rows = []
         for source in progress.track(found, total=len(found), label="segmenting", unit="scan"):
-            rows.append(_predict_guarded(source, folder / source.name, networks, options, formats, settings))
+            args = networks, options, formats, settings, box
+            rows.append(_predict_guarded(source, folder / source.name, *args))
             files.write_csv(folder / "scans.csv", rows, digits=files.FEW_DIGITS)
         return rows
 
@@ -162,7 +164,7 @@ def _predict_guarded(source, folder, *args):
         return _row(source, "failed", time.monotonic() - start, reason=reason)
 
 
-def _predict_one(source, folder, networks, options, formats, settings, series=None, show_progress=False):
+def _predict_one(source, folder, networks, options, formats, settings, box, series=None, show_progress=False):
     start = time.monotonic()
     settings = {**settings, "input": _fingerprint(source)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,8 +177,10 @@ def _predict_one(source, folder, networks, options, formats, settings, series=No
         for form in formats:
             writers.check_format(form, scan)
         result = segment.segment_scan(
-            scan, networks, options, pathlib.Path(scratch), show_progress=show_progress
+            scan, networks, options, pathlib.Path(scratch), second=box and box.nodules, show_progress=show_progress
         )
+        if box is not None and box.nodules is None:
+            result = dataclasses.replace(result, findings=(*result.findings, _NO_NODULES))
         write_segmentation(folder, result, networks, formats=formats, settings=settings)
     return _row(source, "done", time.monotonic() - start, _read_about(folder))
 

@@ -10,15 +10,15 @@ import tempfile
 import numpy as np
 
 from auxseg.base import progress
-from auxseg.base.classes import AIR_HU, CLASS_NAMES
+from auxseg.base.classes import AIR_HU, CLASS_NAMES, LEFT, NODULE, RIGHT
 from auxseg.base.errors import InputError
-from auxseg.ct import checks, scans, writers
+from auxseg.ct import body, checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
 from auxseg.datasets.resize import resize_image
-from auxseg.prediction import lungs, measure, overlay, plausible
+from auxseg.prediction import lungs, measure, nodules, overlay, plausible
 from auxseg.prediction import view as view_lib
-from auxseg.prediction.measure import LEFT, RIGHT
+from auxseg.prediction.box import load_box
 from auxseg.runs.masks import create_decide, predict_probabilities
 from auxseg.scoring import components, operating_point
 
@@ -73,6 +73,8 @@ class Segmentation:
         changed: voxels that each step of the clean-up changed; of 'clean_lungs' mL by what was done.
         measurements: one dict a lung and nodule.
         pictures: JPEGs of the slices.
+        found: what the two looks at nodules found (`nodules.Found`), in the rows and columns of `box`; or None.
+        box: `ct.body.Box` that the networks saw.
     """
 
     scan: scans.Scan
@@ -84,6 +86,8 @@ class Segmentation:
     changed: dict
     measurements: tuple[dict, ...]
     pictures: tuple[bytes, ...]
+    found: nodules.Found | None
+    box: body.Box
 
     @property
     def geometry(self):
@@ -96,30 +100,34 @@ class Segmentation:
         return from_canonical(self.masks, self.scan.orientation)
 
 
-def segment(path, networks, *, options=Options(), series=None):
+def segment(path, networks=None, *, options=Options(), series=None, second=None):
     """Returns the `Segmentation` of one scan, with its arrays in memory.
 
     Args:
         path: the scan, in any form that `scans.find_scans` knows.
-        networks: `bundle.Network`s; their probabilities are averaged.
+        networks: `networks.Network`s; their probabilities are averaged. None: those in the box (`box`).
         options: `Options`.
         series: SeriesInstanceUID or SeriesNumber of a DICOM study, or None for the chest CT.
+        second: as in `segment_scan`; without `networks` the box has its own.
 
     Raises:
         InputError: no scan or several there, or it cannot be used; the line says why and what to do.
     """
+    if networks is None:
+        inside = load_box()
+        networks, second = [inside.lungs], inside.nodules
     found = scans.find_scans(path)
     if len(found) != 1:
         names = ", ".join(source.name for source in found[:5])
         raise InputError(f"input: {path} holds {len(found)} scans ({names}, ...), expected one")
     with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
         scan = scans.open_scan(found[0], scratch, series=series)
-        result = segment_scan(scan, networks, options, pathlib.Path(scratch))
+        result = segment_scan(scan, networks, options, pathlib.Path(scratch), second=second)
         probabilities = None if result.probabilities is None else np.array(result.probabilities)
         return dataclasses.replace(result, masks=np.array(result.masks), probabilities=probabilities)
 
 
-def segment_scan(scan, networks, options, scratch, *, show_progress=False):
+def segment_scan(scan, networks, options, scratch, *, second=None, show_progress=False):
     """Returns the `Segmentation` of an open scan; its arrays lie on disk, in `scratch`.
 
     Args:
@@ -127,6 +135,8 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
         networks: `bundle.Network`s, at least one.
         options: `Options`.
         scratch: folder for temporary files; must outlive the result.
+        second: `nodules.Networks` that find the nodules in the lungs of a whole scan, or None: those that `networks`
+            mark.
         show_progress: draw a bar.
 
     Raises:
@@ -176,6 +186,10 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
         changed["clean_lungs"] = dataclasses.asdict(report)
         findings += [Finding(INFO, "lungs", lungs.describe(report))]
         findings += plausible.check_lungs(parts, volume, _voxel_ml(scan))
+    found = None
+    if second is not None:
+        found = _look_for_nodules(parts, volume, scan, second) if cleans else None
+        findings.append(_describe_nodules(found))
     masks = _paste_all(scratch, parts, view)
     findings += check_masks(masks, whole=options.slices == "all")
     if not options.force:
@@ -184,7 +198,24 @@ def segment_scan(scan, networks, options, scratch, *, show_progress=False):
     if options.slices == "all":
         findings += plausible.check_nodules(sum(row["structure"].startswith("nodule") for row in rows))
     return Segmentation(scan, start, stop, masks, probabilities, tuple(findings), changed, tuple(rows),
-                        tuple(pictures))  # fmt: skip
+                        tuple(pictures), found, view.box)  # fmt: skip
+
+
+def _look_for_nodules(parts, volume, scan, second):
+    """Marks the nodules that the two looks find in clean lungs, in place; returns the `nodules.Found`."""
+    found = nodules.find_nodules(volume, parts, scan.geometry.spacing_zyx_mm, second)
+    for part, numbers in zip(parts, found.mask, strict=True):
+        part[numbers > 0] = NODULE
+    return found
+
+
+def _describe_nodules(found):
+    if found is None:
+        text = "nodules were not looked for: that takes a whole scan of known spacing, and --clean_lungs"
+        return Finding(WARNING, "no-nodules", text)
+    kept = sum(one["kept"] for one in found.candidates)
+    text = f"{kept} of {len(found.candidates)} candidates kept, with a probability of {found.least_probability:.2f} or more"
+    return Finding(INFO, "nodules", text)
 
 
 def _is_cleanable(scan, networks):

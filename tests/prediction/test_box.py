@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import chest
+import fake_network
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from auxseg import predict
 from auxseg.base.errors import InputError
-from auxseg.prediction import box, segment
+from auxseg.prediction import box, nodules, outputs, segment
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,47 @@ def test_predict_takes_the_box_where_no_run_is_named(loaded, capsys):
     networks, named = predict.load(None)
     assert named.checksum == loaded.checksum and networks[0].checksum == loaded.lungs.checksum
     assert capsys.readouterr().out.startswith("networks in the box, version ")
+
+
+def find_two(volume, lungs, spacing_zyx_mm, networks):
+    """Returns one nodule kept in the left lung, and one that is not."""
+    assert networks == "both looks" and volume.shape == lungs.shape and spacing_zyx_mm == (6.0, 6.0, 6.0)
+    mask = np.zeros(lungs.shape, np.uint8)
+    mask[tuple(np.argwhere(lungs == 1)[500])] = 1
+    return nodules.Found(mask, [{"kept": True, "probability": 0.9}, {"kept": False, "probability": 0.1}], 0.4)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    image = sitk.GetImageFromArray(chest.draw())
+    image.SetSpacing((6.0, 6.0, 6.0))
+    sitk.WriteImage(image, str(tmp_path / "scan.mha"))
+    return tmp_path / "scan.mha"
+
+
+def test_the_second_look_marks_what_it_keeps(scan, monkeypatch):
+    monkeypatch.setattr(nodules, "find_nodules", find_two)
+    first = fake_network.create((56, 56))
+    result = segment.segment(scan, [first], second="both looks")
+    before = segment.segment(scan, [first]).masks
+    added = np.argwhere((result.masks == 3) & (before != 3))
+    assert added.tolist() == [np.argwhere(result.found.mask).tolist()[0]]
+    assert "1 of 2 candidates kept, with a probability of 0.40 or more" in [one.text for one in result.findings]
+
+
+def test_a_single_slice_has_no_second_look_and_says_so(scan):
+    options = segment.Options(slices="middle")
+    result = segment.segment(scan, [fake_network.create((56, 56))], options=options, second="both looks")
+    assert result.found is None and "no-nodules" in [one.code for one in result.findings]
+
+
+def test_a_box_without_a_second_look_says_that_no_nodule_was_looked_for(scan, tmp_path):
+    lungs = fake_network.create((56, 56))
+    inside = box.Box("7", "f" * 64, lungs, None)
+    (row,) = outputs.predict(scan, tmp_path / "out", [lungs], box=inside)
+    assert "no nodule was looked for" in row["reason"]
+    about = json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert about["box"] == {"version": "7", "sha256": "f" * 64}
 
 
 def test_the_box_finds_the_lungs_of_a_real_scan_whatever_lies_around(real_data, tmp_path, loaded):
