@@ -10,12 +10,13 @@ import numpy as np
 
 from auxseg import models
 from auxseg.base import files
-from auxseg.base.classes import classes_of, mirrored
+from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError
 from auxseg.datasets import cache_dir, load
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints, networks, run_folder, splits, state
-from auxseg.training import augment, batching, insertion, losses, optim, steps, validation
+from auxseg.training import batching, insertion, steps, validation
+from auxseg.training.settings import create_optimizer, create_step_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,70 +145,19 @@ def _held_out_series(dataset, members):
 
 
 def create_train_fn(config, devices, aux_labels=None, insertion_plan=None):
-    """Returns train_step compiled for `devices`: (TrainState, EpochSums, RawBatch) -> (TrainState,
-    EpochSums)."""
-    step = bind_train_step(
+    """Returns train_step compiled: (TrainState, EpochSums, RawBatch) -> (TrainState, EpochSums)."""
+    settings = create_step_settings(
         config, axis_name=parallel.AXIS, aux_labels=aux_labels, insertion_plan=insertion_plan
     )
+    step = functools.partial(steps.train_step, settings=settings)
     return parallel.parallelize(step, devices, donate_argnums=(0,))
-
-
-def bind_train_step(config, *, axis_name=None, aux_labels=None, insertion_plan=None):
-    """Returns train_step with the settings of a config bound, not yet transformed.
-
-    Args:
-        config: a ConfigDict with the settings of configs/base.py.
-        axis_name: of the devices, or None.
-        aux_labels: as `input_pipeline.to_batch`.
-        insertion_plan: from `insertion.create_plan` of the same settings, or None.
-    """
-    num_classes = len(classes_of(config.data))
-    return functools.partial(
-        steps.train_step,
-        model=models.create_model(config.model, num_classes=num_classes, axis_name=axis_name),
-        optimizer=create_optimizer(config.optim),
-        segmentation_loss=losses.create_segmentation_loss(config.loss, num_classes, axis_name),
-        aux_weight=config.loss.aux_weight,
-        num_classes=num_classes,
-        window_hu=tuple(config.data.window_hu),
-        bn_momentum=config.model.bn_momentum,
-        bn_warmup=config.train.bn_warmup,
-        augmentation=_augmentation(config),
-        augment_seed=config.augment.seed,
-        aux_labels=aux_labels,
-        insertion_plan=insertion_plan,
-        accumulate_steps=config.train.accumulate_steps,
-        axis_name=axis_name,
-    )
 
 
 def create_statistics_fn(config, devices, insertion_plan=None):
     """Returns statistics_step compiled for `devices`: (TrainState, RawBatch, int32 index) -> TrainState."""
-    num_classes = len(classes_of(config.data))
-    step = functools.partial(
-        steps.statistics_step,
-        model=models.create_model(config.model, num_classes=num_classes, axis_name=parallel.AXIS),
-        num_classes=num_classes,
-        window_hu=tuple(config.data.window_hu),
-        augmentation=_augmentation(config),
-        augment_seed=config.augment.seed,
-        insertion_plan=insertion_plan,
-        axis_name=parallel.AXIS,
-    )
+    settings = create_step_settings(config, axis_name=parallel.AXIS, insertion_plan=insertion_plan)
+    step = functools.partial(steps.statistics_step, settings=settings)
     return parallel.parallelize(step, devices, donate_argnums=(0,))
-
-
-def _augmentation(config):
-    """Returns the augment.Ranges of a config, or None where it is off."""
-    if not config.augment.enabled:
-        return None
-    reach = {name: config.augment[name] for name in augment.Ranges._fields if name != "mirror"}
-    return augment.Ranges(**reach, mirror=mirrored(classes_of(config.data)))
-
-
-def create_optimizer(config):
-    """Returns the optimiser of `config.optim`."""
-    return optim.create_optimizer(beta1=config.beta1, beta2=config.beta2, epsilon=config.epsilon)
 
 
 def create_state(config):

@@ -1,6 +1,6 @@
 """One training step, one evaluation step: pure functions that run untransformed, or on devices.
 
-The caller binds the keyword arguments with `functools.partial` and applies the transform. On several
+The caller binds the settings (`settings.StepSettings`) with `functools.partial` and applies the transform. On several
 devices (`axis_name`) sums are taken over all of them before anything is divided, so that an uneven
 last batch counts each example once.
 """
@@ -69,17 +69,17 @@ def empty_sums(num_classes):
     return EpochSums(zero, zero, zero, zero, zero, zeros, zeros, jnp.asarray(jnp.iinfo(jnp.int32).max))
 
 
-def case_losses(outputs, batch, *, segmentation_loss, aux_weight, train=False):
-    """Returns the CaseLosses of a Batch: segmentation + `aux_weight` x auxiliary (section 3).
+def case_losses(outputs, batch, settings, *, train=False):
+    """Returns the CaseLosses of a Batch: segmentation + `settings.aux_weight` x auxiliary (section 3).
 
     In training the segmentation loss is told which rows are examples: the batch Dice sums over them.
     """
     weights = batch.weights if train else None
-    segmentation = segmentation_loss(logits=outputs.mask_logits, masks=batch.masks, weights=weights)
+    segmentation = settings.segmentation_loss(logits=outputs.mask_logits, masks=batch.masks, weights=weights)
     if outputs.class_logits is None:
         return CaseLosses(segmentation, segmentation, jnp.zeros_like(segmentation))
     auxiliary = losses.auxiliary_loss(class_logits=outputs.class_logits, labels=batch.labels)
-    return CaseLosses(segmentation + aux_weight * auxiliary, segmentation, auxiliary)
+    return CaseLosses(segmentation + settings.aux_weight * auxiliary, segmentation, auxiliary)
 
 
 def statistics_momentum(step, *, bn_momentum, warmup):
@@ -96,78 +96,35 @@ def statistics_momentum(step, *, bn_momentum, warmup):
     return jnp.minimum(bn_momentum, (1.0 + t) / (10.0 + t))
 
 
-def train_step(
-    state,
-    sums,
-    raw,
-    *,
-    model,
-    optimizer,
-    segmentation_loss,
-    aux_weight,
-    num_classes,
-    window_hu,
-    bn_momentum,
-    bn_warmup,
-    augmentation=None,
-    augment_seed=0,
-    aux_labels=None,
-    insertion_plan=None,
-    accumulate_steps=1,
-    axis_name=None,
-):
+def train_step(state, sums, raw, *, settings):
     """Returns (TrainState, EpochSums) after one update on a RawBatch.
 
     Args:
         state: TrainState.
         sums: EpochSums of the epoch so far.
-        raw: input_pipeline.RawBatch, this device's rows.
-        model: linen module, created with the same `axis_name`.
-        optimizer: optax transformation.
-        segmentation_loss: from `losses.create_segmentation_loss`.
-        aux_weight: factor of the auxiliary loss.
-        num_classes: C.
-        window_hu: (low, high).
-        bn_momentum: of the moving statistics.
-        bn_warmup: see `statistics_momentum`.
-        augmentation: augment.Ranges, or None for none.
-        augment_seed: seed of the augmentation, and of dropout where the network has it.
-        aux_labels: as `input_pipeline.to_batch`.
-        insertion_plan: insertion.Plan, or None for none.
-        accumulate_steps: parts of the batch that are computed one after another, for less memory; the gradient
-            is that of the whole batch, but for batch norm, which knows only a part at a time.
-        axis_name: of the devices, or None.
+        raw: batching.RawBatch, this device's rows.
+        settings: StepSettings.
 
     Raises:
-        InputError: the rows of a device cannot be divided into as many parts.
+        InputError: the rows of a device cannot be divided into as many parts as `settings.accumulate_steps`.
     """
-    batch = _prepare(
-        raw,
-        state.step,
-        num_classes=num_classes,
-        window_hu=window_hu,
-        augmentation=augmentation,
-        augment_seed=augment_seed,
-        aux_labels=aux_labels,
-        insertion_plan=insertion_plan,
-    )
-    total_weight = parallel.sum_over_devices(batch.weights.sum(), axis_name)
-    momentum = statistics_momentum(state.step, bn_momentum=bn_momentum, warmup=bn_warmup)
+    batch = _prepare(raw, state.step, settings, aux_labels=settings.aux_labels)
+    total_weight = parallel.sum_over_devices(batch.weights.sum(), settings.axis_name)
+    momentum = statistics_momentum(
+        state.step, bn_momentum=settings.bn_momentum, warmup=settings.bn_warmup
+    ) ** (1.0 / settings.accumulate_steps)  # as many updates as there are parts weigh what one would
 
     def loss_fn(params, batch_stats, batch, indices):
-        outputs, updates = model.apply(
+        outputs, updates = settings.model.apply(
             {"params": params, "batch_stats": batch_stats},
             batch.images,
             train=True,
             weights=batch.weights,
-            # As many updates of the moving statistics as there are parts weigh what one would.
-            momentum=momentum ** (1.0 / accumulate_steps),
+            momentum=momentum,
             mutable=["batch_stats"],
-            **_dropout_keys(model, augment_seed, state.step, indices),
+            **_dropout_keys(settings, state.step, indices),
         )
-        cases = case_losses(
-            outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight, train=True
-        )
+        cases = case_losses(outputs, batch, settings, train=True)
         loss = (cases.loss * batch.weights).sum() / total_weight
         return loss, (outputs, cases, updates["batch_stats"])
 
@@ -176,9 +133,11 @@ def train_step(
         gradients, (outputs, cases, batch_stats) = found
         return batch_stats, (gradients, _batch_sums(outputs, cases, batch, state.step))
 
-    batch_stats, sums_here = _accumulate(compute, state.batch_stats, (batch, raw.indices), accumulate_steps)
-    gradients, new = parallel.sum_over_devices(sums_here, axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    batch_stats, sums_here = _accumulate(
+        compute, state.batch_stats, (batch, raw.indices), settings.accumulate_steps
+    )
+    gradients, new = parallel.sum_over_devices(sums_here, settings.axis_name)
+    updates, opt_state = settings.optimizer.update(gradients, state.opt_state, state.params)
     state = state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -217,19 +176,7 @@ def _accumulate(compute, batch_stats, inputs, num_parts):
     return jax.lax.scan(add, (batch_stats, zeros), parts)[0]
 
 
-def statistics_step(
-    state,
-    raw,
-    index,
-    *,
-    model,
-    num_classes,
-    window_hu,
-    augmentation=None,
-    augment_seed=0,
-    insertion_plan=None,
-    axis_name=None,
-):
+def statistics_step(state, raw, index, *, settings):
     """Returns TrainState with moving statistics that are the plain mean over batches 0 to `index`.
 
     Called once for each of some training batches while the weights stand still, it gives the statistics of
@@ -239,58 +186,54 @@ def statistics_step(
     Args:
         index: int32 scalar, 0 for the first batch; the other arguments are those of `train_step`.
     """
-    batch = _prepare(
-        raw,
-        state.step,
-        num_classes=num_classes,
-        window_hu=window_hu,
-        augmentation=augmentation,
-        augment_seed=augment_seed,
-        insertion_plan=insertion_plan,
-    )
+    batch = _prepare(raw, state.step, settings)
     seen = index.astype(jnp.float32)
-    _, updates = model.apply(
+    _, updates = settings.model.apply(
         state.variables,
         batch.images,
         train=True,
         weights=batch.weights,
         momentum=seen / (seen + 1.0),
         mutable=["batch_stats"],
-        **_dropout_keys(model, augment_seed, state.step, raw.indices),
+        **_dropout_keys(settings, state.step, raw.indices),
     )
     return state._replace(batch_stats=updates["batch_stats"])
 
 
-def _prepare(
-    raw, step, *, num_classes, window_hu, augmentation, augment_seed, insertion_plan, aux_labels=None
-):
+def _prepare(raw, step, settings, *, aux_labels=None):
     """Returns the Batch that is trained on at update `step`."""
-    if insertion_plan is not None:
-        raw = insertion.insert(raw, insertion_plan, step)
-    if augmentation is not None:
-        keys = augment.case_keys(augment_seed, step, raw.indices)
-        images, masks = augment.augment(raw.images, raw.masks, keys, ranges=augmentation, window_hu=window_hu)
+    if settings.insertion_plan is not None:
+        raw = insertion.insert(raw, settings.insertion_plan, step)
+    if settings.augmentation is not None:
+        keys = augment.case_keys(settings.augment_seed, step, raw.indices)
+        images, masks = augment.augment(
+            raw.images, raw.masks, keys, ranges=settings.augmentation, window_hu=settings.window_hu
+        )
         raw = raw._replace(images=images, masks=masks)
-    return batching.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
+    return _to_batch(raw, settings, aux_labels)
 
 
-def _dropout_keys(model, seed, step, indices):
+def _to_batch(raw, settings, aux_labels):
+    return batching.to_batch(
+        raw, window_hu=settings.window_hu, num_classes=settings.num_classes, aux_labels=aux_labels
+    )
+
+
+def _dropout_keys(settings, step, indices):
     """Returns {'keys': [N]}, other ones than augmentation's, for a network with dropout; else {}."""
-    if not getattr(model, "DROPS", False):
+    if not getattr(settings.model, "DROPS", False):
         return {}
-    return {"keys": augment.case_keys(seed + 1, step, indices)}
+    return {"keys": augment.case_keys(settings.augment_seed + 1, step, indices)}
 
 
-def eval_step(
-    variables, raw, *, model, segmentation_loss, aux_weight, num_classes, window_hu, aux_labels=None
-):
+def eval_step(variables, raw, *, settings):
     """Returns the CaseResults of a RawBatch, with the moving statistics.
 
     Padded rows are for the caller to drop; the other arguments are those of `train_step`.
     """
-    batch = batching.to_batch(raw, window_hu=window_hu, num_classes=num_classes, aux_labels=aux_labels)
-    outputs = model.apply(variables, batch.images)
-    cases = case_losses(outputs, batch, segmentation_loss=segmentation_loss, aux_weight=aux_weight)
+    batch = _to_batch(raw, settings, settings.aux_labels)
+    outputs = settings.model.apply(variables, batch.images)
+    cases = case_losses(outputs, batch, settings)
     counts = _count(outputs, batch)
     if outputs.class_logits is None:
         return CaseResults(*cases, counts, jnp.full(batch.labels.shape, jnp.nan))

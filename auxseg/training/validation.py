@@ -5,26 +5,16 @@ import functools
 import jax
 import numpy as np
 
-from auxseg import models
 from auxseg.base import progress
-from auxseg.base.classes import classes_of
 from auxseg.devices import parallel, processes
 from auxseg.scoring import pixel_counts
-from auxseg.training import batching, losses, steps
+from auxseg.training import batching, steps
+from auxseg.training.settings import create_step_settings
 
 
 def create_eval_fn(config, devices, aux_labels=None):
     """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults."""
-    num_classes = len(classes_of(config.data))
-    step = functools.partial(
-        steps.eval_step,
-        model=models.create_model(config.model, num_classes=num_classes),
-        segmentation_loss=losses.create_segmentation_loss(config.loss, num_classes),
-        aux_weight=config.loss.aux_weight,
-        num_classes=num_classes,
-        window_hu=tuple(config.data.window_hu),
-        aux_labels=aux_labels,
-    )
+    step = functools.partial(steps.eval_step, settings=create_step_settings(config, aux_labels=aux_labels))
     return parallel.parallelize(step, devices)
 
 

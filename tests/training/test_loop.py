@@ -27,7 +27,8 @@ from auxseg.runs import bundles, checkpoints
 from auxseg.runs.splits import claim_splits
 from auxseg.training import augment, insertion, interruption, loop, validation
 from auxseg.training import setup as training_setup
-from auxseg.training.setup import bind_train_step, create_initial_state, create_state, create_train_fn
+from auxseg.training.settings import create_step_settings
+from auxseg.training.setup import create_initial_state, create_state, create_train_fn
 from configs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -421,7 +422,7 @@ def seeded(config, dataset, workdir):
     setup = types.SimpleNamespace(
         members={"train": np.arange(24)}, config=config, dataset=dataset, devices=parallel.choose_devices(1)
     )
-    seed = bind_train_step(config).keywords["augment_seed"]
+    seed = create_step_settings(config).augment_seed
     return {
         "seed": [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(create_state(config)))],
         "data.split_seed": {split: rows.tolist() for split, rows in members.items()},

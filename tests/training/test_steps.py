@@ -1,5 +1,6 @@
 """The step: untransformed and on devices, uneven batches, statistics, the ramp of their momentum."""
 
+import dataclasses
 import functools
 
 import fakes
@@ -13,7 +14,8 @@ from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
 from auxseg.runs.state import count_values
-from auxseg.training import batching, insertion, loop, losses, optim, setup, steps
+from auxseg.training import batching, insertion, loop, optim, setup, steps
+from auxseg.training.settings import create_step_settings
 from configs import base
 
 SIZE = (16, 16)
@@ -82,9 +84,13 @@ def test_inserted_nodules_and_the_batch_dice_do_not_depend_on_the_devices(data):
     assert one_sums.dice_cases[3] > (data.table.num_nodules > 0).sum()  # more slices have one than before
 
 
+def jitted_step(config):
+    return jax.jit(functools.partial(steps.train_step, settings=create_step_settings(config)))
+
+
 @pytest.fixture(scope="module")
 def step():
-    return jax.jit(setup.bind_train_step(small_config()))
+    return jitted_step(small_config())
 
 
 def start_with_rate():
@@ -159,21 +165,31 @@ def test_not_finite_loss_is_remembered_by_its_first_step(data, step):
 
 def test_untransformed_loss_is_the_sum_of_its_parts(data):
     config = small_config(loss__aux_weight=0.5)
-    model = models.create_model(config.model)
     images, masks = data.read(np.arange(4))
     raw = batching.RawBatch(images, masks, np.arange(4), np.ones(4, np.float32))
-    got = steps.eval_step(
-        start().variables,
-        raw,
-        model=model,
-        segmentation_loss=losses.create_segmentation_loss(config.loss),
-        aux_weight=0.5,
-        num_classes=4,
-        window_hu=config.data.window_hu,
-    )
+    got = steps.eval_step(start().variables, raw, settings=create_step_settings(config))
     np.testing.assert_allclose(got.loss, got.segmentation + 0.5 * got.auxiliary, rtol=1e-6)
     assert got.counts.reference.sum() == 4 * 16 * 16
     assert got.label_probabilities.shape == (4, 4)
+
+
+def test_settings_come_from_the_config_and_stay():
+    config = small_config(
+        loss__aux_weight=0.25, augment__seed=7, train__accumulate_steps=2, model__bn_momentum=0.9
+    )
+    settings = create_step_settings(config, axis_name="devices", aux_labels="labels")
+    assert (settings.aux_weight, settings.augment_seed, settings.accumulate_steps) == (0.25, 7, 2)
+    assert (settings.bn_momentum, settings.num_classes, settings.window_hu) == (0.9, 4, (-1000.0, 400.0))
+    assert (settings.axis_name, settings.model.axis_name, settings.aux_labels) == (
+        "devices",
+        "devices",
+        "labels",
+    )
+    assert settings.augmentation is None
+    enabled = create_step_settings(small_config(augment__enabled=True, augment__rotate_degrees=3.0))
+    assert enabled.augmentation.rotate_degrees == 3.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.aux_weight = 1.0
 
 
 def test_momentum_ramp():
@@ -189,7 +205,7 @@ def test_momentum_ramp():
 
 def test_augmentation_is_part_of_the_step(data, step):
     batch = batch_of(data, [1, 1, 1, 1])
-    augmented = jax.jit(setup.bind_train_step(small_config(augment__enabled=True)))
+    augmented = jitted_step(small_config(augment__enabled=True))
     values = [float(s(start_with_rate(), steps.empty_sums(4), batch)[1].loss) for s in (step, augmented)]
     assert np.isfinite(values).all() and values[0] != values[1]
 
@@ -205,7 +221,7 @@ def _step_with(data, **changes):
         np.arange(24, dtype=np.int32) % 22,
         np.float32(np.arange(24) < 22),
     )
-    step = jax.jit(setup.bind_train_step(small_config(**changes)))
+    step = jitted_step(small_config(**changes))
     rate = optim.set_learning_rate(start().opt_state, np.float32(1e-3))
     return jax.device_get(step(start()._replace(opt_state=rate), steps.empty_sums(4), batch))
 

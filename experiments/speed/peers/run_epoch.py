@@ -12,6 +12,7 @@ from auxseg.devices import parallel
 from auxseg.models import create_model
 from auxseg.runs.state import TrainState
 from auxseg.training import batching, losses, optim, steps
+from auxseg.training.settings import StepSettings
 from experiments.speed.peers.task import ADAM_EPSILON, AUX_WEIGHT, LEARNING_RATE, create_config, make_batch
 
 NUM_IMAGES = 799
@@ -79,8 +80,7 @@ def _segmentation_loss(*, logits, masks, weights=None):
 
 
 def _create_train_fn(task, devices):
-    step = functools.partial(
-        steps.train_step,
+    settings = StepSettings(
         model=create_model(create_config(task), axis_name=parallel.AXIS),
         optimizer=optim.create_optimizer(beta1=0.9, beta2=0.999, epsilon=ADAM_EPSILON),
         segmentation_loss=_segmentation_loss,
@@ -91,4 +91,5 @@ def _create_train_fn(task, devices):
         bn_warmup=True,
         axis_name=parallel.AXIS,
     )
+    step = functools.partial(steps.train_step, settings=settings)
     return parallel.parallelize(step, devices, donate_argnums=(0,))
