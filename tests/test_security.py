@@ -9,6 +9,7 @@ import ast
 import io
 import json
 import pathlib
+import re
 import tracemalloc
 import zipfile
 import zlib
@@ -22,7 +23,7 @@ from auxseg.base import files, npz
 from auxseg.base.errors import InputError
 from auxseg.datasets.luna16 import records
 from auxseg.datasets.npz import read_npz
-from auxseg.prediction import pages
+from auxseg.prediction import scan_page
 from auxseg.runs import checkpoints, run_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -170,18 +171,19 @@ def test_settings_without_end_are_one_clear_line(tmp_path):
 
 def test_names_are_escaped_on_the_page_of_a_scan(tmp_path):
     evil = '</script><!--<script>alert("x")</script><img src=x onerror=alert(1)>'
-    pages.write_report(
+    scan_page.write_page(
         tmp_path / "page.html",
         title=evil,
         pictures=[b"jpeg"],
         masks=[np.zeros((4, 4), np.uint8)],
         labels=[evil],
-        spacing_yx_mm=(1.0, 1.0),
+        first_slice=0,
+        spacing_zyx_mm=(1.0, 1.0, 1.0),
         tables=[(evil, [{evil: evil}])],
         notes=[("warning", evil)],
         start=0,
     )
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<script") == 1 and "<img src=x" not in page and "<!--" not in page
-    line = next(line for line in page.splitlines() if "data:image/jpeg" in line)
-    assert json.loads(line.removesuffix(","))[2] == evil
+    assert page.count("<script") == 2 and "<img src=x" not in page and "<!--" not in page
+    data = re.search(r'id="viewer-data">(.*?)</script>', page, re.DOTALL)[1]
+    assert json.loads(data)["items"][0]["title"] == evil

@@ -19,7 +19,7 @@ from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
 from auxseg.ct import dicom_seg, geometry, headers, scans, writers
 from auxseg.ct.checks import INFO, WARNING, Finding
-from auxseg.prediction import pages, segment
+from auxseg.prediction import scan_page, segment
 from auxseg.prediction.segment import Options
 
 DONE = "prediction.json"
@@ -51,7 +51,7 @@ def write_segmentation(folder, result, networks, *, formats, settings):
     names += _write_probabilities(folder, result, formats)
     if result.measurements:
         files.write_csv(folder / "measurements.csv", result.measurements, digits=files.FEW_DIGITS)
-    pages.write_pictures(folder, result, networks)
+    scan_page.write_pictures(folder, result, networks)
     about = {
         "settings": settings,
         "scan": str(scan.path),

@@ -1,4 +1,4 @@
-"""Pictures of slices with their masks over them."""
+"""Pictures of slices with their masks over them: grey levels that hold every window, overlays, an overview."""
 
 from __future__ import annotations
 
@@ -9,45 +9,55 @@ import numpy as np
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES, COLOURS, to_rgb
 
-PICTURE_WINDOW_HU = (-1350.0, 150.0)
-"""A radiologist's lung window (width 1500, level -600); for pictures only."""
+WINDOWS_HU = {"lung": (-1350.0, 150.0), "soft tissue": (-160.0, 240.0), "bone": (-500.0, 1300.0)}
+"""A radiologist's windows, for pictures only."""
+_KNOTS_HU, _KNOTS_LEVEL = (-1350, -160, 240, 1650), (0, 85, 200, 255)
+LEVELS_HU = np.interp(np.arange(256), _KNOTS_LEVEL, _KNOTS_HU)
+"""float64 [256], HU of the grey levels of pictures: steps of 14 HU in lung, 3.5 in soft tissue, 26 in bone."""
+_LEVEL_OF_HU = np.rint(np.interp(np.arange(_KNOTS_HU[0], _KNOTS_HU[-1] + 1), _KNOTS_HU, _KNOTS_LEVEL)).astype(
+    np.uint8
+)
 _OVERLAY_ALPHA = 110
 _MAX_PICTURE_PIXELS = 512
 
 
 def encode_picture(image_hu):
-    """Returns one slice as a JPEG in the lung window, at most 512 pixels wide or high.
+    """Returns one slice as a JPEG in grey levels of `LEVELS_HU`, at most 512 pixels wide or high.
 
     Args:
         image_hu: int16 [H, W].
     """
+    from PIL import Image
+
+    places = np.clip(image_hu, _KNOTS_HU[0], _KNOTS_HU[-1]).astype(np.int32) - _KNOTS_HU[0]
     buffer = io.BytesIO()
-    _shrink(_grey(image_hu)).save(buffer, "JPEG", quality=80)
+    _shrink(Image.fromarray(_LEVEL_OF_HU[places], "L")).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def encode_overlay(mask):
-    """Returns one mask as a PNG with a transparent background, at most 512 pixels wide or high.
+def encode_mask(mask):
+    """Returns one mask as a PNG whose pixels are class indices, at most 512 pixels wide or high.
 
     Args:
         mask: uint8 [H, W], class indices.
     """
     from PIL import Image
 
-    image = _shrink(Image.fromarray(np.ascontiguousarray(mask), "L"), nearest=True)
-    image = Image.frombytes("P", image.size, image.tobytes())
-    image.putpalette([0, 0, 0, *(v for name in CLASS_NAMES[1:] for v in to_rgb(COLOURS[name]))])
+    return _encode_classes(_shrink(Image.fromarray(np.ascontiguousarray(mask), "L"), nearest=True))
+
+
+def _encode_classes(image):
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=bytes([0, 255, 255, 255]), bits=2)
+    _with_palette(image, [(value,) * 3 for value in range(len(CLASS_NAMES))]).save(buffer, "PNG", bits=2)
     return buffer.getvalue()
 
 
-def _grey(image_hu):
+def _with_palette(image, colours):
     from PIL import Image
 
-    low, high = PICTURE_WINDOW_HU
-    grey = (np.clip(image_hu, low, high) - low) * (255.0 / (high - low))
-    return Image.fromarray(grey.astype(np.uint8), "L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette([part for colour in colours for part in colour])
+    return image
 
 
 def _shrink(image, nearest=False):
@@ -58,6 +68,26 @@ def _shrink(image, nearest=False):
         return image
     size = tuple(max(1, round(n * factor)) for n in image.size)
     return image.resize(size, Image.NEAREST if nearest else Image.BILINEAR)
+
+
+def cut_coronal(pictures, masks):
+    """Returns the coronal plane with the most nodule, or else the most lung, as (JPEG, PNG), superior at the top.
+
+    Args:
+        pictures: JPEGs of the slices (`encode_picture`), from inferior to superior.
+        masks: uint8 [H, W] of the same slices.
+    """
+    from PIL import Image
+
+    found = sum(np.stack([(mask > 0).sum(1), (mask == len(CLASS_NAMES) - 1).sum(1)]) for mask in masks)
+    row = int(found[int(found[1].any())].argmax())
+    planes = [np.asarray(Image.open(io.BytesIO(picture))) for picture in reversed(pictures)]
+    levels = np.stack([plane[row * len(plane) // len(masks[0])] for plane in planes])
+    columns = np.arange(levels.shape[1]) * masks[0].shape[1] // levels.shape[1]
+    classes = np.stack([masks[k][row][columns] for k in reversed(range(len(masks)))])
+    buffer = io.BytesIO()
+    Image.fromarray(levels, "L").save(buffer, "JPEG", quality=90)
+    return buffer.getvalue(), _encode_classes(Image.fromarray(classes, "L"))
 
 
 def draw_overview(pictures, masks, captions, spacing_yx_mm):
@@ -90,12 +120,17 @@ def draw_overview(pictures, masks, captions, spacing_yx_mm):
 
 
 def _blend(picture, mask, size):
+    """Returns a slice in the lung window with its mask over it, as a PIL image."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(picture)).convert("RGB").resize(size, Image.BILINEAR)
-    overlay = Image.open(io.BytesIO(encode_overlay(mask))).convert("RGBA").resize(size, Image.NEAREST)
-    visible = overlay.getchannel("A").point(lambda a: _OVERLAY_ALPHA if a else 0)
-    image.paste(overlay.convert("RGB"), (0, 0), visible)
+    low, high = WINDOWS_HU["lung"]
+    grey = np.clip((LEVELS_HU - low) / (high - low), 0, 1) * 255
+    image = Image.open(io.BytesIO(picture)).point(np.rint(grey).astype(int).tolist())
+    image = image.convert("RGB").resize(size, Image.BILINEAR)
+    shown = Image.fromarray(np.ascontiguousarray(mask), "L").resize(size, Image.NEAREST)
+    visible = shown.point([_OVERLAY_ALPHA if value else 0 for value in range(256)])
+    colours = [(0, 0, 0), *(to_rgb(COLOURS[name]) for name in CLASS_NAMES[1:])]
+    image.paste(_with_palette(shown, colours).convert("RGB"), (0, 0), visible)
     return image
 
 

@@ -51,11 +51,18 @@ def _attribute(key, value):
 
 
 def script_data(identity, value):
-    """Returns a script element that holds JSON: no text in it can end the element."""
+    """Returns a script element that holds JSON."""
+    return Markup(
+        f'<script type="application/json" id="{html.escape(identity)}">{script_json(value)}</script>'
+    )
+
+
+def script_json(value):
+    """Returns JSON in which no text can end the script element that holds it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(f'<script type="application/json" id="{html.escape(identity)}">{text}</script>')
+    return text
 
 
 def table(headings, rows, *, caption=None, class_=None):

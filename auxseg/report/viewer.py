@@ -90,7 +90,7 @@ def create_case_viewer(cases):
             _check("show-truth", "Truth (solid)"),
             _check("show-prediction", "Prediction (dashed)"),
         ),
-        _fills(("none", "truth", "prediction", "difference"), "difference"),
+        _fills(("none", "truth", "prediction", "difference"), "difference", opacity=60),
         _classes(classes),
         _score_table(classes),
     )
@@ -113,7 +113,7 @@ def create_slice_viewer(windows, *, num_slices, start, coronal, classes=CLASS_NA
     """
     controls = join(
         _steps(windows),
-        _fills(("none", "prediction"), "prediction"),
+        _fills(("none", "prediction"), "prediction", opacity=40),
         _classes(classes),
         _fieldset("Coronal", element("canvas", id="coronal", role="img", aria_label="Coronal view"))
         if coronal
@@ -228,7 +228,7 @@ def _steps(windows=()):
     )
 
 
-def _fills(names, chosen):
+def _fills(names, chosen, *, opacity):
     return _fieldset(
         "Fill",
         [
@@ -236,7 +236,7 @@ def _fills(names, chosen):
             for name in names
         ],
         element("label", "Opacity ", element("output", "", id="opacity-value"), for_="opacity"),
-        element("input", type="range", id="opacity", min=0, max=100, value=60, step=5),
+        element("input", type="range", id="opacity", min=0, max=100, value=opacity, step=5),
     )
 
 

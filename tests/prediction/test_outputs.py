@@ -1,5 +1,6 @@
 """Tests of the writers, against SimpleITK as the reader."""
 
+import io
 import itertools
 import struct
 
@@ -76,27 +77,54 @@ def test_tables_leave_out_what_is_not_known(tmp_path):
     ) == 'a,b,c\n"x, y",,\n1,0.123457,\n0,2183740,-0.000000001\n'
 
 
-def test_overlay_colours(tmp_path):
-    import io
+def _open(content):
+    return np.asarray(Image.open(io.BytesIO(content)))
 
+
+def test_masks_are_pictures_of_class_indices():
     mask = np.zeros((8, 12), np.uint8)
     mask[2, 3], mask[4, 5], mask[6, 7] = 1, 2, 3
-    image = np.asarray(Image.open(io.BytesIO(overlay.encode_overlay(mask))).convert("RGBA"))
-    assert (image[..., 3] == np.where(mask, 255, 0)).all()
-    for value, colour in enumerate(classes.COLOURS.values(), start=1):
-        assert tuple(image[mask == value][0][:3]) == classes.to_rgb(colour)
+    rgb = np.asarray(Image.open(io.BytesIO(overlay.encode_mask(mask))).convert("RGB"))
+    np.testing.assert_array_equal(rgb, np.repeat(mask[..., None], 3, axis=-1))
 
 
 def test_a_colour_by_hand():
     assert classes.to_rgb("#0a10ff") == (10, 16, 255)
 
 
-def test_pictures_are_no_larger_than_needed():
-    import io
+def test_grey_levels_keep_the_hu_of_every_window():
+    """Flat slices, which JPEG keeps: within half a step of the levels, 7 HU in lung, 2 in soft tissue, 13 in bone."""
+    assert np.all(np.diff(overlay.LEVELS_HU) > 0)
+    for hu, reach in (
+        (-2000, -1350),
+        (-900, 7),
+        (-400, 7),
+        (-100, 2),
+        (40, 2),
+        (200, 2),
+        (700, 13),
+        (3000, 1650),
+    ):
+        level = _open(overlay.encode_picture(np.full((16, 16), hu, np.int16)))
+        found = overlay.LEVELS_HU[level[8, 8]]
+        assert found == reach if abs(reach) > 100 else abs(found - hu) <= reach
 
+
+def test_the_coronal_plane_goes_through_the_nodule_and_stands_upright():
+    volume, masks = np.full((9, 20, 30), -1000, np.int16), np.zeros((9, 20, 30), np.uint8)
+    masks[:, 5, 3:25] = 1
+    masks[7, 12, 4], volume[:, 12, 4] = 3, 200
+    picture, codes = overlay.cut_coronal([overlay.encode_picture(one) for one in volume], masks)
+    np.testing.assert_array_equal(_open(codes), masks[::-1, 12])
+    assert _open(codes)[1, 4] == 3  # slice 7 of 0 to 8, superior at the top
+    levels = _open(picture)
+    assert levels.shape == (9, 30) and levels[4, 4] > levels[4, 20] + 100
+
+
+def test_pictures_are_no_larger_than_needed():
     picture = Image.open(io.BytesIO(overlay.encode_picture(np.zeros((1024, 700), np.int16))))
     assert picture.size == (350, 512)
-    assert Image.open(io.BytesIO(overlay.encode_overlay(np.zeros((1024, 700), np.uint8)))).size == (350, 512)
+    assert Image.open(io.BytesIO(overlay.encode_mask(np.zeros((1024, 700), np.uint8)))).size == (350, 512)
 
 
 def test_the_overview_keeps_proportions():

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from auxseg import predict
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, scans, writers
-from auxseg.prediction import measure, outputs, pages, segment
+from auxseg.prediction import measure, outputs, scan_page, segment
 from auxseg.runs.networks import Network
 from auxseg.scoring import components, operating_point
 
@@ -326,7 +326,9 @@ def test_the_report_is_one_whole_page(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "<b>scan.mha"))
     _run(tmp_path / "<b>scan.mha", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == page.count("data:image/png;base64,") == 24
+    assert (
+        page.count("data:image/jpeg;base64,") == page.count("data:image/png;base64,") == 25
+    )  # and a coronal one
     assert "Not for clinical use" in page and page.rstrip().endswith("</html>")
     assert "<b>scan" not in page  # names are text, never markup
     assert not re.search(r"(src|href)=[\"']?http", page)
@@ -632,12 +634,12 @@ def test_stored_masks_fit_the_file(tmp_path):
 def test_the_page_has_rows_that_fit_and_the_csv_all(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
     result = segment.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
-    rows = pages.shorten_rows(result.measurements)
+    rows = scan_page.shorten_rows(result.measurements)
     assert [row["structure"] for row in rows] == ["left lung", "right lung", "nodule 1"]
     nodule, full = rows[2], result.measurements[2]
     assert nodule["inside"] == "left lung" and len(nodule) == 8
     assert float(nodule["volume, mL"]) == pytest.approx(full["volume_ml"], rel=0.01)
     assert nodule["slices"] == f"{full['first_slice']} to {full['last_slice']}"
     assert max(len(str(value)) for row in rows for value in row.values()) < 20
-    unknown = pages.shorten_rows([{**full, **dict.fromkeys(("x_mm", "volume_ml", "area_mm2"), np.nan)}])
+    unknown = scan_page.shorten_rows([{**full, **dict.fromkeys(("x_mm", "volume_ml", "area_mm2"), np.nan)}])
     assert (unknown[0]["volume, mL"], unknown[0]["centre x, y, z, mm (LPS)"]) == ("", "")

@@ -3,9 +3,8 @@
 import html.parser
 import json
 import re
-import shutil
-import subprocess
 
+import browser
 import made_up_run
 import numpy as np
 import pytest
@@ -198,78 +197,8 @@ def test_numbers():
     ]
 
 
-def browse(path, *, script="", width=1280):
-    """Returns (the page's final HTML, what the browser logged) after `script` ran; skips without chromium."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on the PATH: the page is not opened in a real browser")
-    copy = path.with_name("with_script.html")
-    text = path.read_text(encoding="utf-8")
-    copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--enable-logging=stderr",
-        f"--user-data-dir={path.with_name('browser')}",
-        f"--window-size={width},900",
-        "--virtual-time-budget=5000",
-    ]
-    result = subprocess.run(
-        [chromium, *flags, "--dump-dom", copy.as_uri()],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-    )
-    logged = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
-    return result.stdout, logged
-
-
-def results(dom):
-    return json.loads(
-        re.search(r'<pre id="results">(.*?)</pre>', dom)[1].replace("&gt;", ">").replace("&lt;", "<")
-    )
-
-
-START = """
-const byId = (id) => document.getElementById(id);
-const send = (target, event) => target.dispatchEvent(event);
-const press = (key) => send(document.body, new KeyboardEvent("keydown", {key, bubbles: true}));
-const viewer = () => byId("viewer").dataset.ready;
-async function until(reached) {
-  for (let i = 0; i < 200 && !reached(); i++) await new Promise((resolve) => setTimeout(resolve, 10));
-}
-// How many pixels of a canvas are not grey.
-function coloured(id) {
-  const canvas = byId(id);
-  const all = canvas.getContext("2d", {willReadFrequently: true}).getImageData(0, 0, canvas.width, canvas.height).data;
-  let count = 0;
-  for (let i = 0; i < all.length; i += 4) count += all[i] !== all[i + 1] || all[i] !== all[i + 2];
-  return count;
-}
-function pixel(id, y, x) {
-  const canvas = byId(id);
-  return Array.from(canvas.getContext("2d", {willReadFrequently: true}).getImageData(x, y, 1, 1).data).slice(0, 3);
-}
-function point(y, x) {
-  const box = byId("picture").getBoundingClientRect();
-  const at = {clientX: box.left + box.width * x, clientY: box.top + box.height * y};
-  send(byId("picture"), new PointerEvent("pointermove", at));
-  return byId("readout").textContent;
-}
-function finish(out) {
-  const pre = document.createElement("pre");
-  pre.id = "results"; pre.textContent = JSON.stringify(out); document.body.appendChild(pre);
-}
-"""
 SCRIPT = (
-    START
+    browser.START
     + """
 (async () => {
   const out = {};
@@ -284,7 +213,7 @@ SCRIPT = (
   press("d"); out.without_fill = coloured("canvas");
   byId("fill-prediction").click(); out.filled = coloured("canvas");
   byId("opacity").value = 100; send(byId("opacity"), new Event("input", {bubbles: true}));
-  out.lung = pixel("canvas", 48, 28);
+  out.lung = pixel("canvas", [48, 28]);
   byId("class-left_lung").click(); out.one_less = coloured("canvas");
   press("n"); await until(() => viewer() !== out.first); out.second = byId("item-title").textContent;
   press("b"); out.again = byId("item-title").textContent;
@@ -303,9 +232,9 @@ SCRIPT = (
 
 @pytest.mark.parametrize("width", [1280, 500])
 def test_the_viewer_works_in_a_real_browser(written, width):
-    dom, logged = browse(written / "index.html", script=SCRIPT, width=width)
+    dom, logged = browser.browse(written / "index.html", script=SCRIPT, width=width)
     assert logged == []
-    out = results(dom)
+    out = browser.results(dom)
     assert out["thumbs"] >= 6 and out["pressed"] == 1 and out["rows"] == 9
     assert out["all"] > out["without_truth"] > out["without_outlines"] == 0
     assert out["filled"] > out["one_less"] > out["differ"] > out["without_fill"] == 0
