@@ -103,7 +103,7 @@ def read_middle(folder):
     """Returns the nodule-free middle slices as a `Volume`, their noise smoothed."""
     images, lungs = [], []
     for file in sorted(pathlib.Path(folder).glob("ID_*.npz")):
-        with np.load(file) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             image, mask = arrays["image"], arrays["mask"]
         if not (mask == 3).any() and file.stem not in MIDDLE_OF_SCAN:
             images.append(scipy.ndimage.gaussian_filter(image.astype(np.float32), 1.0).astype(np.int16))

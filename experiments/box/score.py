@@ -38,7 +38,9 @@ def main(arguments=None):
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="experiments.box.score", description=__doc__.split("\n")[0])
     parser.add_argument("--scans", type=pathlib.Path, required=True, help="folder of scans and label maps")
-    parser.add_argument("--runs", type=pathlib.Path, help="folder of the sisters; default: the networks in the box")
+    parser.add_argument(
+        "--runs", type=pathlib.Path, help="folder of the sisters; default: the networks in the box"
+    )
     parser.add_argument("--out", default="experiments/results/box_lungs.json", help="JSON file to write")
     parser.add_argument("--boxes", type=pathlib.Path, help="CSV of boxes in which nothing is known")
     parser.add_argument("--shift", help="ROWS,COLUMNS by which to move the label maps for a second score")
@@ -80,7 +82,9 @@ def load_judged(runs, name):
     """
     if runs is None:
         return box.load_box().lungs
-    found = [path for path in sorted(runs.glob("without_*")) if name.startswith(path.name.removeprefix("without_"))]
+    found = [
+        path for path in sorted(runs.glob("without_*")) if name.startswith(path.name.removeprefix("without_"))
+    ]
     if not found:
         raise errors.InputError(f"--runs: {runs} holds no run without_PATIENT for {name}")
     return load_network(found[0])

@@ -68,7 +68,7 @@ def write_middle(folder, source, *, diseased=0.0):
     for path in sorted(source.glob("*.npz")):
         if path.stem in LEFT_OUT:
             continue
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             image, mask = arrays["image"], _nodules_to_lungs(arrays["mask"])
         known = index.get(path.stem, {})
         mm = float(known.get("pixel_spacing_mm") or 0.7)

@@ -93,7 +93,7 @@ def main(argv):
     del argv
     folder = pathlib.Path(flags.FLAGS.data_dir)
     rows = files.read_csv(folder / "index.csv")
-    readers = np.load(folder / "nodules.npz")["readers"]
+    readers = np.load(folder / "nodules.npz", allow_pickle=False)["readers"]
     if len(rows) != len(readers):
         raise InputError(f"--data_dir: {folder} has {len(rows)} rows in index.csv and {len(readers)} slices")
     about = (

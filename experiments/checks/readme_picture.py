@@ -17,7 +17,7 @@ from auxseg.base import command, files
 from auxseg.base.classes import CLASS_NAMES, COLOURS
 from auxseg.base.errors import InputError
 from auxseg.ct import images, scans
-from auxseg.prediction.overlay import PICTURE_WINDOW_HU
+from auxseg.prediction.overlay import WINDOWS_HU
 from auxseg.scoring import components
 
 RESULT = pathlib.Path(__file__).parents[1] / "results" / "readme_picture.png"
@@ -68,7 +68,7 @@ def draw(image_hu, mask, centre_yx, pixel_mm, credit):
 
 def _grey(image_hu):
     """Returns uint8 [H, W, 3] in the lung window."""
-    low, high = PICTURE_WINDOW_HU
+    low, high = WINDOWS_HU["lung"]
     scaled = (np.clip(image_hu, low, high) - low) * (255.0 / (high - low))
     return np.repeat(scaled.astype(np.uint8)[..., None], 3, axis=-1)
 
