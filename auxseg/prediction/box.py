@@ -1,9 +1,9 @@
 """The networks in the box: what `predict` uses where no run is named.
 
-    auxseg/weights/box.json         version, and the SHA-256 of every file of the networks
-    auxseg/weights/MODEL_CARD.md    what they were trained on, how they score, what they have never seen
-    auxseg/weights/lungs/           a bundle of the kind 'saved' (`auxseg.runs.networks`)
-    auxseg/weights/nodules/         networks of the two looks at nodules (`auxseg.prediction.nodules`); may be missing
+auxseg/weights/box.json         version, and the SHA-256 of every file of the networks
+auxseg/weights/MODEL_CARD.md    what they were trained on, how they score, what they have never seen
+auxseg/weights/lungs/           a bundle of the kind 'saved' (`auxseg.runs.networks`)
+auxseg/weights/nodules/         networks of the two looks at nodules (`auxseg.prediction.nodules`); may be missing
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ from auxseg.prediction import scan_page, segment
 from auxseg.prediction.segment import Options
 
 DONE = "prediction.json"
-_NO_NODULES = Finding(WARNING, "no-nodules", "the networks in the box mark lungs alone: no nodule was looked for")
+_NO_NODULES = Finding(
+    WARNING, "no-nodules", "the networks in the box mark lungs alone: no nodule was looked for"
+)
 
 
 def write_segmentation(folder, result, networks, *, formats, settings):
@@ -177,7 +179,12 @@ def _predict_one(source, folder, networks, options, formats, settings, box, seri
         for form in formats:
             writers.check_format(form, scan)
         result = segment.segment_scan(
-            scan, networks, options, pathlib.Path(scratch), second=box and box.nodules, show_progress=show_progress
+            scan,
+            networks,
+            options,
+            pathlib.Path(scratch),
+            second=box and box.nodules,
+            show_progress=show_progress,
         )
         if box is not None and box.nodules is None:
             result = dataclasses.replace(result, findings=(*result.findings, _NO_NODULES))

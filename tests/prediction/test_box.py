@@ -87,7 +87,9 @@ def test_the_second_look_marks_what_it_keeps(scan, monkeypatch):
     before = segment.segment(scan, [first]).masks
     added = np.argwhere((result.masks == 3) & (before != 3))
     assert added.tolist() == [np.argwhere(result.found.mask).tolist()[0]]
-    assert "1 of 2 candidates kept, with a probability of 0.40 or more" in [one.text for one in result.findings]
+    assert "1 of 2 candidates kept, with a probability of 0.40 or more" in [
+        one.text for one in result.findings
+    ]
 
 
 def test_a_single_slice_has_no_second_look_and_says_so(scan):
