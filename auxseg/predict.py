@@ -32,7 +32,7 @@ from auxseg.scoring import components, operating_point
 
 
 def read_decision(workdirs, *, flip=False):
-    """Returns the `decision.Decision` that was chosen for all of some runs.
+    """Returns the `operating_point.Decision` that was chosen for all of some runs.
 
     Args:
         workdirs: paths of runs or bundles.

@@ -79,8 +79,8 @@ def parse_size(text):
 
 
 def choose_writer():
-    """Returns who prepares the scans, as the flags say: `write_all` of `luna16_pieces` or of
-    `luna16_beam`."""
+    """Returns who prepares the scans, as the flags say: `write_all` of `pieces` or of
+    `beam`."""
     if BEAM.value:
         from auxseg.datasets.luna16 import beam
 

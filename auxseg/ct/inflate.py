@@ -26,7 +26,7 @@ def inflate(path, scratch):
     """Returns the path of an uncompressed copy in `scratch`, or `path` itself where nothing is compressed.
 
     Args:
-        path: a file with one of `ct.SUFFIXES`.
+        path: a file with one of `headers.SUFFIXES`.
         scratch: folder for the copy.
 
     Raises:

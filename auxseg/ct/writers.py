@@ -67,7 +67,7 @@ def write_volume(path, slices, geometry, dtype):
     Args:
         path: ends in one of `VOLUME_FORMATS`.
         slices: iterable of [rows, columns] in the order of the stored third axis.
-        geometry: `ct.Geometry` as stored.
+        geometry: `geometry.Geometry` as stored.
         dtype: 'uint8' or 'float32'.
     """
     name = pathlib.Path(path).name

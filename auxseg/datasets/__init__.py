@@ -1,4 +1,4 @@
-"""Sources of cases behind one interface: every one gives a `structs.Dataset`."""
+"""Sources of cases behind one interface: every one gives a `Dataset`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load(data_config):
         data_config: `config.data` of `configs/base.py`.
 
     Returns:
-        `structs.Dataset`, with the cases of `data.extra_dir` after its own where that is given.
+        `Dataset`, with the cases of `data.extra_dir` after its own where that is given.
 
     Raises:
         InputError: a setting or the data cannot be used.

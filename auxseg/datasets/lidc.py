@@ -135,7 +135,7 @@ def consensus_patches(outlines, header):
 
     Args:
         outlines: `Outlines`.
-        header: `ct.Header` of the scan.
+        header: `headers.Header` of the scan.
 
     Raises:
         InputError: an outline lies on no slice of the scan.

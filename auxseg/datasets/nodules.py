@@ -65,7 +65,7 @@ def sphere_patches(geometry, sphere):
     """Returns a nodule's `Patch`es, one for each slice that it crosses, at least one.
 
     Args:
-        geometry: canonical `ct.Geometry` of the scan.
+        geometry: canonical `geometry.Geometry` of the scan.
         sphere: `Sphere`.
 
     Raises:

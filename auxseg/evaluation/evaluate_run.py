@@ -105,7 +105,7 @@ def evaluate(workdir, *, split=None):
 
 
 def open_run(workdir, split, *, flip=False):
-    """Returns (judge.Subject, split, what is stored with the weights) of a run; see `evaluate` and `report`."""
+    """Returns (Subject, split, what is stored with the weights) of a run; see `evaluate` and `report`."""
     from auxseg.evaluation import score_cases
 
     config, variables, found = networks.read_best(workdir)
@@ -120,7 +120,7 @@ def open_run(workdir, split, *, flip=False):
 
 
 def _evaluate(subject, split):
-    """Returns the CaseResults of a split of a judge.Subject."""
+    """Returns the CaseResults of a split of a Subject."""
     return validation.evaluate_cases(
         validation.create_eval_fn(
             subject.config,
@@ -138,16 +138,16 @@ def _evaluate(subject, split):
 def finish(workdir, *, config, dataset, members, feed, ended):
     """Returns the summary of a run that has ended, after writing `summary.json`, `cases.csv` and the report.
 
-    Process 0 does it with its own devices; the others wait for it in `parallel.leave`.
+    Process 0 does it with its own devices; the others wait for it in `processes.leave`.
 
     The report is on the test split, else val; with eval.num_panels = 0 there is none.
 
     Args:
         workdir: pathlib.Path of the run.
         config: its settings.
-        dataset: structs.Dataset.
+        dataset: Dataset.
         members: {split: indices}.
-        feed: input_pipeline.Feed with the cases of all splits.
+        feed: batching.Feed with the cases of all splits.
         ended: why training ended.
     """
     from auxseg.evaluation import score_cases

@@ -33,12 +33,12 @@ class Subject:
 
     Attributes:
         config: the run's settings.
-        dataset: structs.Dataset.
+        dataset: Dataset.
         members: {split: indices}.
-        feed: input_pipeline.Feed that has the cases.
+        feed: batching.Feed that has the cases.
         variables: the best weights, on the host.
         predict_fn: from `create_predict_fn`, with these weights.
-        decision: decision.Decision; the most likely class unless another was asked for.
+        decision: operating_point.Decision; the most likely class unless another was asked for.
         flip: whether `predict_fn` averages with the mirrored slices.
     """
 
@@ -58,8 +58,8 @@ class Judgement:
 
     Attributes:
         split: its name.
-        evaluation: scores.Evaluation at the size that the network sees.
-        native: scores.Evaluation at the size of the scan, or None where that is the same in all cases.
+        evaluation: case_scores.Evaluation at the size that the network sees.
+        native: case_scores.Evaluation at the size of the scan, or None where that is the same in all cases.
         seconds: of prediction and scoring.
     """
 
@@ -130,7 +130,7 @@ def predict(subject, indices, *, label=None):
 
 
 def choose_decision(subject, *, max_false):
-    """Returns (Decision, what it found) chosen on a run's validation split, see `decision.choose`.
+    """Returns (Decision, what it found) chosen on a run's validation split, see `operating_point.choose`.
 
     Args:
         subject: Subject.
@@ -148,7 +148,7 @@ def choose_decision(subject, *, max_false):
 
 
 def count_nodules(subject, split):
-    """Returns the decision.Counts of a split at the network's size.
+    """Returns the operating_point.Counts of a split at the network's size.
 
     Args:
         subject: Subject whose feed has the split.

@@ -49,7 +49,7 @@ def create_model(model_config, *, num_classes=NUM_CLASSES, axis_name=None):
             batch statistics are taken together, or None for each device alone.
 
     Returns:
-        Module; `apply(variables, images)` gives `structs.Outputs`. Variables: 'params', 'batch_stats'.
+        Module; `apply(variables, images)` gives `interface.Outputs`. Variables: 'params', 'batch_stats'.
 
     Raises:
         InputError: a setting that is no network's.

@@ -4,9 +4,9 @@ Every function takes `lowering`: 'plain' is the textbook form in XLA's own opera
 the same numbers (to rounding) many times faster, because XLA lowers depthwise convolutions and their
 gradients badly: the depthwise convolution is nine shifted multiply-adds whose gradient is written by
 hand, the 1x1 convolution a matrix product, the 2x2 transposed convolution a product and a reshape, and
-pooling a reshape and comparisons. 'blocked' is 'shifted' a few images at a time (`blocks.py`), so that
+pooling a reshape and comparisons. 'blocked' is 'shifted' a few images at a time (`kernels`), so that
 what lies between two operators stays in a CPU's cache and needs little memory. 'kernels' is 'blocked', but
-for the separable convolutions and the up-sampling, which are compiled kernels of their own (`fused.py`).
+for the separable convolutions and the up-sampling, which are compiled kernels of their own (`kernels`).
 
 Shapes: images [N, H, W, C], channels last. The weights are laid out as the fast form reads them:
 

@@ -63,8 +63,7 @@ def _whole_class(masks, value):
 
 
 def _find_side(masks, components, number):
-    """Returns the lung around a nodule, by the classes next to it in its largest slice; '' where "
-    "neither is."""
+    """Returns the lung around a nodule, by the classes next to it in its largest slice; '' where neither is."""
     index = components.pieces[number - 1].largest_slice
     value = surrounding_lung(masks[index], components.read(masks, index) == number)
     return CLASS_NAMES[value] if value else ""

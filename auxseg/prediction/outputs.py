@@ -35,7 +35,7 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         folder: pathlib.Path, exists.
         result: `Segmentation`.
         networks: what made it.
-        formats: of the mask, among `outputs.FORMATS`; probabilities take the first that is a volume.
+        formats: of the mask, among `writers.FORMATS`; probabilities take the first that is a volume.
         settings: JSON types, kept to know a prediction of the same kind again.
     """
     scan, span = result.scan, (result.start, result.stop)
@@ -98,7 +98,7 @@ def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), s
     Args:
         path: a scan, or a folder of scans.
         output: folder to write to.
-        networks: `bundle.Network`s.
+        networks: `networks.Network`s.
         options: `Options`.
         formats: of the masks.
         series: SeriesInstanceUID or SeriesNumber, where the input is one DICOM study.

@@ -39,7 +39,7 @@ class Options:
         probabilities: keep the probabilities of each class.
         force: segment also what does not look like a chest, and keep a mask without lungs.
         nodule_threshold: least share of the nodule's probability in it and the most likely other class; 0.5
-            is the most likely class (`decision`).
+            is the most likely class.
         clean_lungs: clean the lungs of a whole scan in three dimensions (`lungs`), where its spacing is known.
     """
 
@@ -132,7 +132,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
 
     Args:
         scan: `scans.Scan`.
-        networks: `bundle.Network`s, at least one.
+        networks: `networks.Network`s, at least one.
         options: `Options`.
         scratch: folder for temporary files; must outlive the result.
         second: `nodules.Networks` that find the nodules in the lungs of a whole scan, or None: those that `networks`

@@ -58,7 +58,7 @@ def find_all(evaluation, *, split="test", splits=None, finished=True):
     """Returns the Findings of all checks, gravest first.
 
     Args:
-        evaluation: scores.Evaluation.
+        evaluation: case_scores.Evaluation.
         split: its name; 'val' chose the weights, 'train' taught them.
         splits: {name: case ids} of the run, or None: not checked.
         finished: whether training ended by itself.

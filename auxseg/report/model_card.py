@@ -11,7 +11,7 @@ def create_card(run, *, score_table, objects, split):
     """Returns the model card as (heading, list of plain sentences) pairs, from the run's own records.
 
     Args:
-        run: `report.Run`.
+        run: `run_folder.Records`.
         score_table: of `tables.score_table`.
         objects: of `tables.object_table`.
         split: that was scored.

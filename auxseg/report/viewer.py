@@ -29,7 +29,7 @@ class CaseImage:
         reference: uint8 [H, W].
         prediction: uint8 [H, W].
         window_hu: (low, high) that the picture shows.
-        row: its scores, as `scores.CaseScores.row`.
+        row: its scores, as `case_scores.CaseScores.row`.
         classes: names by mask value.
     """
 

@@ -35,7 +35,7 @@ def export(workdir, kind, output, *, images, checked_on):
 
     Args:
         workdir: a run's folder, or a 'saved' bundle.
-        kind: one of `bundle.KINDS`.
+        kind: one of `networks.KINDS`.
         output: folder of the bundle; an older bundle there is replaced.
         images: int16 [n, H, W] in HU, of the network's size, to compare on.
         checked_on: what those are, for `bundle.json`.

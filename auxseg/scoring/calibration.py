@@ -59,7 +59,7 @@ def calibration_error(bins, *, skip_lowest=False):
     Source: Naeini et al., AAAI 2015: the mean gap of confidence and frequency, weighted by pixels.
 
     Args:
-        bins: one class of `scores.CaseScores.calibration`, summed over cases.
+        bins: one class of `case_scores.CaseScores.calibration`, summed over cases.
         skip_lowest: leaves out the first bin. Most pixels are far from a small class and lie there, rightly
             sure; with them any network looks calibrated.
     """

@@ -211,8 +211,7 @@ def keep_largest(masks, value):
 
 
 def fill_holes(masks, value, *, nodule=NODULE):
-    """Fills background enclosed within a slice by a lung and nodules, in place; returns the voxels "
-    "changed."""
+    """Fills background enclosed within a slice by a lung and nodules, in place; returns the voxels changed."""
     changed = 0
     for index in range(len(masks)):
         mask = masks[index]

@@ -232,7 +232,7 @@ def tune(cases, *, max_false, nominal_pixel_mm):
 
 
 def _count_case(choices, probabilities, reference, spacing_yx_mm, *, nodule=NODULE):
-    """Returns what `decide` with each choice, scored by `scores.match_objects`, finds: float64 [choices, COUNTED].
+    """Returns what `decide` with each choice, scored by `matching.match_objects`, finds: float64 [choices, COUNTED].
 
     Only nodules count, so that what surrounds one that is too small need not be looked for; the pieces of a
     threshold are found once and left out by size.

@@ -175,7 +175,7 @@ def create_feed(dataset, indices, *, placement, devices):
     """Returns a Feed of the cases `indices` of `dataset`.
 
     Args:
-        dataset: a `structs.Dataset`.
+        dataset: a `Dataset`.
         indices: int [n], the cases that will be asked for.
         placement: 'device' (int16 and uint8, one copy on each device), 'stream' (read when wanted), or
             'auto': on the device if it takes at most a quarter of its memory and of the host's.

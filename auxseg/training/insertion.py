@@ -69,7 +69,7 @@ def create_plan(config, dataset, *, lidc=None, held_out=()):
 
     Args:
         config: `config.insert`.
-        dataset: structs.Dataset that the slices come from.
+        dataset: Dataset that the slices come from.
         lidc: `data.lidc`, needed for insert.shapes='lidc'.
         held_out: series UIDs whose outlines are not used: those of the other splits.
 
@@ -96,7 +96,7 @@ def pixel_sizes_mm(dataset, field_mm):
     """Returns float32 [cases], the side of a pixel at the data set's size: geometric mean of both sides.
 
     Args:
-        dataset: structs.Dataset.
+        dataset: Dataset.
         field_mm: rows and columns of a slice whose spacing is not known.
     """
     table = dataset.table
@@ -109,7 +109,7 @@ def insert(raw, plan, step):
     """Returns a RawBatch with nodules inserted: images float32 [N, H, W] in HU, masks uint8 [N, H, W].
 
     Args:
-        raw: input_pipeline.RawBatch, one device's rows.
+        raw: batching.RawBatch, one device's rows.
         plan: Plan.
         step: int32 scalar, updates so far.
     """

@@ -1,7 +1,7 @@
 """The training loop: data, state, epochs, the best weights, the final scores.
 
 A run is a function of its config and data: started again it goes on where it stopped and ends with the
-same weights as one that was never stopped. Of several processes (`parallel.join`) each runs this loop;
+same weights as one that was never stopped. Of several processes (`processes.join`) each runs this loop;
 process 0 alone reads and writes the workdir, decides when to end, and the others follow it.
 """
 

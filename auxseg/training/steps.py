@@ -44,7 +44,7 @@ class CaseResults(NamedTuple):
 
     Attributes:
         loss, segmentation, auxiliary: float32 [N].
-        counts: metrics.Counts, [N, C].
+        counts: pixel_counts.Counts, [N, C].
         label_probabilities: float32 [N, C] of the auxiliary head; NaN without one.
     """
 

@@ -23,7 +23,7 @@ def read_aux_labels(config, dataset, members):
 
     Args:
         config: settings; those of a run from before `loss.shuffle_aux_labels` are read too.
-        dataset: structs.Dataset.
+        dataset: Dataset.
         members: {split: indices}.
     """
     if not config.loss.get("shuffle_aux_labels", False):
@@ -37,7 +37,7 @@ def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None)
     Args:
         eval_fn: from `create_eval_fn`.
         variables: the model's, replicated.
-        feed: input_pipeline.Feed that has the cases.
+        feed: batching.Feed that has the cases.
         indices: rows of the data set.
         batch_size: over all devices; a last batch is filled up and the filling dropped.
         label: of the progress bar; None shows none.

@@ -92,7 +92,7 @@ def write_scan(folder, path, labels, *, stride, skip_mm=(), shift_yx=(0, 0), dis
 
     Args:
         folder: where; made if missing.
-        path: the scan, in any form that `auxseg.scans` reads.
+        path: the scan, in any form that `auxseg.ct.scans` reads.
         labels: its label map: 1 left lung, 2 right lung, else background.
         stride: slices from one to the next.
         skip_mm: heights (z in mm, LPS) of slices in which something is not known.

@@ -92,7 +92,7 @@ def measure(workdirs, *, slices=None):
 
 
 def _read_stacks(workdirs, slices):
-    """Returns (structs.Dataset, list of indices int [D] of the slices of a scan, in order)."""
+    """Returns (Dataset, list of indices int [D] of the slices of a scan, in order)."""
     config = run_folder.read_config(workdirs[0])
     dataset = datasets.load(config.data)
     members = run_splits.read_splits(workdirs[0], dataset)

@@ -77,7 +77,7 @@ def plant(subject, split, workdir, folder, fault, title):
     """Writes the page of a run with a fault; returns whether a check of that title is among its faults.
 
     Args:
-        subject: judge.Subject.
+        subject: Subject.
         split: to judge.
         workdir: of the run.
         folder: to write to.

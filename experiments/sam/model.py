@@ -2,7 +2,7 @@
 
 An image encoder (ViT: windowed attention with some global blocks, relative positions), an encoder of the box's
 two corners, and a mask decoder of two two-way attention layers. Written from the publication and its weights'
-names (`sam_weights.py`); every size is read from the weights, so that ViT-B, -L and -H and a tiny one are the
+names (`weights.py`); every size is read from the weights, so that ViT-B, -L and -H and a tiny one are the
 same code. Only the mask for a single box is computed, as is usual for boxes (mask token 0).
 
 Weights are {name: float32 array} with the names and layouts of the published checkpoints: matrices [out, in],

@@ -47,7 +47,7 @@ class Cases:
     """The cases to segment.
 
     Attributes:
-        dataset: structs.Dataset.
+        dataset: Dataset.
         indices: int [n], its rows.
         window_hu: (low, high).
         predictions: {index: uint8 [H, W]} of our network, or None.

@@ -122,7 +122,7 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
         dry_run: only list the runs.
         reuse: folders of other studies, as `runner.run_all`.
         only: names of arms, () for all.
-        names: scores, of `compare.SCORES`.
+        names: scores, of `comparison.SCORES`.
 
     Raises:
         InputError: as `runner.run_all` and `runner.choose_arms`.

@@ -59,7 +59,7 @@ def measure(arms, effects, names=("dice",)):
     Args:
         arms: list of compare.Arm.
         effects: list of Effect.
-        names: scores, of `compare.SCORES`.
+        names: scores, of `comparison.SCORES`.
     """
     named = {arm.name: arm for arm in arms}
     rows = [
@@ -73,7 +73,7 @@ def measure(arms, effects, names=("dice",)):
 
 
 def judge(row, p_holm, family):
-    """Returns {'supported', 'why'} as `compare.judge`, and False for one initialisation."""
+    """Returns {'supported', 'why'} as `comparison.judge`, and False for one initialisation."""
     found = studies_comparison.judge(row, p_holm, family)
     if found["supported"] and row["seeds"] < 2:
         why = f"corrected p = {p_holm:.2g} over cases, but of one initialisation, which may be the cause"
@@ -270,10 +270,10 @@ def write(folder, workdirs, config, titles, contrasts, *, heading, names=("dice"
         titles: {arm: words}; every arm is compared with the first.
         contrasts: list of Effect, by the arms' words.
         heading: of the summary.
-        names: scores, of `compare.SCORES`.
+        names: scores, of `comparison.SCORES`.
 
     Returns:
-        {'effects': rows, 'sentences': list of str, 'comparison': as `compare.compare`}.
+        {'effects': rows, 'sentences': list of str, 'comparison': as `comparison.compare`}.
     """
     arms, _ = read_arms(list(workdirs.values()), arms=runner.name_arms(workdirs, titles))
     rows = measure(arms, contrasts, names)

@@ -473,7 +473,7 @@ def measure_step(config, *, num_steps=2):
 
 
 def name_arms(workdirs, titles=None):
-    """Returns {path: words of its arm}, as `compare.compare` takes it, of {Run: path}."""
+    """Returns {path: words of its arm}, as `comparison.compare` takes it, of {Run: path}."""
     return {path: (titles or {}).get(run.arm, run.arm) for run, path in workdirs.items()}
 
 
@@ -485,11 +485,11 @@ def finish(folder, workdirs, *, titles=None, pairs=None, names=("dice",), sectio
         workdirs: {Run: path} from `run_all`.
         titles: {arm: words}; default: the arms' names.
         pairs: (first arm, second arm) to compare; None: all.
-        names: scores, of `compare.SCORES`.
+        names: scores, of `comparison.SCORES`.
         sections: (heading, Markup) to show first on the page.
 
     Raises:
-        InputError: as `compare.compare`.
+        InputError: as `comparison.compare`.
     """
     arms = name_arms(workdirs, titles)
     if pairs is not None:

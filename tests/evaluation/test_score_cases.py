@@ -14,7 +14,7 @@ from auxseg.training import batching
 
 
 def make_subject(dataset, change=lambda masks: masks, *, batch_size=4, num_devices=1):
-    """Returns a judge.Subject whose network gives 0.91 to the class of the changed reference."""
+    """Returns a Subject whose network gives 0.91 to the class of the changed reference."""
 
     def predict_fn(raw):
         masks = change(np.asarray(raw.masks))

@@ -56,7 +56,7 @@ def make_probabilities(prediction):
 def make_evaluation(
     change=lambda prediction, seed: prediction, *, num_cases=18, spacing=(0.9, 1.1), probabilities=True
 ):
-    """Returns scores.Evaluation and {case_id: (image, reference, prediction)}, the predictions changed."""
+    """Returns case_scores.Evaluation and {case_id: (image, reference, prediction)}, the predictions changed."""
     cases, pixels = [], {}
     for seed in range(num_cases):
         reference = make_reference(seed)
@@ -143,7 +143,7 @@ def write_workdir(folder, *, name="phantom", seed=1, **settings):
 
 
 def make_report(folder, change=lambda prediction, seed: prediction, **settings):
-    """Returns an inputs.Report of a made-up run in `folder` with changed predictions."""
+    """Returns a Report of a made-up run in `folder` with changed predictions."""
     evaluation, pixels = make_evaluation(change, **settings)
     return Report(
         run=run_folder.read_records(write_workdir(folder)),

@@ -1,7 +1,7 @@
 """Prepares the scans of a LUNA16 folder by Apache Beam: on this machine, or on a cluster that Beam knows.
 
 The folder and the pieces must lie where every worker of the cluster sees them under the same name. What is
-written is what `luna16_pieces` writes by itself: one piece a scan, whole or not at all, those that are there
+written is what `pieces` writes by itself: one piece a scan, whole or not at all, those that are there
 left alone.
 """
 
@@ -15,11 +15,11 @@ from auxseg.datasets.luna16 import pieces
 
 
 def write_all(job, scans, nodules_of, *, options=()):
-    """Yields (scan, problem) as `luna16_pieces.write_all`, after the pipeline has ended.
+    """Yields (scan, problem) as `pieces.write_all`, after the pipeline has ended.
 
     Args:
-        job: luna16_pieces.Job.
-        scans: `luna16_folder.Scan`s of its folder.
+        job: pieces.Job.
+        scans: `layout.Scan`s of its folder.
         nodules_of: not used: each worker of the pipeline has its own.
         options: flags of Beam's pipeline, such as '--runner=FlinkRunner'; none: the DirectRunner.
 

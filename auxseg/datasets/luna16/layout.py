@@ -188,7 +188,7 @@ def fingerprint(folder, settings):
 
 
 def check_scan(scan):
-    """Returns the `ct.Header` of a scan; raises an InputError if it or its mask cannot be used.
+    """Returns the `headers.Header` of a scan; raises an InputError if it or its mask cannot be used.
 
     Checked without reading voxels: both files are whole, and both have one geometry.
     """

@@ -3,7 +3,7 @@
 A piece is what becomes of one scan: for records a file `UID.npz` with its examples, for the NPZ form the
 `.npz` files of its slices and then `UID.json` with their rows of `index.csv`. It appears under its name when
 it is whole, so that a preparation that was killed goes on with the pieces that are there. Workers are
-processes of `luna16_worker`; one that dies is replaced once for the scan that it died of. Nothing here needs
+processes of `worker`; one that dies is replaced once for the scan that it died of. Nothing here needs
 tensorflow_datasets.
 """
 
@@ -43,7 +43,7 @@ class Job:
     Attributes:
         form: one of `FORMS`.
         folder: the LUNA16 folder.
-        settings: `luna16_folder.Settings`.
+        settings: `layout.Settings`.
         place: folder of the pieces.
         npz_size_yx: rows and columns of the NPZ form; None for those of the scan.
     """
@@ -88,8 +88,8 @@ def write_all(job, scans, nodules_of, *, num_workers=None):
 
     Args:
         job: Job.
-        scans: `luna16_folder.Scan`s of its folder.
-        nodules_of: from `luna16_folder.create_nodule_reader`, for this process.
+        scans: `layout.Scan`s of its folder.
+        nodules_of: from `layout.create_nodule_reader`, for this process.
         num_workers: processes; None for `default_workers`, 1 for this process alone.
 
     Raises:

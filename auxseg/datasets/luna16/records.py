@@ -5,7 +5,7 @@ read from there ever after; the settings and the files of the folder are in the 
 settings or of other files are never read. The folder appears under its name when it is complete: beside the
 TFDS records it then holds `cases.npz` (the table) and `records.json` (settings, notes, what was left out).
 Scans are prepared one by one, by several processes or by Apache Beam, into `.pieces-...` (see
-`luna16_pieces`), from which the records are then written: a preparation that was killed goes on with the
+`pieces`), from which the records are then written: a preparation that was killed goes on with the
 pieces that are there, and removes the `.partial-...` folder of unfinished records. That takes twice the space
 of the records for a while. A lock lets one process prepare at a time. A machine with a copy of such a folder
 needs no scans: give it as `data.dir`.
@@ -52,7 +52,7 @@ class Luna16Config(tfds.core.BuilderConfig):
 
     Attributes:
         settings: `Settings`.
-        scans: `luna16_folder.Scan`s.
+        scans: `layout.Scan`s.
         examples_of: from a scan to its examples.
     """
 
@@ -162,7 +162,7 @@ def prepare(
         skip_bad_scans: go on without scans that cannot be used, and list them in the notes.
         name: folder below `cache_dir`.
         overwrite: prepare anew even if complete records are there.
-        write_all: who prepares the scans, and by how many processes: of `luna16_pieces` or `luna16_beam`.
+        write_all: who prepares the scans, and by how many processes: of `pieces` or `beam`.
 
     Raises:
         BadScansError: scans cannot be used; nothing is left behind.

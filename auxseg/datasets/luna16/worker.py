@@ -1,8 +1,8 @@
-"""Prepares scans as it is told to; `luna16_pieces` starts several of these.
+"""Prepares scans as it is told to; `pieces` starts several of these.
 
     python -m auxseg.datasets.luna16.worker
 
-Standard input has the `luna16_pieces.Job` as a line of JSON, and then a series UID a line; standard output
+Standard input has the `pieces.Job` as a line of JSON, and then a series UID a line; standard output
 gets one line of JSON for each: {"problem": null or why the scan cannot be used}, or {"fault": why nothing can
 be written}. It ends with its input, which is when the process that started it ends, however that does.
 """

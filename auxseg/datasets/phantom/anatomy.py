@@ -2,7 +2,7 @@
 
 Nothing here is voxels. A patient is a handful of surfaces that can be asked at any height for the
 signed distance to any point, so that a slice of any matrix is drawn at once, on its own, with edges
-that know their partial volume; `phantom_render` does that. The proportions follow textbook anatomy and
+that know their partial volume; `render` does that. The proportions follow textbook anatomy and
 were set by eye and by area against middle slices of LUNA16; they are no measurement of anyone.
 
 Patient axes, in mm: x to the patient's left, y to the back, z to the head. The origin lies in the

@@ -1,6 +1,6 @@
 """What the phantom's lungs hold: vessel trees, airways and nodules, as capsules and spheres in mm.
 
-Axes and angles are those of `phantom_anatomy`.
+Axes and angles are those of `anatomy`.
 """
 
 from __future__ import annotations

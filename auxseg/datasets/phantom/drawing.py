@@ -121,7 +121,7 @@ class Scan:
         scene: the patient with all that is drawn of him.
         x_mm, y_mm, z_mm: float [W], [H], [D], the pixel centres in the patient's axes.
         origin_mm: [3], where the patient's axes start in the world (LPS).
-        canvas: keyword arguments of `phantom_render.create_canvas`.
+        canvas: keyword arguments of `render.create_canvas`.
     """
 
     uid: str
@@ -337,7 +337,7 @@ def _report_here(folder, settings, num_workers):
 
 
 def _report_from_workers(folder, settings, num_workers):
-    """Yields the number and annotations of each scan, once it is written, by `phantom_worker`s."""
+    """Yields the number and annotations of each scan, once it is written, by `worker`s."""
     lines = queue.SimpleQueue()
     workers = [_start_worker(folder, share, num_workers, lines) for share in range(num_workers)]
     try:

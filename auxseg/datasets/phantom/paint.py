@@ -22,7 +22,7 @@ class Canvas:
     Attributes:
         places: `Places` of the pixel centres, [1, W] and [H, 1].
         pixel_mm: distance between them.
-        dome: `phantom_anatomy.dome_height` over them, two float32 [H, W].
+        dome: `anatomy.dome_height` over them, two float32 [H, W].
         background: float32 [H, W] in HU: air and the table.
         field: bool [H, W], inside the scanner's round field of view; None where all of it is shown.
         padding_hu: written outside the field.

@@ -35,7 +35,7 @@ class Scene:
     """A patient with all that is drawn of him.
 
     Attributes:
-        patient: `phantom_anatomy.Patient`.
+        patient: `anatomy.Patient`.
         vessels, bronchi, airway: `Capsules`.
         nodules: `Nodule`s.
         stomach: x, y, half width, half depth (mm) and the share of gas in it.

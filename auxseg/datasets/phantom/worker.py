@@ -1,4 +1,4 @@
-"""Writes a share of a phantom folder's scans; `phantom.write_luna16_folder` starts several of these.
+"""Writes a share of a phantom folder's scans; `drawing.write_luna16_folder` starts several of these.
 
     python -m auxseg.datasets.phantom.worker FOLDER SHARE NUM_SHARES
 

@@ -36,7 +36,7 @@ def create_keras_unet(settings, size):
 
 
 def keras_outputs(model, images, training=False):
-    """Returns the network's `structs.Outputs`."""
+    """Returns the network's `interface.Outputs`."""
     outputs = model(images, training=training)
     return Outputs(*outputs) if len(model.outputs) == 2 else Outputs(outputs, None)
 
