@@ -105,6 +105,7 @@ def get_config():
     train.deterministic = False  # the same bits on a GPU each time, at a cost; on a CPU they always are
     train.wait_minutes = 240.0  # that processes wait for the one that prepares the data
     train.init_from = placeholder(str)  # run's workdir or 'saved' bundle whose weights to start from
+    train.freeze = ()  # with init_from: parts that keep their weights, such as ("encoder_0", "encoder_1")
     train.max_minutes = placeholder(float)  # ends the run cleanly after the epoch in which they pass
 
     config.insert = insert = ml_collections.ConfigDict()  # nodules put into lungs; off: not in the paper

@@ -224,23 +224,38 @@ def append_row(path, row):
         os.fsync(handle.fileno())
 
 
-def read_rows(path):
+def read_rows(path, *, damaged=None):
     """Returns the rows of a JSON-lines file; [] without one.
+
+    Args:
+        path: of the file.
+        damaged: list that the numbers of lines are appended to that cannot be read and are left out; None: they
+            are an error.
 
     Raises:
         InputError: it cannot be read, or a line is no JSON object.
     """
-    rows = []
     try:
-        for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-                if not isinstance(rows[-1], dict):
-                    raise ValueError(f"got {line.strip()[:40]}, expected an object")
+        lines = pathlib.Path(path).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON lines ({error}); restore it") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+            if not isinstance(row, dict):
+                raise ValueError(f"got {line.decode().strip()[:40]}, expected an object")
+            rows.append(row)
+        except (ValueError, RecursionError) as error:
+            if damaged is None:
+                raise InputError(
+                    f"{path}: line {number} cannot be read as JSON ({error}); restore it"
+                ) from error
+            damaged.append(number)
     return rows
 
 

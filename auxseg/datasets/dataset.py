@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -49,6 +50,15 @@ class CaseTable:
         if "nodule" in self.classes:
             return self.labels[:, value_of("nodule", self.classes)] > 0
         return self.num_nodules > 0
+
+    def digest(self):
+        """Returns a SHA-256 of all columns: it changes with any fact of any case."""
+        digest = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            digest.update(f"{field.name} {np.asarray(value).shape}\n".encode())
+            digest.update(repr(value.tolist() if isinstance(value, np.ndarray) else value).encode())
+        return digest.hexdigest()
 
     def rows(self, indices):
         """Returns the table of some cases, int [n] or bool [N]."""

@@ -48,7 +48,7 @@ class Patch:
 
 
 def read_annotations(path):
-    """Returns the nodules of `annotations.csv`: {series UID: (Sphere, ...)}.
+    """Returns the nodules of `annotations.csv`: {series UID: (Sphere, ...)}; a row that is there twice counts once.
 
     Raises:
         InputError: the file is missing, lacks a column, or has a value that is no position or diameter.
@@ -57,8 +57,10 @@ def read_annotations(path):
     spheres = {}
     for number, row in enumerate(files.read_cells(path, columns, hint="copy LUNA16's again"), start=2):
         sphere = _sphere(row, f"{path}, line {number}")
-        spheres[row["seriesuid"]] = (*spheres.get(row["seriesuid"], ()), sphere)
-    return spheres
+        found = spheres.setdefault(row["seriesuid"].strip(), [])
+        if sphere not in found:
+            found.append(sphere)
+    return {uid: tuple(found) for uid, found in spheres.items()}
 
 
 def sphere_patches(geometry, sphere):

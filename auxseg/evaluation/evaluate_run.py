@@ -196,6 +196,8 @@ def _case_rows(judgement, results):
 def describe(summary):
     """Returns the summary of a run as a few lines of text."""
     lines = [f"ended by {summary['ended']} after {summary['epochs']} epochs, {summary['seconds']:.0f} s"]
+    if summary["ended"] == "all epochs":
+        lines[0] += " (to go on: the same command with a larger --config.train.num_epochs)"
     for split, scores in summary["scores"].items():
         dice = ", ".join(
             f"{name.replace('_', ' ')} {_three(scores['dice'][name])} ({scores['dice_cases'][name]} cases)"

@@ -25,6 +25,7 @@ from auxseg import models
 from auxseg.base import files, npz
 from auxseg.base.classes import CLASS_NAMES, check_classes, classes_of
 from auxseg.base.errors import InputError, check_choice
+from auxseg.datasets import check_size
 from auxseg.models import interface
 from auxseg.runs import checkpoints, run_folder
 
@@ -289,6 +290,7 @@ def _read_description(path):
     if missing:
         raise InputError(f"{path / FILE}: lacks {sorted(missing)}; export it again")
     check_classes(about["classes"], where=f"{path / FILE}: classes")
+    check_size(about["size_yx"])
     check_choice(f"{path / FILE}: kind", about["kind"], tuple(KINDS))
     for name, checksum in about["files"].items():
         file = path / pathlib.PurePath(name).name
@@ -356,4 +358,5 @@ def read_saved(path, about=None):
         raise InputError(f"{file}: damaged: {error}; export it again") from error
     if weights_checksum(variables) != about["weights_sha256"]:
         raise InputError(f"{file}: the weights are not those of {FILE}; export it again")
-    return Trained(about["name"], run_folder.to_config(about["config"]), variables)
+    config = run_folder.check_settings(run_folder.to_config(about["config"]), where=f"{path}/{FILE}")
+    return Trained(about["name"], config, variables)

@@ -19,7 +19,9 @@ import platform
 import ml_collections
 
 from auxseg.base import files
+from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError
+from auxseg.datasets import check_size
 
 PACKAGES = ("auxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 FREE_SETTINGS = (
@@ -58,8 +60,59 @@ def config_to_dict(config):
 
 
 def read_config(workdir):
-    """Returns the locked ConfigDict that a run was started with."""
-    return to_config(_read_object(pathlib.Path(workdir) / "config.json")).lock()
+    """Returns the locked ConfigDict that a run was started with.
+
+    Raises:
+        InputError: it is no run's workdir, or its settings are none.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    return check_settings(to_config(_read_object(path)), where=path).lock()
+
+
+_KINDS = {
+    "seed": int,
+    "data.name": str,
+    "data.size": tuple,
+    "data.window_hu": tuple,
+    "data.labels": str,
+    "model.name": str,
+    "model.base_width": int,
+    "model.depth": int,
+    "model.dtype": str,
+    "model.lowering": str,
+    "loss.name": str,
+    "train.batch_size": int,
+    "eval.batch_size": int,
+}
+"""Kinds of the settings that a run cannot be read without."""
+
+
+def check_settings(config, *, where):
+    """Returns settings from JSON, which may be a stranger's, after looking at those that a run is read by.
+
+    Args:
+        config: ConfigDict.
+        where: file that they are from.
+
+    Raises:
+        InputError: one of them is missing, of another kind, or a size out of its range.
+    """
+    settings = _flatten(config.to_dict())
+    for name, kind in _KINDS.items():
+        got = settings.get(name)
+        if not isinstance(got, kind) or isinstance(got, bool):
+            raise InputError(
+                f"{where}: {name} is {got!r}, expected {kind.__name__}; it is damaged, or no run's"
+            )
+    try:
+        check_size(config.data.size)
+        classes_of(config.data)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    low_high = config.data.window_hu
+    if len(low_high) != 2 or not all(isinstance(v, (int, float)) for v in low_high):
+        raise InputError(f"{where}: data.window_hu is {low_high!r}, expected two numbers")
+    return config
 
 
 def to_config(settings):
@@ -76,18 +129,33 @@ def _to_tuples(value):
 def claim_config(workdir, config):
     """Stores the settings in a new workdir; in an old one checks that they are the same.
 
+    `train.num_epochs` may grow: nothing that was done depends on it.
+
     Raises:
         InputError: the run was started with other settings; each difference is named.
     """
     path, new = workdir / "config.json", config_to_dict(config)
     if path.exists():
-        differences = list_differences(_read_object(path), new)
+        old = _read_object(path)
+        differences = [] if _only_more_epochs(old, new) else list_differences(old, new)
         if differences:
             raise InputError(
                 f"workdir {workdir} was started with other settings: {'; '.join(differences)} "
                 "(give the settings it was started with, or another --workdir=DIR)"
             )
     files.write_json(path, new)
+
+
+def _only_more_epochs(old, new):
+    """Returns whether a run is given more epochs and nothing else; then says so."""
+    before, after = (_flatten(each).get("train.num_epochs") for each in (old, new))
+    if not isinstance(before, int) or not before < after:
+        return False
+    same = {**old, "train": {**old["train"], "num_epochs": after}}
+    if list_differences(same, new):
+        return False
+    print(f"train.num_epochs: {before} -> {after}: the run goes on", flush=True)
+    return True
 
 
 def list_differences(old, new):
@@ -112,8 +180,16 @@ def describe_machine(devices):
 
 
 def keep_rows(path, last_epoch):
-    """Drops the rows after `last_epoch`: epochs that a killed run recorded and will repeat."""
-    rows = [row for row in files.read_rows(path) if row["epoch"] <= last_epoch]
+    """Drops the rows after `last_epoch`: epochs that a killed run recorded and will repeat.
+
+    A row that is damaged is left out and named: it is of the report, and no reason not to go on.
+    """
+    damaged = []
+    rows = [
+        row for row in files.read_rows(path, damaged=damaged) if row.get("epoch") in range(1, last_epoch + 1)
+    ]
+    if damaged:
+        print(f"note: {path}: line {', '.join(map(str, damaged))} is damaged and left out", flush=True)
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -16,26 +16,37 @@ def read_splits(workdir, dataset):
     """Returns {split: indices} of a run, matched to the data set by case id.
 
     Raises:
-        InputError: the data set lacks a case of the run.
+        InputError: the data set lacks a case of the run, or the file is damaged or has a case in two splits.
     """
     rows = {name: i for i, name in enumerate(dataset.table.case_id)}
-    stored = files.read_object(workdir / "splits.json")
+    path = workdir / "splits.json"
+    stored = files.read_object(path)
+    if not stored or not all(
+        isinstance(cases, list) and all(isinstance(case, str) for case in cases) for cases in stored.values()
+    ):
+        raise InputError(f"{path}: expected lists of case ids by split; restore it, or start a new run")
     missing = [case for cases in stored.values() for case in cases if case not in rows]
     if missing:
         raise InputError(
-            f"{workdir / 'splits.json'}: {len(missing)} of its cases are not in {dataset.name}, first "
+            f"{path}: {len(missing)} of its cases are not in {dataset.name}, first "
             f"{missing[0]}; give the data that the run was started with (config.data.dir)"
         )
-    return {split: np.array([rows[case] for case in cases]) for split, cases in stored.items()}
+    members = {split: np.array([rows[case] for case in cases], np.int64) for split, cases in stored.items()}
+    try:
+        splits.check_splits(dataset.table, members)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; its scores would be worthless: restore it") from error
+    return members
 
 
 def claim_splits(workdir, dataset, data_config):
     """Returns {split: indices}; stored by case id in a new run, read and checked in an old one.
 
     Raises:
-        InputError: the data set is not the one that the run was started with.
+        InputError: the data set is not the one that the run was started with: other cases, or other content.
     """
     path = workdir / "splits.json"
+    _claim_content(workdir / "data.json", dataset)
     if not path.exists():
         made = splits.make_splits(
             dataset.table,
@@ -48,3 +59,17 @@ def claim_splits(workdir, dataset, data_config):
             path, {name: [str(dataset.table.case_id[i]) for i in rows] for name, rows in made.items()}
         )
     return read_splits(workdir, dataset)
+
+
+def _claim_content(path, dataset):
+    """Stores what the data set holds in a new run; in an old one refuses other images or masks of the same names."""
+    now = {"cases": len(dataset), "fingerprint": dataset.fingerprint, "table": dataset.table.digest()}
+    before = files.read_object(path) if path.exists() else now
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise InputError(
+            f"data.dir: {dataset.name} is no longer what {path.parent} was started with ({', '.join(changed)} differ): "
+            "images, masks or their table have changed since; restore them, or start a new run with --workdir=DIR"
+        )
+    if not path.exists():
+        files.write_json(path, now)

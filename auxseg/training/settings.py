@@ -28,6 +28,7 @@ class StepSettings:
         augment_seed: of the augmentation, and of dropout where the network has it.
         accumulate_steps: parts of the batch that are computed one after another, for less memory; the gradient is
             that of the whole batch, but for batch norm, which knows only a part at a time.
+        frozen: names of the parts of the network whose weights stay; their statistics follow the data.
         aux_labels: as `batching.to_batch`.
         insertion_plan: insertion.Plan, or None for none.
         axis_name: of the devices, or None.
@@ -44,6 +45,7 @@ class StepSettings:
     augmentation: augment.Ranges | None = None
     augment_seed: int = 0
     accumulate_steps: int = 1
+    frozen: tuple[str, ...] = ()
     aux_labels: Any = None
     insertion_plan: Any = None
     axis_name: str | None = None
@@ -71,6 +73,7 @@ def create_step_settings(config, *, axis_name=None, aux_labels=None, insertion_p
         augmentation=_create_augmentation(config),
         augment_seed=config.augment.seed,
         accumulate_steps=config.train.accumulate_steps,
+        frozen=tuple(config.train.get("freeze", ())),
         aux_labels=aux_labels,
         insertion_plan=insertion_plan,
         axis_name=axis_name,

@@ -11,7 +11,7 @@ import numpy as np
 from auxseg import models
 from auxseg.base import files
 from auxseg.base.classes import classes_of
-from auxseg.base.errors import InputError
+from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import cache_dir, load
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints, networks, run_folder, splits, state
@@ -170,6 +170,17 @@ def create_state(config):
     )
 
 
+def _check_frozen(config, initial):
+    """Raises an InputError for a part to freeze that is not there, or without weights to keep."""
+    frozen = tuple(config.train.get("freeze", ()))
+    if frozen and config.train.init_from is None:
+        raise InputError("train.freeze: keeps the weights of train.init_from, which is not given")
+    for name in frozen:
+        check_choice("train.freeze", name, tuple(sorted(initial.params)))
+    if frozen and set(frozen) == set(initial.params):
+        raise InputError("train.freeze: names all parts of the network; nothing is left to train")
+
+
 def create_initial_state(config):
     """Returns the TrainState before the first step: initialised, or from `train.init_from`.
 
@@ -178,6 +189,7 @@ def create_initial_state(config):
     """
     initial = create_state(config)
     source = config.train.init_from
+    _check_frozen(config, initial)
     if source is None:
         return initial
     variables = networks.read_trained(source).variables

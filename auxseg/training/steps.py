@@ -137,6 +137,11 @@ def train_step(state, sums, raw, *, settings):
         compute, state.batch_stats, (batch, raw.indices), settings.accumulate_steps
     )
     gradients, new = parallel.sum_over_devices(sums_here, settings.axis_name)
+    # Adam moves nothing whose gradient was always 0.
+    gradients = {
+        name: jax.tree.map(jnp.zeros_like, part) if name in settings.frozen else part
+        for name, part in gradients.items()
+    }
     updates, opt_state = settings.optimizer.update(gradients, state.opt_state, state.params)
     state = state._replace(
         step=state.step + 1,

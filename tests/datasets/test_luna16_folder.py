@@ -243,3 +243,15 @@ def test_luna16s_two_series_of_one_patient(tmp_path):
         fixtures_luna16.write_scan(tmp_path, uid, subset, num_slices=4)
     patients = {scan.patient for scan in layout.list_folder(tmp_path).scans}
     assert patients == {splits.SAME_PATIENT_ID}
+
+
+def test_annotations_of_no_scan_are_spoken_of(tmp_path):
+    path = fixtures_luna16.write_folder(tmp_path)
+    fixtures_luna16.write_annotations(path, {f"{UIDS[0]}_0": [((0, 0, 15), 8)]})
+    folder = layout.list_folder(path)
+    with pytest.raises(InputError, match=f"none of its 1 series is a scan of .*'{UIDS[0]}_0' where"):
+        layout.create_nodule_reader(folder, Settings())
+    fixtures_luna16.write_annotations(path, {"9.9.9": [((0, 0, 15), 8)]})
+    reader = layout.create_nodule_reader(layout.list_folder(path), Settings())
+    _, _, notes = layout.check_scans(layout.list_folder(path), Settings(), reader)
+    assert notes[-1] == "none of the 3 scans has a nodule in the annotations"

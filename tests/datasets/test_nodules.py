@@ -116,3 +116,10 @@ def test_real_annotations(real_data):
     diameters = [sphere.diameter_mm for several in spheres.values() for sphere in several]
     assert (len(spheres), len(diameters)) == (601, 1186)
     assert sum(3 <= diameter < 10 for diameter in diameters) == 905
+
+
+def test_a_doubled_row_counts_once_and_a_space_is_no_part_of_a_name(tmp_path):
+    lines = ["seriesuid,coordX,coordY,coordZ,diameter_mm", "1.2,1,2,3,4", "1.2 ,1.0,2,3,4.0", " 1.2,1,2,3,5"]
+    (tmp_path / "annotations.csv").write_text("\n".join(lines) + "\n")
+    found = nodules.read_annotations(tmp_path / "annotations.csv")
+    assert found == {"1.2": (nodules.Sphere((1.0, 2.0, 3.0), 4.0), nodules.Sphere((1.0, 2.0, 3.0), 5.0))}

@@ -176,3 +176,15 @@ def test_counts_add_up():
     np.testing.assert_allclose(total.sums, whole.sums, rtol=1e-12)
     chosen, found = operating_point.choose(whole, max_false=3.0, nominal_pixel_mm=1.0)
     assert (chosen, found) == operating_point.tune(cases, max_false=3.0, nominal_pixel_mm=1.0)
+
+
+def test_no_more_false_nodules_than_allowed():
+    # Two slices; the first choice finds one nodule with one false one a slice, the second three with one and a half.
+    sums = np.zeros((len(operating_point.create_choices(1.0)), len(operating_point.COUNTED)))
+    sums[:, operating_point.COUNTED.index("with_nodule")] = 2
+    sums[:2, operating_point.COUNTED.index("found")] = 1, 3
+    sums[:2, operating_point.COUNTED.index("false")] = 2, 3
+    counts = operating_point.Counts(2, sums)
+    for allowed, found in ((1.0, 1), (1.49, 1), (1.5, 3)):
+        _, about = operating_point.choose(counts, max_false=allowed, nominal_pixel_mm=1.0)
+        assert about["chosen"]["found"] == found

@@ -143,6 +143,21 @@ def test_statistics_are_the_mean_over_batches_at_the_same_weights(data, num_devi
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_frozen_parts_keep_their_weights_and_the_others_do_not(data):
+    step = jitted_step(small_config(train__freeze=("encoder_0", "mask")))
+    before = start_with_rate()
+    for _ in range(2):
+        after, _ = step(before, steps.empty_sums(4), batch_of(data, [1, 1, 1, 1]))
+    same = {
+        name: all(
+            (a == b).all()
+            for a, b in zip(jax.tree.leaves(part), jax.tree.leaves(after.params[name]), strict=True)
+        )
+        for name, part in before.params.items()
+    }
+    assert {name for name, value in same.items() if value} == {"encoder_0", "mask"}
+
+
 def test_padding_changes_nothing(data, step):
     weights = [1, 1, 1, 0]
     results = [

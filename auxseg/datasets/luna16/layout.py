@@ -210,17 +210,20 @@ def check_scans(folder, settings, nodules_of):
     Returns:
         (`Scan`s that have a slice to read, one line for each scan that cannot be used, notes).
     """
-    good, problems, num_empty = [], list(folder.problems), 0
+    good, problems, num_empty, num_marked = [], list(folder.problems), 0, 0
     for scan in folder.scans:
         try:
             crossing = nodules_of(scan, check_scan(scan))
         except InputError as error:
             problems.append(f"{scan.uid}: {error}")
             continue
+        num_marked += bool(crossing) or crossing is None
         empty = settings.slices == "nodule" and not crossing
         num_empty += empty
         good += [] if empty else [scan]
     notes = (f"{num_empty} scans have no nodule and so no slice",) if num_empty else ()
+    if good and not num_marked:
+        notes += (f"none of the {len(good)} scans has a nodule in the annotations",)
     return good, problems, folder.notes + notes
 
 
@@ -240,12 +243,27 @@ def create_nodule_reader(folder, settings):
             )
         return lambda scan, header: None
     spheres = read_annotations(folder.annotations)
+    _check_uids(folder, spheres)
 
     def nodules_of(scan, header):
         patches = [sphere_patches(header.geometry, sphere) for sphere in spheres.get(scan.uid, ())]
         return by_slice(patches)
 
     return nodules_of
+
+
+def _check_uids(folder, spheres):
+    """Refuses annotations whose series are those of the folder but for their spelling: none would be found."""
+    names = {scan.uid for scan in folder.scans}
+    if names & spheres.keys():
+        return
+    near = [(uid, name) for uid in spheres for name in names if uid and (uid in name or name in uid)]
+    if near:
+        uid, name = min(near)
+        raise InputError(
+            f"{folder.annotations}: none of its {len(spheres)} series is a scan of {folder.path}; it has {uid!r} where "
+            f"the folder has {name!r}: write the same in both"
+        )
 
 
 def read_slices(scan, settings, nodules_of):

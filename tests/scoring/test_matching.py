@@ -1,0 +1,33 @@
+"""Nodules matched as objects: what counts as a hit."""
+
+import numpy as np
+
+from auxseg.scoring import matching
+
+
+def matched(pixels):
+    """Returns the kinds of objects where `pixels` of a nodule of 100 are predicted and no other."""
+    reference, prediction = np.zeros((12, 12), bool), np.zeros((12, 12), bool)
+    reference[1:11, 1:11] = True
+    prediction[1, 1 : 1 + pixels] = True
+    objects = matching.match_objects(
+        prediction=prediction, reference=reference, spacing_yx_mm=np.array([1.0, 1.0])
+    )
+    return [(each["kind"], each["iou"]) for each in objects]
+
+
+def test_nine_of_a_hundred_pixels_do_not_find_a_nodule_and_ten_do():
+    assert matched(9) == [("missed", 0.0), ("false", 0.0)]
+    assert matched(10) == [("found", 0.1)]
+
+
+def test_the_largest_overlap_takes_a_nodule_and_the_other_is_false():
+    reference, prediction = np.zeros((5, 12), bool), np.zeros((5, 12), bool)
+    reference[1:4, 1:11] = True
+    prediction[1:4, 1:4] = prediction[1:4, 5:11] = True  # 9 and 18 of 30 pixels
+    objects = matching.match_objects(prediction=prediction, reference=reference, spacing_yx_mm=(2.0, 0.5))
+    assert [(each["kind"], each["area_px"]) for each in objects] == [("found", 30), ("false", 9)]
+    assert objects[0]["iou"] == 0.6
+    # A circle of 30 mm2 is 6.18 mm wide; the centre of the false one lies in its middle.
+    assert abs(objects[0]["diameter_mm"] - 6.1804) < 1e-3 and objects[0]["stratum"] == "6-10 mm"
+    assert (objects[1]["center_y_px"], objects[1]["center_x_px"]) == (2.0, 2.0)
