@@ -106,7 +106,7 @@ def command(npz, workdir, *flags, **variables):
     text = f"""
 import pathlib
 import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "tests/training")!r}]
 import test_loop
 def get_config():
     return test_loop.small_config(pathlib.Path({str(npz)!r})).lock()
