@@ -10,27 +10,22 @@ or a cluster does by Apache Beam (`--beam`, extra 'beam'); one that was killed g
 started again. Ends with what was written and what was left out.
 """
 
-import contextlib
 import functools
-import hashlib
 import pathlib
 import shlex
-import shutil
 
 from absl import flags
 
 from auxseg import datasets
-from auxseg.base import command, files, progress
+from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import labels
-from auxseg.datasets.luna16 import layout, pieces
+from auxseg.datasets.luna16 import layout, npz_form, pieces
 
 FORMATS = ("records", "npz")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "LUNA16 folder: subset0 ... subset9, seg-lungs-LUNA16")
 OUTPUT = flags.DEFINE_string(
-    "output",
-    None,
-    "where to write; records default to the cache of training: $AUXSEG_CACHE or ~/.cache/auxseg",
+    "output", None, "where to write; records default to training's cache: $AUXSEG_CACHE or ~/.cache/auxseg"
 )
 FORMAT = flags.DEFINE_string("format", "records", f"one of {', '.join(FORMATS)}")
 SIZE = flags.DEFINE_string(
@@ -56,31 +51,30 @@ def main(argv):
     if not DATA_DIR.value:
         raise InputError("--data_dir: not given; expected the LUNA16 folder")
     settings = layout.Settings(
-        size_yx=parse_size(SIZE.value) or (320, 320),
+        size_yx=datasets.parse_size(SIZE.value) or (320, 320),
         slices=SLICES.value,
         labels=LABELS.value,
         nodules=NODULES.value,
         lidc=LIDC.value,
     )
-    write = write_records if FORMAT.value == "records" else write_npz
-    for line in write(pathlib.Path(DATA_DIR.value).expanduser(), settings):
-        print(line)
-
-
-def parse_size(text):
-    """Returns (rows, columns) of 'ROWS,COLUMNS' or 'ROWSxCOLUMNS'; None for nothing."""
-    if not text:
-        return None
+    shared = {
+        "settings": settings,
+        "skip_bad_scans": SKIP_BAD_SCANS.value,
+        "overwrite": OVERWRITE.value,
+        "write_all": choose_writer(),
+    }
     try:
-        rows, columns = (int(number) for number in text.replace("x", ",").split(","))
-    except ValueError as error:
-        raise InputError(f"--size: got {text!r}, expected ROWS,COLUMNS such as 320,320") from error
-    return datasets.check_size((rows, columns))
+        write = write_records if FORMAT.value == "records" else write_npz
+        lines = write(pathlib.Path(DATA_DIR.value).expanduser(), **shared)
+    except layout.BadScansError as error:
+        for problem in error.problems:
+            print(f"cannot be used: {problem}")
+        raise
+    print("\n".join(lines))
 
 
 def choose_writer():
-    """Returns who prepares the scans, as the flags say: `write_all` of `pieces` or of
-    `beam`."""
+    """Returns who prepares the scans, as the flags say: `write_all` of `pieces` or of `beam`."""
     if BEAM.value:
         from auxseg.datasets.luna16 import beam
 
@@ -90,23 +84,12 @@ def choose_writer():
     return functools.partial(pieces.write_all, num_workers=WORKERS.value)
 
 
-def write_records(data_dir, settings):
+def write_records(data_dir, *, settings, **shared):
     """Writes records; returns the lines of the summary."""
     from auxseg.datasets.luna16 import records
 
     cache_dir = pathlib.Path(OUTPUT.value or files.default_cache_dir()).expanduser()
-    try:
-        folder = records.prepare(
-            data_dir,
-            cache_dir=cache_dir,
-            settings=settings,
-            skip_bad_scans=SKIP_BAD_SCANS.value,
-            overwrite=OVERWRITE.value,
-            write_all=choose_writer(),
-        )
-    except layout.BadScansError as error:
-        _print_problems(error)
-        raise
+    folder = records.prepare(data_dir, cache_dir=cache_dir, settings=settings, **shared)
     dataset = records.read_records(folder, settings=settings, skip_bad_scans=True)
     use = f" --config.data.cache_dir={cache_dir}" if OUTPUT.value else ""
     return [
@@ -117,93 +100,19 @@ def write_records(data_dir, settings):
     ]
 
 
-def write_npz(data_dir, settings):
-    """Writes one `.npz` a slice with `index.csv`, all or nothing; returns the lines of the summary.
-
-    Raises:
-        InputError: no output is given, it is not empty and `--overwrite` is not given, or scans cannot be
-            used.
-    """
+def write_npz(data_dir, **shared):
+    """Writes the NPZ form; returns the lines of the summary."""
     if not OUTPUT.value:
         raise InputError("--output: not given; --format=npz needs a folder to write to")
-    output = pathlib.Path(OUTPUT.value).expanduser()
-    _check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = layout.list_folder(data_dir)
-    size_yx = parse_size(SIZE.value)
-    named = f"{settings.name}-{size_yx}-{layout.fingerprint(folder, settings)}"
-    digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    partial = output.with_name(f".partial-{output.name}-{digest}")
-    for leftover in output.parent.glob(f".partial-{output.name}-*"):
-        if leftover != partial or OVERWRITE.value:
-            shutil.rmtree(leftover, ignore_errors=True)
-    with files.locked(partial, name="--output", hint="give another folder"):
-        try:
-            job = pieces.Job("npz", str(folder.path), settings, str(partial), size_yx)
-            rows, problems, notes = _write_cases(job, folder)
-            files.write_csv(partial / "index.csv", rows)
-            for file in [*partial.glob("*.json"), *partial.glob(".*")]:
-                if file.name != files.LOCK:
-                    file.unlink()
-            files.replace_folder(partial, output)
-            (output / files.LOCK).unlink()
-        except layout.BadScansError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    rows, problems, notes = npz_form.write(
+        data_dir, OUTPUT.value, size_yx=datasets.parse_size(SIZE.value), **shared
+    )
     return [
         *notes,
         *(f"left out: {problem}" for problem in problems),
-        f"{len(rows)} slices of {len({row['series_uid'] for row in rows})} scans in {output}",
-        f"Train on them with --config.data.name=npz --config.data.dir={output}",
+        f"{len(rows)} slices of {len({row['series_uid'] for row in rows})} scans in {OUTPUT.value}",
+        f"Train on them with --config.data.name=npz --config.data.dir={OUTPUT.value}",
     ]
-
-
-def _check_output(output):
-    """Refuses to replace what is not wanted gone, or was not written by this command."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not OVERWRITE.value:
-        raise InputError(f"--output: {output} is there already; give --overwrite to replace it")
-    ours = output.is_dir() and all(
-        file.suffix == ".npz" or file.name == "index.csv" for file in output.iterdir()
-    )
-    if not ours:
-        raise InputError(f"--output: {output} holds more than .npz files and index.csv; it is not replaced")
-
-
-def _write_cases(job, folder):
-    """Returns (rows of index.csv, problems, notes)."""
-    nodules_of = layout.create_nodule_reader(folder, job.settings)
-    scans, problems, notes = layout.check_scans(folder, job.settings, nodules_of)
-    num_scans = len(folder.scans) + len(folder.problems)
-    _check_problems(problems, num_scans)
-    rows, notes, failed = [], list(notes), {}
-    with contextlib.closing(choose_writer()(job, scans, nodules_of)) as results:
-        for scan, problem in progress.track(results, total=len(scans), label="Writing NPZ", unit="scan"):
-            if problem is not None:
-                failed[scan.uid] = f"{scan.uid}: {problem}"
-                _check_problems([*problems, failed[scan.uid]], num_scans)
-    for scan in scans:
-        if scan.uid in failed:
-            problems.append(failed[scan.uid])
-            continue
-        found, more = pieces.read_rows(job, scan)
-        rows, notes = rows + found, notes + more
-    if not rows:
-        raise InputError(f"--data_dir: none of the {num_scans} scans in {folder.path} has a slice to write")
-    return rows, problems, notes
-
-
-def _check_problems(problems, num_scans):
-    if problems and not SKIP_BAD_SCANS.value:
-        error = layout.BadScansError(problems, num_scans)
-        _print_problems(error)
-        raise error
-
-
-def _print_problems(error):
-    for problem in error.problems:
-        print(f"cannot be used: {problem}")
 
 
 if __name__ == "__main__":

@@ -132,6 +132,17 @@ def check_size(size):
     return size
 
 
+def parse_size(text):
+    """Returns (rows, columns) of 'ROWS,COLUMNS' or 'ROWSxCOLUMNS'; None for nothing."""
+    if not text:
+        return None
+    try:
+        rows, columns = (int(number) for number in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise InputError(f"--size: got {text!r}, expected ROWS,COLUMNS such as 320,320") from error
+    return check_size((rows, columns))
+
+
 def check_slab(num_slices):
     """Returns `data.slab`; raises an InputError unless it is an odd whole number from 1 to 63."""
     if not isinstance(num_slices, int) or num_slices % 2 == 0 or not 1 <= num_slices <= 63:

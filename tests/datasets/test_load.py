@@ -91,3 +91,14 @@ def test_settings_that_cannot_be_used_are_named(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             datasets.load(data_config(**values))
+
+
+@pytest.mark.parametrize(("text", "size"), [("", None), ("32,48", (32, 48)), ("32x48", (32, 48))])
+def test_a_size_is_two_numbers(text, size):
+    assert datasets.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["32", "a,b", "8,8", "1,2,3"])
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(InputError, match="size: got"):
+        datasets.parse_size(text)
