@@ -303,6 +303,11 @@ def test_own_folder_becomes_slices_that_can_be_trained_on(tmp_path):
     assert (images[0] == scan[1]).all() and (masks[0] == mask[1]).all()
 
 
+def test_readme_s_python_segments_a_scan(real_data, tmp_path):
+    (block,) = code_blocks("README.md", "segment")
+    run_python(block.replace("SCAN", str(real_data / "cip" / "ct-64.nrrd")), tmp_path, [ROOT])
+
+
 def test_a_patch_that_does_not_fit_is_seen(tmp_path):
     (tmp_path / "a.py").write_text("one\ntwo\n", encoding="utf-8")
     apply_patch(tmp_path, "--- a.py\n@@\n one\n+more\n")
