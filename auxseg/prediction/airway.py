@@ -14,7 +14,7 @@ from scipy import ndimage
 
 _CELL_MM = 1.5
 _MOST_CELL_MM = 3.0  # larger cells do not part a trachea from the lungs
-_SEED_HU = -850
+_SEEDS_HU = (-850, -900, -930, -960)  # in turn, until a wall parts the trachea from the lungs
 _THRESHOLDS_HU = (-700, -750, -800, -850, -880, -910, -940, -970)
 _MOST_ML = 110.0  # of the tree: more is a leak into a lung
 _SECTION_MM2 = (40.0, 900.0)  # of a trachea
@@ -86,7 +86,7 @@ def _find_trachea(hu, lung, cell_mm):
     """Returns the cells of the trachea, bool [d, h, w], or None.
 
     It is the longest narrow piece of air away from the slices' edges, in the middle third between the lungs' outer
-    sides and in the upper third of their height, where a wall parts it from them.
+    sides and in the upper third of their height, at the highest threshold at which a wall parts it from them.
     """
     slices, columns = np.flatnonzero(lung.any((1, 2))), np.flatnonzero(lung.any((0, 1)))
     if not len(slices):
@@ -94,24 +94,37 @@ def _find_trachea(hu, lung, cell_mm):
     low, high = slices[0], slices[-1]
     top = min(len(hu), high + 1 + int(30.0 / cell_mm[0]))
     start = int(low + _UPPER * (high - low))
-    left, right = np.interp((0.3, 0.7), (0, 1), (columns[0], columns[-1])).astype(int)
-    labels, _ = ndimage.label(hu[start:top] < _SEED_HU)
+    middle = np.interp((0.3, 0.7), (0, 1), (columns[0], columns[-1]))
+    for threshold in _SEEDS_HU:
+        found = _longest_tube(hu[start:top] < threshold, middle, cell_mm)
+        if found is not None:
+            seeds = np.zeros(hu.shape, bool)
+            seeds[start:top] = found
+            return seeds
+    return None
+
+
+def _longest_tube(air, middle, cell_mm):
+    """Returns the longest piece of air as wide as a trachea, bool [d, h, w], or None.
+
+    Args:
+        air: bool [d, h, w].
+        middle: columns between which the middle of the piece lies; it touches no edge of a slice.
+        cell_mm: distances of slices, rows and columns.
+    """
+    labels, _ = ndimage.label(air)
     edges = [labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]]
     outside = np.unique(np.concatenate([edge.ravel() for edge in edges]))
     best, best_length = None, _LEAST_LENGTH_MM
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
-        if number in outside or not left <= 0.5 * (box[2].start + box[2].stop) <= right:
+        length = (box[0].stop - box[0].start) * cell_mm[0]
+        if length <= best_length or number in outside:
             continue
-        piece = labels[box] == number
-        length = piece.shape[0] * cell_mm[0]
-        section = piece.sum() / piece.shape[0] * cell_mm[1] * cell_mm[2]
-        if length > best_length and _SECTION_MM2[0] <= section <= _SECTION_MM2[1]:
+        section = np.count_nonzero(labels[box] == number) * cell_mm[0] / length * cell_mm[1] * cell_mm[2]
+        centre = 0.5 * (box[2].start + box[2].stop)
+        if middle[0] <= centre <= middle[1] and _SECTION_MM2[0] <= section <= _SECTION_MM2[1]:
             best, best_length = number, length
-    if best is None:
-        return None
-    seeds = np.zeros(hu.shape, bool)
-    seeds[start:top] = labels == best
-    return seeds
+    return None if best is None else labels == best
 
 
 def _grow(hu, seeds, cell_mm):

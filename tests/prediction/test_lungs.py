@@ -39,6 +39,19 @@ def test_loose_pieces_are_dropped_unless_they_are_large_and_no_gas():
     assert not lungs.choose_pieces(cells, hu)[:, 16:19, 3:15].any()
 
 
+def test_a_patch_that_a_thin_bridge_ties_to_the_wrong_lung_changes_sides():
+    cells = np.zeros((12, 24, 40), np.uint8)
+    cells[:, 4:20, 21:37] = 1
+    cells[:, 4:20, 3:20] = 2
+    cells[5:8, 4:7, 12:20] = 1  # in front, in the right lung
+    cells[6, 4:6, 20] = 1
+    right = np.zeros(cells.shape, bool)
+    right[5:8, 4:7, 12:20] = True
+    repaired = lungs.repair_sides(cells)
+    assert (repaired[right] == 2).all()
+    assert (repaired[:, :, 21:] == cells[:, :, 21:]).all() and (repaired[:, :, :12] == cells[:, :, :12]).all()
+
+
 def draw_body():
     """Returns HU [4, 20, 30]: a wall around air, a gap and a table below it."""
     hu = np.full((4, 20, 30), GAS, np.int16)
