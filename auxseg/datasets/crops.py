@@ -16,6 +16,7 @@ import numpy as np
 
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError, check_choice
+from auxseg.datasets.dataset import CaseTable, Dataset
 
 TARGETS = ("consensus", "reader", "share")
 """What a crop is trained on: at least half of the readers, one of them drawn anew each time, or their share."""
@@ -26,6 +27,10 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of `index.csv` that are read; millimetres, HU = `hu_slope` x image + `hu_offset`."""
 
+CLASSES = ("background", "nodule")
+MOST_SHIFT_PX = 24
+SHIFT_SEED = 24
+"""Of the moves that every score is taken at."""
 MOST_BYTES = 1 << 32
 _MOST_READERS = 8
 
@@ -109,6 +114,65 @@ def read_crops(folder):
             f"{folder}: index.csv has {len(rows)} rows, nodules.npz {len(arrays['image'])} slices, expected as many"
         )
     return _create_crops(arrays, rows, folder)
+
+
+def load(folder, *, size_yx, classes):
+    """Returns the `Dataset` of a folder of crops: nodule or not, by consensus, at the crops' own resolution.
+
+    Every crop is moved by up to `MOST_SHIFT_PX` pixels, always by the same, so that no score is helped by the place.
+
+    Args:
+        folder: as `read_crops` takes it.
+        size_yx: of what is cut out, a square no larger than the crops.
+        classes: `CLASSES`. A crop does not know its lungs: with others it would teach that there are none.
+
+    Raises:
+        InputError: other classes or another size, or the folder cannot be read.
+    """
+    if tuple(classes) != CLASSES:
+        raise InputError(
+            f"data.classes: got {tuple(classes)}, but crops tell nodule from the rest alone; set data.classes={CLASSES}"
+        )
+    crops = read_crops(folder)
+    size = size_yx[0]
+    if size_yx[1] != size or size > min(crops.images.shape[1:]):
+        raise InputError(
+            f"data.size: got {tuple(size_yx)}, expected a square of at most {min(crops.images.shape[1:])} pixels, which "
+            "crops have; they are never resized"
+        )
+    shifts = draw_shifts(len(crops), most_px=MOST_SHIFT_PX, seed=SHIFT_SEED)
+
+    def read_mask(index):
+        marks = cut(crops.readers[index], shifts[index], size)
+        return consensus(marks, crops.num_readers[index]).astype(np.uint8)
+
+    def read(indices):
+        indices = np.asarray(indices).reshape(-1)
+        images = [np.round(cut(crops.image_hu(i), shifts[i], size)) for i in indices]
+        limits = np.iinfo(np.int16)
+        images = np.clip(np.array(images).reshape(-1, size, size), limits.min, limits.max).astype(np.int16)
+        return images, np.array([read_mask(i) for i in indices], np.uint8).reshape(images.shape)
+
+    name = f"crops/{pathlib.Path(folder).resolve().name}-{size}x{size}"
+    return Dataset(name, _table(crops, read_mask, size), (size, size), read, read_mask)
+
+
+def _table(crops, read_mask, size):
+    labels = np.array([[not mask.all(), mask.any()] for mask in map(read_mask, range(len(crops)))], np.uint8)
+    return CaseTable(
+        case_id=np.array(
+            [f"{name}-{k}".replace("/", "_") for name, k in zip(crops.nodule, crops.place, strict=True)]
+        ),
+        series_uid=crops.series_uid,
+        patient=crops.patient,
+        subset=crops.subset,
+        slice_index=np.full(len(crops), -1, np.int32),
+        spacing_zyx_mm=np.stack([crops.gap_mm, crops.spacing_mm, crops.spacing_mm], axis=1),
+        native_size_yx=np.full((len(crops), 2), size, np.int32),
+        num_nodules=labels[:, 1].astype(np.int32),
+        labels=labels,
+        classes=CLASSES,
+    )
 
 
 def share(readers, num_readers):

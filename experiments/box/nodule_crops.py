@@ -20,8 +20,6 @@ from auxseg.scoring import readers as readers_lib
 from experiments.box import nodule_data, nodule_train
 from experiments.made_by import made_by
 
-MOST_SHIFT_PX = 24
-SHIFT_SEED = 24
 MIN_IOU = 0.1
 THRESHOLD = 0.5
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -30,7 +28,7 @@ STRATA_MM = ((0.0, 6.0), (6.0, 10.0), (10.0, 99.0))
 
 def predict(crops, rows, forward, *, batch_size=32, mirror=False):
     """Returns (probability of nodule uint8 [n, S, S] of 255ths, consensus bool [n, S, S]) of shifted crops."""
-    shifts = crops_lib.draw_shifts(len(crops), most_px=MOST_SHIFT_PX, seed=SHIFT_SEED)
+    shifts = crops_lib.draw_shifts(len(crops), most_px=crops_lib.MOST_SHIFT_PX, seed=crops_lib.SHIFT_SEED)
     size = crops.images.shape[1]
     images, references = [], []
     for row in rows:
@@ -98,7 +96,7 @@ def judge_by_readers(crops, rows, marked):
         rows: slices, int [n].
         marked: bool [n, S, S], what the network marks in the shifted slices.
     """
-    shifts = crops_lib.draw_shifts(len(crops), most_px=MOST_SHIFT_PX, seed=SHIFT_SEED)
+    shifts = crops_lib.draw_shifts(len(crops), most_px=crops_lib.MOST_SHIFT_PX, seed=crops_lib.SHIFT_SEED)
     place = {row: i for i, row in enumerate(rows.tolist())}
     by_nodule = {}
     for row in rows.tolist():
@@ -147,8 +145,8 @@ def main():
         "made_by": made_by(
             f"python -m experiments.box.nodule_crops --real=FOLDER --runs=RUNS --output=FILE{mirror}",
             data=f"{len(set(crops.nodule[rows].tolist()))} held-out nodules of "
-            f"{len(set(crops.patient[rows].tolist()))} patients of LIDC-IDRI, crops moved by up to {MOST_SHIFT_PX} px",
-            seeds=[nodule_data.SPLIT_SEED, SHIFT_SEED, nodule_train.Recipe.seed],
+            f"{len(set(crops.patient[rows].tolist()))} patients of LIDC-IDRI, crops moved by up to {crops_lib.MOST_SHIFT_PX} px",
+            seeds=[nodule_data.SPLIT_SEED, crops_lib.SHIFT_SEED, nodule_train.Recipe.seed],
         ),
         "thresholds": {
             str(threshold): score(crops, rows, counts(probabilities >= 255 * threshold, references))

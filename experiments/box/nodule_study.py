@@ -19,12 +19,12 @@ from auxseg.base import files
 from auxseg.datasets import crops as crops_lib
 from auxseg.prediction import nodule_candidates, nodule_look, nodule_views, nodules
 from auxseg.scoring import froc
-from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_train
+from experiments.box import nodule_data, nodule_judge, nodule_train
 from experiments.made_by import made_by
 
 ABOVE = 0.5
-SHIPPED = 1
-"""The fold whose networks are in the box."""
+SHIPPED = -1
+"""The training whose networks are in the box: on the patients of all folds."""
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 DEFAULT_RATE = 1.0
 STAGES = {
@@ -44,9 +44,7 @@ def crop_candidates(crops, rows, forward, params, above):
     A candidate is true if its centre lies within the radius of the nodule's, in the plane; one that touches a
     reader's mark otherwise is neither and left out. A nodule without a true candidate has none.
     """
-    shifts = crops_lib.draw_shifts(
-        len(crops), most_px=nodule_crops.MOST_SHIFT_PX, seed=nodule_crops.SHIFT_SEED
-    )
+    shifts = crops_lib.draw_shifts(len(crops), most_px=crops_lib.MOST_SHIFT_PX, seed=crops_lib.SHIFT_SEED)
     found, size = [], crops.images.shape[1]
     for name in sorted(set(crops.nodule[rows].tolist())):
         own = rows[crops.nodule[rows] == name]

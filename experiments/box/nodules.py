@@ -2,8 +2,8 @@
 
     python -m experiments.box.nodules --real=DIR --work=DIR --folder=auxseg/weights/nodules
 
-Every step goes on where it stopped. The networks that are shipped are those of `nodule_study.SHIPPED`; what is
-reported are the scores of each fold's networks on what they never saw.
+Every step goes on where it stopped. The networks in the box train on the patients of all folds; what is reported are
+the scores of their sisters, each fold's networks, on what they never saw.
 """
 
 import argparse
@@ -20,14 +20,14 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def train(work_dir, real_dir):
-    """Trains both networks of every fold and writes their scores.
+    """Trains both networks of every fold and of the box, and writes their scores.
 
     Args:
         work_dir: folder of the runs.
         real_dir: folder of the real data.
     """
     work, common = pathlib.Path(work_dir), [f"--real={real_dir}"]
-    for fold in range(nodule_data.NUM_FOLDS):
+    for fold in (*range(nodule_data.NUM_FOLDS), nodule_study.SHIPPED):
         run = work / f"fold{fold}"
         _run("nodule_train", *common, f"--output={run}", f"--fold={fold}")
         if not (run / "judge.npz").exists():
@@ -37,6 +37,7 @@ def train(work_dir, real_dir):
         _run("nodule_scans", *common, f"--runs={work}", f"--fold={fold}", *scans, *others)
     _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_crops.json'}")
     _run("nodule_study", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodules.json'}")
+    _run("nodule_page")
 
 
 def pack(work_dir, folder):
@@ -55,7 +56,6 @@ def pack(work_dir, folder):
             "weights": list(study["weights"].values()),
             "operating_points": study["operating_points"],
             "operating_points_from": study["operating_points_from"],
-            "fold": nodule_study.SHIPPED,
             "steps": recipe.steps,
             "made_by": study["made_by"],
         },

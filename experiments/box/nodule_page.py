@@ -1,0 +1,122 @@
+"""The page of the nodule looks, from the figures that the studies wrote.
+
+    python -m experiments.box.nodule_page
+
+Reads `experiments/results/box_nodules.json` and `box_nodule_crops.json`, writes `box_nodules.md` beside them.
+"""
+
+import pathlib
+
+from auxseg.base import files
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+SHOWN_THRESHOLDS = ("0.4", "0.5", "0.6")
+
+
+def page(study, crops):
+    """Returns the page as text.
+
+    Args:
+        study: of `nodule_study`.
+        crops: of `nodule_crops`.
+    """
+    parts = [
+        "# Nodules in two looks: what each stage finds",
+        f"`{study['made_by']['command']}` at commit {study['made_by']['commit']}, "
+        f"`{crops['made_by']['command']}` at {crops['made_by']['commit']}. Seeds {study['made_by']['seeds']}.",
+        f"Data: {study['made_by']['data']}. No network scored here saw the patient.",
+        "## Whole scans",
+        "False ones are findings that hit no nodule, by LUNA16's rule. In the Lung_Dx scans nobody looked for nodules; "
+        "their one 'nodule' is the mass, and a finding outside it is not known to be false.",
+        _stages(study["stages"]),
+        f"At {study['default_rate']:g} false one a scan on average, the least probability chosen on the other scans:",
+        _default(study["default_point_chosen_on_the_other_scans"]),
+        "Findings by operating point, the points chosen on all these scans (found of known, false):",
+        _rates(study["at_the_rates"]),
+        "## Held-out crops",
+        f"{crops['made_by']['data']}. Dice is over all pixels that the look marks in the crop; found means an overlap (IoU) "
+        "of at least 0.1; over all slices means a nodule's slices together.",
+        _crops(crops["thresholds"]),
+        "## Among the readers",
+        "Each reader and the look against the consensus of the other readers, by patient; inside the spread means that "
+        f"the interval of the difference lies above -{crops['readers']['largest slice']['margin']:g}.",
+        _readers(crops["readers"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head, rows):
+    """Returns a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _stages(stages):
+    scans = list(next(iter(stages.values()))["false_above_the_nodule"])
+    rates = ("1", "2", "4")
+    head = ["candidates ranked by", *(f"false ones above the nodule of {name}" for name in scans)]
+    head += [f"held-out crops' nodules found at the value of {rate} false ones a scan" for rate in rates]
+    rows = []
+    for name, found in stages.items():
+        above = [
+            ", ".join("missed" if n is None else str(n) for n in found["false_above_the_nodule"][scan])
+            for scan in scans
+        ]
+        rows.append([name, *above, *(f"{found['crops_found_at'][rate]:.2f}" for rate in rates)])
+    return table(head, rows)
+
+
+def _default(point):
+    head = ["scan", "least probability", "found", "false"]
+    return table(
+        head,
+        [
+            [name, f"{p['least_probability']:.3f}", f"{p['found']} of {p['nodules']}", p["false"]]
+            for name, p in point.items()
+        ],
+    )
+
+
+def _rates(scans):
+    rates = list(next(iter(scans.values())))
+    rows = [
+        [name, *(f"{p['found']} of {p['nodules']}, {p['false']}" for p in found.values())]
+        for name, found in scans.items()
+    ]
+    return table(["scan", *(f"{rate} a scan" for rate in rates)], rows)
+
+
+def _crops(thresholds):
+    head = ["threshold", "diameter", "nodules", "Dice, largest slice", "median", "found", "Dice, all slices"]
+    rows = []
+    for threshold in SHOWN_THRESHOLDS:
+        for stratum, s in thresholds[threshold].items():
+            name = "all" if stratum == "0-99 mm" else stratum.replace("10-99 mm", "10 mm and more")
+            values = (s["dice_largest"], s["dice_largest_median"], s["found"], s["dice_all_slices"])
+            rows.append([threshold, name, s["nodules"], *(f"{v:.3f}" for v in values)])
+    return table(head, rows)
+
+
+def _readers(readers):
+    head = ["slices", "diameter", "nodules", "patients", "a reader", "the look", "difference", "inside"]
+    rows = []
+    for slices, found in readers.items():
+        for stratum, s in found.items():
+            if stratum == "margin" or s["interval"] is None:
+                continue
+            low, high = s["interval"]
+            difference = f"{s['difference']:.3f} [{low:.3f}, {high:.3f}]"
+            inside = "yes" if s["inside"] else "no"
+            counts = (s["nodules"], s["patients"], f"{s['reader']:.3f}", f"{s['network']:.3f}")
+            rows.append([slices, stratum, *counts, difference, inside])
+    return table(head, rows)
+
+
+def main():
+    """Writes the page."""
+    study, crops = (files.read_json(RESULTS / f"{name}.json") for name in ("box_nodules", "box_nodule_crops"))
+    files.write_text(RESULTS / "box_nodules.md", page(study, crops))
+
+
+if __name__ == "__main__":
+    main()
