@@ -1,54 +1,72 @@
 """Candidates of whole scans with everything that is measured of each, by networks that never saw the patient.
 
-    python -m experiments.box.nodule_scans --real=DIR --runs=DIR --fold=0 LIDC-IDRI-0001
+    python -m experiments.box.nodule_scans --real=DIR --runs=DIR --fold=0 LIDC-IDRI-0001 crops
 
-Writes RUNS/foldN/candidates_NAME.json; `nodule_study` reads them.
+Writes RUNS/foldN/candidates_NAME.json; `nodule_study` reads them. The name 'crops' stands for the crops that the fold
+holds out.
 """
 
 import argparse
-import json
 import pathlib
 import time
 
 import numpy as np
 
+from auxseg.base import files
 from auxseg.ct import geometry as ct
+from auxseg.datasets import crops as crops_lib
 from auxseg.prediction import nodule_candidates, nodule_look, nodule_views, nodules
 from experiments.box import nodule_data, nodule_judge, nodule_train
 
-ABOVE = (0.3, 0.5)
+ABOVE = 0.5
+"""Probability that every voxel of a candidate exceeds."""
+CROPS = "crops"
 
 
-def find(scan, forward, params, above):
-    """Returns the candidates of a `WholeScan` as dicts: centre in mm, measures, the judge's logit."""
+def find(scan, forward, params):
+    """Returns the candidates of a `WholeScan` as dicts (centre in mm, measures, the judge's logit), and what is marked."""
     spacing = scan.geometry.spacing_zyx_mm
     region = nodule_look.find_region((scan.lungs == 1) | (scan.lungs == 2), spacing[1:])
     marked = nodule_look.mark(lambda index: scan.hu[index], region, forward)
-    found = {}
-    for threshold in above:
-        candidates = nodule_candidates.find_candidates(
-            marked, lambda index: scan.hu[index], spacing, above=threshold
-        )
-        logits = judge(scan, candidates, params)
-        found[str(threshold)] = [
-            {
-                "centre_xyz_mm": ct.index_to_mm(scan.geometry, candidate.centre_zyx[::-1]).tolist(),
-                "centre_zyx": candidate.centre_zyx,
-                "judge": float(logit),
-                **candidate.measures,
-            }
-            for candidate, logit in zip(candidates, logits, strict=True)
-        ]
-    return found, marked
-
-
-def judge(scan, candidates, params):
-    """Returns the judge's logit of each candidate, float32 [n]; NaN without a judge."""
-    if params is None or not candidates:
-        return np.full(len(candidates), np.nan)
-    spacing = scan.geometry.spacing_zyx_mm
+    candidates = nodule_candidates.find_candidates(marked, lambda index: scan.hu[index], spacing, above=ABOVE)
     views = [nodule_views.candidate_views(lambda i: scan.hu[i], c, spacing) for c in candidates]
-    return nodule_judge.answer(params, views)
+    described = [
+        {
+            "centre_xyz_mm": ct.index_to_mm(scan.geometry, candidate.centre_zyx[::-1]).tolist(),
+            "centre_zyx": candidate.centre_zyx,
+            "judge": float(logit),
+            **candidate.measures,
+        }
+        for candidate, logit in zip(candidates, nodule_judge.answer(params, views), strict=True)
+    ]
+    return described, marked
+
+
+def crop_candidates(crops, rows, forward, params):
+    """Returns dicts of what is found in the shifted stacks of the rows' nodules: measures, `judge`, `nodule`, `true`.
+
+    A candidate is true if its centre lies within the radius of the nodule's, in the plane; one that touches a
+    reader's mark otherwise is neither and left out. A nodule without a true candidate has none.
+    """
+    shifts = crops_lib.draw_shifts(len(crops), most_px=crops_lib.MOST_SHIFT_PX, seed=crops_lib.SHIFT_SEED)
+    found, size = [], crops.images.shape[1]
+    for name in sorted(set(crops.nodule[rows].tolist())):
+        own = rows[crops.nodule[rows] == name]
+        own = own[np.argsort(crops.place[own])]
+        images = np.stack([crops_lib.cut(crops.image_hu(row), shifts[own[0]], size) for row in own])
+        marks = np.stack([crops_lib.cut(crops.readers[row], shifts[own[0]], size) for row in own])
+        spacing = (float(crops.gap_mm[own[0]]), *(float(crops.spacing_mm[own[0]]),) * 2)
+        marked = nodule_look.mark(lambda i, images=images: images[i], np.ones(images.shape, bool), forward)
+        candidates = nodule_candidates.find_candidates(marked, lambda i, x=images: x[i], spacing, above=ABOVE)
+        centre = np.argwhere(crops_lib.share(marks, crops.num_readers[own[0]]) >= 0.5).mean(axis=0)[1:]
+        views = [nodule_views.candidate_views(lambda i, x=images: x[i], c, spacing) for c in candidates]
+        logits = nodule_judge.answer(params, views)
+        for candidate, logit in zip(candidates, logits, strict=True):
+            distance = np.linalg.norm((np.array(candidate.centre_zyx[1:]) - centre) * spacing[1])
+            true = bool(distance < crops.diameter_mm[own[0]] / 2.0)
+            if true or not (marks[candidate.box] > 0).any():
+                found.append({"nodule": name, "true": true, "judge": float(logit), **candidate.measures})
+    return found
 
 
 def main():
@@ -63,23 +81,33 @@ def main():
     options = parser.parse_args()
     run = pathlib.Path(options.runs) / f"fold{options.fold}"
     forward = nodule_train.create_forward(*nodule_train.read_variables(run))
-    params = nodules.read_weights(run / "judge.npz") if (run / "judge.npz").exists() else None
+    params = nodules.read_weights(run / "judge.npz")
     for name in options.scans:
-        scan = nodule_data.read_scan(pathlib.Path(options.real) / "scans", name)
         began = time.perf_counter()
-        found, marked = find(scan, forward, params, ABOVE)
-        about = {
-            "scan": name,
-            "fold": options.fold,
-            "seconds": time.perf_counter() - began,
-            "candidates": found,
-        }
-        about |= {"nodules": scan.nodules.tolist(), "excluded": scan.excluded.tolist()}
-        (run / f"candidates_{name}.json").write_text(json.dumps(about) + "\n")
-        np.savez_compressed(run / f"marked_{name}.npz", marked=marked)
-        print(
-            name, {key: len(value) for key, value in found.items()}, f"{about['seconds']:.1f} s", flush=True
-        )
+        if name == CROPS:
+            about = find_in_crops(options.real, options.fold, forward, params)
+        else:
+            scan = nodule_data.read_scan(pathlib.Path(options.real) / "scans", name)
+            began = time.perf_counter()
+            found, marked = find(scan, forward, params)
+            about = {"candidates": found, "nodules": scan.nodules, "excluded": scan.excluded}
+            np.savez_compressed(run / f"marked_{name}.npz", marked=marked)
+        seconds = time.perf_counter() - began
+        about |= {"scan": name, "fold": options.fold, "seconds": seconds}
+        files.write_json(run / f"candidates_{name}.json", about)
+        print(name, len(about["candidates"]), f"{seconds:.1f} s", flush=True)
+
+
+def find_in_crops(real, fold, forward, params):
+    """Returns the `candidates` in the crops that a fold holds out, and the names of their `nodules`.
+
+    Without the patients whose scan judges: the probability is fitted on these crops.
+    """
+    crops = nodule_data.read_crops(real)
+    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+    rows = np.flatnonzero((folds == fold) & ~np.isin(crops.patient, list(nodule_data.FOLD_OF_SCAN)))
+    candidates = crop_candidates(crops, rows, forward, params)
+    return {"candidates": candidates, "nodules": sorted(set(crops.nodule[rows].tolist()))}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What each stage of the nodule looks gains on held-out crops and scans; the probability and operating points of the box.
 
-    python -m experiments.box.nodule_study --real=DIR --runs=DIR --output=FILE
+    python -m experiments.box.nodule_study --runs=DIR --output=FILE
 
 Held-out crops give true and false candidates of many patients, from which the weights of the probability are fitted
 (a logistic model; without the patients whose scan is judged). Whole scans that were read completely, each seen by the
@@ -16,13 +16,11 @@ import numpy as np
 import scipy.optimize
 
 from auxseg.base import files
-from auxseg.datasets import crops as crops_lib
-from auxseg.prediction import nodule_candidates, nodule_look, nodule_views, nodules
+from auxseg.prediction import nodules
 from auxseg.scoring import froc
 from experiments.box import nodule_data, nodule_judge, nodule_train
 from experiments.made_by import made_by
 
-ABOVE = 0.5
 SHIPPED = -1
 """The training whose networks are in the box: on the patients of all folds."""
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -36,33 +34,6 @@ STAGES = {
 }
 PENALTY = 1e-3
 """Of the squared weights, in the fit."""
-
-
-def crop_candidates(crops, rows, forward, params, above):
-    """Returns dicts of what is found in the shifted stacks of the rows' nodules: measures, `judge`, `nodule`, `true`.
-
-    A candidate is true if its centre lies within the radius of the nodule's, in the plane; one that touches a
-    reader's mark otherwise is neither and left out. A nodule without a true candidate has none.
-    """
-    shifts = crops_lib.draw_shifts(len(crops), most_px=crops_lib.MOST_SHIFT_PX, seed=crops_lib.SHIFT_SEED)
-    found, size = [], crops.images.shape[1]
-    for name in sorted(set(crops.nodule[rows].tolist())):
-        own = rows[crops.nodule[rows] == name]
-        own = own[np.argsort(crops.place[own])]
-        images = np.stack([crops_lib.cut(crops.image_hu(row), shifts[own[0]], size) for row in own])
-        marks = np.stack([crops_lib.cut(crops.readers[row], shifts[own[0]], size) for row in own])
-        spacing = (float(crops.gap_mm[own[0]]), *(float(crops.spacing_mm[own[0]]),) * 2)
-        marked = nodule_look.mark(lambda i, images=images: images[i], np.ones(images.shape, bool), forward)
-        candidates = nodule_candidates.find_candidates(marked, lambda i, x=images: x[i], spacing, above=above)
-        centre = np.argwhere(crops_lib.share(marks, crops.num_readers[own[0]]) >= 0.5).mean(axis=0)[1:]
-        views = [nodule_views.candidate_views(lambda i, x=images: x[i], c, spacing) for c in candidates]
-        logits = nodule_judge.answer(params, views)
-        for candidate, logit in zip(candidates, logits, strict=True):
-            distance = np.linalg.norm((np.array(candidate.centre_zyx[1:]) - centre) * spacing[1])
-            true = bool(distance < crops.diameter_mm[own[0]] / 2.0)
-            if true or not (marks[candidate.box] > 0).any():
-                found.append({"nodule": name, "true": true, "judge": float(logit), **candidate.measures})
-    return found
 
 
 def fit(candidates):
@@ -82,9 +53,9 @@ def fit(candidates):
     return scipy.optimize.minimize(loss, np.array([0.5, 0.5, 0.1, 0.0])).x.tolist()
 
 
-def match_scan(about, above, stage, weights):
+def match_scan(about, stage, weights):
     """Returns the `froc.Matches` of a scan's candidates at one stage."""
-    candidates = about["candidates"][str(above)]
+    candidates = about["candidates"]
     values = [STAGES[stage](c, weights) for c in candidates]
     rows = [[*c["centre_xyz_mm"], value] for c, value in zip(candidates, values, strict=True)]
     return froc.match(rows, about["nodules"], about["excluded"])
@@ -94,7 +65,7 @@ def stage_table(scans, crops_found, nodules, weights):
     """Returns for each stage the false ones above each scan's nodule, and the crops' nodules found at the same value."""
     table = {}
     for stage in STAGES:
-        matches = {about["scan"]: match_scan(about, ABOVE, stage, weights) for about in scans}
+        matches = {about["scan"]: match_scan(about, stage, weights) for about in scans}
         table[stage] = {
             "false_above_the_nodule": {
                 name: [None if np.isnan(hit) else int((found.false >= hit).sum()) for hit in found.hits]
@@ -142,21 +113,20 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--real", required=True)
     parser.add_argument("--runs", required=True)
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
-    found, held_out = read_crop_candidates(options.real, pathlib.Path(options.runs))
+    found, held_out = read_crop_candidates(pathlib.Path(options.runs))
     weights = fit(found)
     scans = read_scans(pathlib.Path(options.runs))
     judged = [about for about in scans if about["scan"] in nodule_data.FOLD_OF_SCAN]
-    matches = {about["scan"]: match_scan(about, ABOVE, "both looks", weights) for about in scans}
+    matches = {about["scan"]: match_scan(about, "both looks", weights) for about in scans}
     # Two kernels of one scan are one scan.
     apart = {name: match for name, match in matches.items() if name != "Lung_Dx-A0001-B"}
     points = operating_points(apart)
     results = {
         "made_by": made_by(
-            "python -m experiments.box.nodule_study --real=FOLDER --runs=RUNS --output=FILE",
+            "python -m experiments.box.nodule_study --runs=RUNS --output=FILE",
             data=f"{len(held_out)} held-out nodules of LIDC-IDRI and {len(scans)} whole scans "
             f"({', '.join(matches)})",
             seeds=[nodule_data.SPLIT_SEED, nodule_train.Recipe.seed, nodule_judge.Recipe.seed],
@@ -191,18 +161,16 @@ def main():
     print(json.dumps(results, indent=1))
 
 
-def read_crop_candidates(real, runs):
-    """Returns (what `crop_candidates` gives of every fold's held-out crops, names of the nodules in them)."""
-    crops = nodule_data.read_crops(real)
-    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+def read_crop_candidates(runs):
+    """Returns (candidates of every fold's held-out crops, names of the nodules in them), from `nodule_scans`.
+
+    Without the patients whose scan is judged.
+    """
     found, held_out = [], []
     for fold in range(nodule_data.NUM_FOLDS):
-        run = runs / f"fold{fold}"
-        forward = nodule_train.create_forward(*nodule_train.read_variables(run))
-        judged = np.isin(crops.patient, list(nodule_data.FOLD_OF_SCAN))
-        rows = np.flatnonzero((folds == fold) & ~judged)
-        found += crop_candidates(crops, rows, forward, nodules.read_weights(run / "judge.npz"), ABOVE)
-        held_out += sorted(set(crops.nodule[rows].tolist()))
+        about = files.read_json(runs / f"fold{fold}" / "candidates_crops.json")
+        found += about["candidates"]
+        held_out += about["nodules"]
     return found, held_out
 
 

@@ -14,7 +14,7 @@ import sys
 
 from auxseg.base import files
 from auxseg.prediction import nodules
-from experiments.box import nodule_data, nodule_study, nodule_train
+from experiments.box import nodule_data, nodule_scans, nodule_study, nodule_train
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
@@ -33,10 +33,10 @@ def train(work_dir, real_dir):
         if not (run / "judge.npz").exists():
             _run("nodule_judge", *common, f"--runs={work}", f"--fold={fold}")
         scans = [name for name, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
-        others = nodule_data.READ_FOR_MASS if fold == nodule_study.SHIPPED else ()
+        others = nodule_data.READ_FOR_MASS if fold == nodule_study.SHIPPED else (nodule_scans.CROPS,)
         _run("nodule_scans", *common, f"--runs={work}", f"--fold={fold}", *scans, *others)
     _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_crops.json'}")
-    _run("nodule_study", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodules.json'}")
+    _run("nodule_study", f"--runs={work}", f"--output={RESULTS / 'box_nodules.json'}")
     _run("nodule_page")
 
 
@@ -52,7 +52,7 @@ def pack(work_dir, folder):
         folder / "about.json",
         {
             "look": {"base_width": recipe.base_width, "depth": recipe.depth},
-            "above": nodule_study.ABOVE,
+            "above": nodule_scans.ABOVE,
             "weights": list(study["weights"].values()),
             "operating_points": study["operating_points"],
             "operating_points_from": study["operating_points_from"],
