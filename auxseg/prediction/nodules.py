@@ -29,9 +29,9 @@ MOST_BYTES = 1 << 26
 """Of a file of weights."""
 MOST_KEPT = 255
 """Of one scan; a mask of uint8 holds no more."""
-EVIDENCE = ("judge", "mean_logit", "log_sum")
+EVIDENCE = ("judge", "mean_logit", "log_sum", "log_short_axis")
 """What a probability is made of, a weight each: the judge's logit, the mean probability of the look as a logit, and
-the logarithm of the sum of its probabilities over the volume in mm3."""
+the logarithms of its sum over the volume in mm3 and of the shortest axis over the longest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +145,11 @@ def probability(logits, measures, weights):
         measures: of `nodule_candidates.measure`, n dicts.
         weights: of `EVIDENCE`, and a constant.
     """
-    mean, total = (np.array([one[name] for one in measures], np.float64) for name in ("mean", "sum"))
+    names = ("mean", "sum", "short_axis")
+    mean, total, short = (np.array([one[name] for one in measures], np.float64) for name in names)
     mean = np.clip(mean, 1e-3, 1.0 - 1e-3)
-    evidence = np.stack(
-        [np.asarray(logits, np.float64), np.log(mean / (1.0 - mean)), np.log(np.maximum(total, 1e-3))]
-    )
+    logarithms = [np.log(np.maximum(values, 1e-3)) for values in (total, short)]
+    evidence = np.stack([np.asarray(logits, np.float64), np.log(mean / (1.0 - mean)), *logarithms])
     return 1.0 / (1.0 + np.exp(-(np.asarray(weights[:-1]) @ evidence + weights[-1])))
 
 

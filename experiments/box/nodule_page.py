@@ -10,6 +10,7 @@ import pathlib
 from auxseg.base import files
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
+SHOWN_RATES = ("1", "2", "4")
 SHOWN_THRESHOLDS = ("0.4", "0.5", "0.6")
 
 
@@ -52,17 +53,18 @@ def table(head, rows):
 
 
 def _stages(stages):
-    scans = list(next(iter(stages.values()))["false_above_the_nodule"])
-    rates = ("1", "2", "4")
-    head = ["candidates ranked by", *(f"false ones above the nodule of {name}" for name in scans)]
-    head += [f"held-out crops' nodules found at the value of {rate} false ones a scan" for rate in rates]
+    first = next(iter(stages.values()))
+    scans, groups = list(first["false_above_the_nodule"]), list(first["crops_found_at"])
+    head = ["candidates ranked by", *(f"false above, {name}" for name in scans)]
+    head += [f"crops found at {rate} a scan ({group})" for group in groups for rate in SHOWN_RATES]
     rows = []
     for name, found in stages.items():
         above = [
             ", ".join("missed" if n is None else str(n) for n in found["false_above_the_nodule"][scan])
             for scan in scans
         ]
-        rows.append([name, *above, *(f"{found['crops_found_at'][rate]:.2f}" for rate in rates)])
+        shares = [found["crops_found_at"][group][rate] for group in groups for rate in SHOWN_RATES]
+        rows.append([name, *above, *(f"{share:.2f}" for share in shares)])
     return table(head, rows)
 
 

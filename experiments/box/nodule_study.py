@@ -21,19 +21,35 @@ from auxseg.scoring import froc
 from experiments.box import nodule_data, nodule_judge, nodule_train
 from experiments.made_by import made_by
 
+BOTH = "look, shape and judge"
 SHIPPED = -1
 """The training whose networks are in the box: on the patients of all folds."""
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 DEFAULT_RATE = 1.0
-STAGES = {
-    "highest probability": lambda c, w: c["highest"],
-    "mean probability": lambda c, w: c["mean"],
-    "probability times volume": lambda c, w: c["sum"],
-    "the judge alone": lambda c, w: c["judge"],
-    "both looks": lambda c, w: float(nodules.probability([c["judge"]], [c], w)[0]),
-}
 PENALTY = 1e-3
 """Of the squared weights, in the fit."""
+
+
+def create_stages(candidates):
+    """Returns ({stage: candidate -> value}, weights of `nodules.probability`): what candidates are ranked by, in steps.
+
+    Args:
+        candidates: of held-out crops, by which both probabilities are fitted.
+    """
+    weights = fit(candidates)
+    plain = fit([c | {"judge": 0.0} for c in candidates])
+
+    def combine(c, judge, weights):
+        return float(nodules.probability([judge], [c], weights)[0])
+
+    return {
+        "highest probability": lambda c: c["highest"],
+        "mean probability": lambda c: c["mean"],
+        "probability times volume": lambda c: c["sum"],
+        "the judge alone": lambda c: c["judge"],
+        "look and shape, no judge": lambda c: combine(c, 0.0, plain),
+        BOTH: lambda c: combine(c, c["judge"], weights),
+    }, weights
 
 
 def fit(candidates):
@@ -50,38 +66,53 @@ def fit(candidates):
         entropy = -(weights * (labels * np.log(p) + (1 - labels) * np.log(1 - p))).sum()
         return entropy + PENALTY * np.square(values[:-1]).sum()
 
-    return scipy.optimize.minimize(loss, np.array([0.5, 0.5, 0.1, 0.0])).x.tolist()
+    return scipy.optimize.minimize(loss, np.zeros(len(nodules.EVIDENCE) + 1)).x.tolist()
 
 
-def match_scan(about, stage, weights):
-    """Returns the `froc.Matches` of a scan's candidates at one stage."""
-    candidates = about["candidates"]
-    values = [STAGES[stage](c, weights) for c in candidates]
-    rows = [[*c["centre_xyz_mm"], value] for c, value in zip(candidates, values, strict=True)]
+def match_scan(about, stage):
+    """Returns the `froc.Matches` of a scan's candidates, ranked by `stage` (candidate -> value)."""
+    rows = [[*c["centre_xyz_mm"], stage(c)] for c in about["candidates"]]
     return froc.match(rows, about["nodules"], about["excluded"])
 
 
-def stage_table(scans, crops_found, nodules, weights):
-    """Returns for each stage the false ones above each scan's nodule, and the crops' nodules found at the same value."""
+def stage_table(stages, groups, crops_found, names):
+    """Returns for each stage the false ones above each scan's nodule, and the crops' nodules found at the same values.
+
+    Args:
+        stages: from `create_stages`.
+        groups: {what: scans} by whose false ones the least value is chosen; the first is of those with nodules.
+        crops_found: candidates of held-out crops.
+        names: of all their nodules.
+    """
     table = {}
-    for stage in STAGES:
-        matches = {about["scan"]: match_scan(about, stage, weights) for about in scans}
+    for stage, value_of in stages.items():
+        matches = {about["scan"]: match_scan(about, value_of) for scans in groups.values() for about in scans}
+        best = {}
+        for c in crops_found:
+            if c["true"]:
+                best[c["nodule"]] = max(best.get(c["nodule"], -np.inf), value_of(c))
+        values = np.array([best.get(name, -np.inf) for name in names])
         table[stage] = {
             "false_above_the_nodule": {
                 name: [None if np.isnan(hit) else int((found.false >= hit).sum()) for hit in found.hits]
                 for name, found in matches.items()
             },
-            "crops_found_at": {},
+            "crops_found_at": {
+                what: {
+                    f"{rate:g}": _share_above(values, [matches[a["scan"]] for a in scans], rate)
+                    for rate in RATES
+                }
+                for what, scans in groups.items()
+            },
         }
-        best = {}
-        for c in crops_found:
-            if c["true"]:
-                best[c["nodule"]] = max(best.get(c["nodule"], -np.inf), STAGES[stage](c, weights))
-        values = np.array([best.get(name, -np.inf) for name in nodules])
-        for rate in froc.FALSE_PER_SCAN:
-            least = froc.choose_threshold(matches.values(), rate)
-            table[stage]["crops_found_at"][f"{rate:g}"] = float((values >= least).mean())
     return table
+
+
+def _share_above(values, matches, rate):
+    """Returns the share of values that reach the least one with so many false ones a scan; None where it is unknown."""
+    if rate * len(matches) < 1.0:
+        return None
+    return float((values >= froc.choose_threshold(matches, rate)).mean())
 
 
 def operating_points(matches):
@@ -117,10 +148,10 @@ def main():
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
     found, held_out = read_crop_candidates(pathlib.Path(options.runs))
-    weights = fit(found)
+    stages, weights = create_stages(found)
     scans = read_scans(pathlib.Path(options.runs))
     judged = [about for about in scans if about["scan"] in nodule_data.FOLD_OF_SCAN]
-    matches = {about["scan"]: match_scan(about, "both looks", weights) for about in scans}
+    matches = {about["scan"]: match_scan(about, stages[BOTH]) for about in scans}
     # Two kernels of one scan are one scan.
     apart = {name: match for name, match in matches.items() if name != "Lung_Dx-A0001-B"}
     points = operating_points(apart)
@@ -138,7 +169,15 @@ def main():
             "false": sum(not c["true"] for c in found),
             "nodules_with_a_candidate": len({c["nodule"] for c in found if c["true"]}),
         },
-        "stages": stage_table(judged, found, held_out, weights),
+        "stages": stage_table(
+            stages,
+            {
+                "two scans read completely": judged,
+                "four scans": [about for about in scans if about["scan"] in apart],
+            },
+            found,
+            held_out,
+        ),
         "operating_points": points,
         "operating_points_from": f"{len(apart)} scans: {', '.join(apart)}; what is outside the known nodules and "
         "masses counts as false, though in the Lung_Dx scans nobody looked for nodules",

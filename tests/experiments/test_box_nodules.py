@@ -153,6 +153,7 @@ def test_weights_tell_true_from_false():
             "judge": float(rng.normal(2.0 if i % 2 == 0 else -2.0)),
             "mean": 0.7,
             "sum": 50.0,
+            "short_axis": 0.5,
         }
         for i in range(200)
     ]

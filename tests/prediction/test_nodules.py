@@ -21,7 +21,9 @@ def networks(above=0.4):
     def judge(views):
         return 10.0 * (views[:, 0, 2, 12, 12] - 0.5)
 
-    return nodules.Networks(lambda images: images[..., 0], judge, above, (1.0, 0.0, 0.0, 0.0), POINTS, {})
+    return nodules.Networks(
+        lambda images: images[..., 0], judge, above, (1.0, 0.0, 0.0, 0.0, 0.0), POINTS, {}
+    )
 
 
 def scan():
@@ -87,8 +89,9 @@ def test_other_shapes_are_refused():
 
 
 def test_probability_by_hand():
-    found = nodules.probability([1.0], [{"mean": 0.5, "sum": np.e}], (2.0, 3.0, 0.5, -1.0))
-    assert found[0] == pytest.approx(1 / (1 + np.exp(-(2.0 + 0.0 + 0.5 - 1.0))))
+    measures = [{"mean": 0.5, "sum": np.e, "short_axis": np.exp(-2.0)}]
+    found = nodules.probability([1.0], measures, (2.0, 3.0, 0.5, 0.25, -1.0))
+    assert found[0] == pytest.approx(1 / (1 + np.exp(-(2.0 + 0.0 + 0.5 - 0.5 - 1.0))))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,12 @@ def folder(tmp_path_factory):
     )
     judge = jax.jit(CandidateNetwork().init)(jax.random.key(1), np.zeros((1, 3, 5, 24, 24)))["params"]
     nodules.write_weights(path / "judge.npz", judge)
-    about = {"look": look, "above": 0.5, "weights": [1.0, 0.0, 0.0, 0.0], "operating_points": POINTS.tolist()}
+    about = {
+        "look": look,
+        "above": 0.5,
+        "weights": [1.0, 0.0, 0.0, 0.0, 0.0],
+        "operating_points": POINTS.tolist(),
+    }
     (path / "about.json").write_text(json.dumps(about))
     return path
 
