@@ -1,7 +1,11 @@
-"""Nodules of a whole scan in two looks: marked slice by slice inside the lungs, then judged one by one.
+"""Nodules of a whole scan in two looks: marked slice by slice inside the lungs, then judged one by one in 3D.
 
-The networks lie in a folder: `look.npz`, `judge.npz` (parameters by name) and `about.json`, which says how they are
-run, how a candidate's probability comes about, and which probability gives how many false ones a scan.
+The first look is a network (`nodule_look.py`). The second joins what it marked in three dimensions and weighs its
+probability, its volume and its shape. A network of three views in place of that was tried and did not find more on scans
+that it had never seen (experiments/results/box_nodules.md).
+
+The folder of the networks holds `look.npz` (parameters by name) and `about.json`, which says how the network is run, how
+a candidate's probability comes about, and which probability gives how many false ones a scan.
 """
 
 from __future__ import annotations
@@ -17,10 +21,9 @@ import numpy as np
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError
 from auxseg.models.aux_unet import AuxUNet
-from auxseg.models.candidates import CandidateNetwork
 from auxseg.models.inference import create_inference
 from auxseg.models.layers import resolve_lowering
-from auxseg.prediction import nodule_candidates, nodule_look, nodule_views
+from auxseg.prediction import nodule_candidates, nodule_look
 from auxseg.runs import networks as networks_lib
 
 MASS_MM = 30.0
@@ -29,18 +32,17 @@ MOST_BYTES = 1 << 26
 """Of a file of weights."""
 MOST_KEPT = 255
 """Of one scan; a mask of uint8 holds no more."""
-EVIDENCE = ("judge", "mean_logit", "log_sum", "log_short_axis")
-"""What a probability is made of, a weight each: the judge's logit, the mean probability of the look as a logit, and
-the logarithms of its sum over the volume in mm3 and of the shortest axis over the longest."""
+EVIDENCE = ("mean_logit", "log_sum", "log_short_axis")
+"""What a probability is made of, a weight each: the mean probability of the look as a logit, and the logarithms of its
+sum over the volume in mm3 and of the shortest axis over the longest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The networks of both looks, ready to run.
+    """The network of the first look and the weights of the second, ready to run.
 
     Attributes:
         forward: float32 [N, H, W, 1] in [0, 1] -> probability of nodule float32 [N, H, W].
-        judge: float32 [N, views, planes, h, w] -> logits float32 [N].
         above: probability that every voxel of a candidate exceeds.
         weights: of `EVIDENCE`, and a constant last.
         operating_points: float64 [n, 2], false ones a scan (rising) and the least probability that gives them.
@@ -48,7 +50,6 @@ class Networks:
     """
 
     forward: Callable[[np.ndarray], Any]
-    judge: Callable[[np.ndarray], Any]
     above: float
     weights: tuple[float, ...]
     operating_points: np.ndarray
@@ -97,7 +98,7 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
 
     marked = nodule_look.mark(read, region, networks.forward)
     candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
-    probabilities = judge_candidates(read, candidates, spacing_zyx_mm, networks)
+    probabilities = probability([candidate.measures for candidate in candidates], networks.weights)
     order = np.argsort(-probabilities, kind="stable")
     kept = [place for place in order if probabilities[place] >= least][:MOST_KEPT]
     mask = np.zeros(volume.shape, np.uint8)
@@ -123,34 +124,23 @@ def find_box(lungs, spacing_zyx_mm):
     return tuple(box)
 
 
-def judge_candidates(read, candidates, spacing_zyx_mm, networks, *, batch_size=32):
-    """Returns the probability of each candidate, float64 [n]."""
-    logits = []
-    for start in range(0, len(candidates), batch_size):
-        part = candidates[start : start + batch_size]
-        views = np.stack(
-            [nodule_views.candidate_views(read, candidate, spacing_zyx_mm) for candidate in part]
-        )
-        views = np.pad(views, ((0, batch_size - len(part)), *((0, 0),) * 4))
-        logits.append(np.asarray(networks.judge(views))[: len(part)])
-    measures = [candidate.measures for candidate in candidates]
-    return probability(np.concatenate(logits) if logits else np.zeros(0), measures, networks.weights)
-
-
-def probability(logits, measures, weights):
+def probability(measures, weights):
     """Returns the probability of candidates, float64 [n].
 
     Args:
-        logits: the judge's, [n].
         measures: of `nodule_candidates.measure`, n dicts.
         weights: of `EVIDENCE`, and a constant.
     """
+    return 1.0 / (1.0 + np.exp(-(evidence(measures) @ np.asarray(weights[:-1]) + weights[-1])))
+
+
+def evidence(measures):
+    """Returns `EVIDENCE` of candidates, float64 [n, 3], from their measures, n dicts."""
     names = ("mean", "sum", "short_axis")
     mean, total, short = (np.array([one[name] for one in measures], np.float64) for name in names)
     mean = np.clip(mean, 1e-3, 1.0 - 1e-3)
     logarithms = [np.log(np.maximum(values, 1e-3)) for values in (total, short)]
-    evidence = np.stack([np.asarray(logits, np.float64), np.log(mean / (1.0 - mean)), *logarithms])
-    return 1.0 / (1.0 + np.exp(-(np.asarray(weights[:-1]) @ evidence + weights[-1])))
+    return np.stack([np.log(mean / (1.0 - mean)), *logarithms], axis=1)
 
 
 def least_probability(networks, false_per_scan):
@@ -175,8 +165,6 @@ def load_networks(folder):
     about = _read_about(folder / "about.json")
     settings = nodule_look.network_settings(resolve_lowering("auto"), **about["look"])
     apply_fn, weights = create_inference(AuxUNet(settings), read_weights(folder / "look.npz"))
-    parameters = read_weights(folder / "judge.npz")
-    network = CandidateNetwork()
 
     @jax.jit
     def forward(images):
@@ -185,7 +173,6 @@ def load_networks(folder):
 
     return Networks(
         forward,
-        jax.jit(lambda views: network.apply({"params": parameters}, views)),
         about["above"],
         tuple(about["weights"]),
         np.array(about["operating_points"], np.float64),

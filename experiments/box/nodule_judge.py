@@ -20,9 +20,9 @@ import optax
 import scipy.ndimage
 
 from auxseg.datasets import windows
-from auxseg.models.candidates import CandidateNetwork
-from auxseg.prediction import nodule_candidates, nodule_look, nodule_views, nodules
-from experiments.box import nodule_data, nodule_train
+from auxseg.prediction import nodule_candidates, nodule_look, nodules
+from experiments.box import judge_views, nodule_data, nodule_train
+from experiments.box.judge_network import CandidateNetwork
 
 KINDS = ("scan", "crop", "middle")
 
@@ -107,9 +107,9 @@ def _examples(marked, hu, spacing_zyx_mm, recipe):
         marked, lambda i: hu[i], spacing_zyx_mm, above=recipe.above
     )
     for candidate in candidates:
-        slices = nodule_views.choose_planes(candidate.box[0].start, candidate.box[0].stop - 1)
+        slices = judge_views.choose_planes(candidate.box[0].start, candidate.box[0].stop - 1)
         images = [hu[index] for index in sorted(set(slices.tolist()))]
-        planes, centre = nodule_views.cut_around(images, candidate.centre_zyx[1:], spacing_zyx_mm[1:])
+        planes, centre = judge_views.cut_around(images, candidate.centre_zyx[1:], spacing_zyx_mm[1:])
         yield candidate, Example(np.round(planes).astype(np.int16), centre, float(spacing_zyx_mm[1]))
 
 
@@ -120,7 +120,7 @@ def draw_views(generator, example, single):
         first = last = int(generator.integers(len(example.planes)))
     elif last > 2:
         first, last = first + int(generator.integers(2)), last - int(generator.integers(2))
-    planes = example.planes[nodule_views.choose_planes(first, last)].astype(np.float32)
+    planes = example.planes[judge_views.choose_planes(first, last)].astype(np.float32)
     if generator.random() < 0.5:
         planes = planes[::-1]
     angle, scale = generator.uniform(0, 2 * np.pi), np.exp(generator.uniform(-0.15, 0.15))
@@ -128,7 +128,7 @@ def draw_views(generator, example, single):
     matrix = scale * turn @ np.diag((generator.choice((-1.0, 1.0)), 1.0))
     shift = generator.uniform(-1.0, 1.0, 2) * example.jitter_mm / example.spacing_mm
     centre = np.asarray(example.centre_yx) + shift
-    views = nodule_views.cut_views(planes, centre, (example.spacing_mm,) * 2, matrix=matrix)
+    views = judge_views.cut_views(planes, centre, (example.spacing_mm,) * 2, matrix=matrix)
     return nodule_look.to_input(windows.blur_scale(generator, views, windows.Ranges()))
 
 

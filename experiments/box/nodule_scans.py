@@ -15,8 +15,8 @@ import numpy as np
 from auxseg.base import files
 from auxseg.ct import geometry as ct
 from auxseg.datasets import crops as crops_lib
-from auxseg.prediction import nodule_candidates, nodule_look, nodule_views, nodules
-from experiments.box import nodule_data, nodule_judge, nodule_train
+from auxseg.prediction import nodule_candidates, nodule_look, nodules
+from experiments.box import judge_views, nodule_data, nodule_judge, nodule_train
 
 ABOVE = 0.5
 """Probability that every voxel of a candidate exceeds."""
@@ -29,7 +29,7 @@ def find(scan, forward, params):
     region = nodule_look.find_region((scan.lungs == 1) | (scan.lungs == 2), spacing[1:])
     marked = nodule_look.mark(lambda index: scan.hu[index], region, forward)
     candidates = nodule_candidates.find_candidates(marked, lambda index: scan.hu[index], spacing, above=ABOVE)
-    views = [nodule_views.candidate_views(lambda i: scan.hu[i], c, spacing) for c in candidates]
+    views = [judge_views.candidate_views(lambda i: scan.hu[i], c, spacing) for c in candidates]
     described = [
         {
             "centre_xyz_mm": ct.index_to_mm(scan.geometry, candidate.centre_zyx[::-1]).tolist(),
@@ -59,7 +59,7 @@ def crop_candidates(crops, rows, forward, params):
         marked = nodule_look.mark(lambda i, images=images: images[i], np.ones(images.shape, bool), forward)
         candidates = nodule_candidates.find_candidates(marked, lambda i, x=images: x[i], spacing, above=ABOVE)
         centre = np.argwhere(crops_lib.share(marks, crops.num_readers[own[0]]) >= 0.5).mean(axis=0)[1:]
-        views = [nodule_views.candidate_views(lambda i, x=images: x[i], c, spacing) for c in candidates]
+        views = [judge_views.candidate_views(lambda i, x=images: x[i], c, spacing) for c in candidates]
         logits = nodule_judge.answer(params, views)
         for candidate, logit in zip(candidates, logits, strict=True):
             distance = np.linalg.norm((np.array(candidate.centre_zyx[1:]) - centre) * spacing[1])

@@ -21,7 +21,7 @@ from auxseg.scoring import froc
 from experiments.box import nodule_data, nodule_judge, nodule_train
 from experiments.made_by import made_by
 
-BOTH = "look, shape and judge"
+CHOSEN = "look and shape"
 SHIPPED = -1
 """The training whose networks are in the box: on the patients of all folds."""
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -36,37 +36,39 @@ def create_stages(candidates):
     Args:
         candidates: of held-out crops, by which both probabilities are fitted.
     """
-    weights = fit(candidates)
-    plain = fit([c | {"judge": 0.0} for c in candidates])
-
-    def combine(c, judge, weights):
-        return float(nodules.probability([judge], [c], weights)[0])
-
+    weights, judged = fit(candidates), fit(candidates, with_judge=True)
     return {
         "highest probability": lambda c: c["highest"],
         "mean probability": lambda c: c["mean"],
         "probability times volume": lambda c: c["sum"],
         "the judge alone": lambda c: c["judge"],
-        "look and shape, no judge": lambda c: combine(c, 0.0, plain),
-        BOTH: lambda c: combine(c, c["judge"], weights),
+        "look, shape and judge": lambda c: float(_evidence([c], True)[0] @ judged),
+        CHOSEN: lambda c: float(nodules.probability([c], weights)[0]),
     }, weights
 
 
-def fit(candidates):
-    """Returns the weights of `nodules.EVIDENCE` and a constant, by penalised maximum likelihood.
+def fit(candidates, *, with_judge=False):
+    """Returns the weights of `nodules.EVIDENCE`, before them of the judge where it is asked for, and a constant.
 
-    True and false candidates weigh the same in total: how many of either there are in a scan is not known from crops.
+    By penalised maximum likelihood. True and false candidates weigh the same in total: how many of either there are
+    in a scan is not known from crops.
     """
+    evidence = _evidence(candidates, with_judge)
     labels = np.array([c["true"] for c in candidates], np.float64)
     weights = np.where(labels > 0, 0.5 / labels.sum(), 0.5 / (1 - labels).sum())
-    logits = [c["judge"] for c in candidates]
 
     def loss(values):
-        p = np.clip(nodules.probability(logits, candidates, values), 1e-9, 1 - 1e-9)
-        entropy = -(weights * (labels * np.log(p) + (1 - labels) * np.log(1 - p))).sum()
+        entropy = (weights * np.logaddexp(0.0, (1 - 2 * labels) * (evidence @ values))).sum()
         return entropy + PENALTY * np.square(values[:-1]).sum()
 
-    return scipy.optimize.minimize(loss, np.zeros(len(nodules.EVIDENCE) + 1)).x.tolist()
+    return scipy.optimize.minimize(loss, np.zeros(evidence.shape[1])).x.tolist()
+
+
+def _evidence(candidates, with_judge):
+    columns = [nodules.evidence(candidates), np.ones((len(candidates), 1))]
+    if with_judge:
+        columns.insert(0, np.array([[c["judge"]] for c in candidates]))
+    return np.concatenate(columns, axis=1)
 
 
 def match_scan(about, stage):
@@ -151,7 +153,7 @@ def main():
     stages, weights = create_stages(found)
     scans = read_scans(pathlib.Path(options.runs))
     judged = [about for about in scans if about["scan"] in nodule_data.FOLD_OF_SCAN]
-    matches = {about["scan"]: match_scan(about, stages[BOTH]) for about in scans}
+    matches = {about["scan"]: match_scan(about, stages[CHOSEN]) for about in scans}
     # Two kernels of one scan are one scan.
     apart = {name: match for name, match in matches.items() if name != "Lung_Dx-A0001-B"}
     points = operating_points(apart)

@@ -41,12 +41,11 @@ def train(work_dir, real_dir):
 
 
 def pack(work_dir, folder):
-    """Writes the files of the box's nodule networks into a folder: `look.npz`, `judge.npz`, `about.json`."""
+    """Writes the files of the box's nodule networks into a folder: `look.npz`, `about.json`."""
     run, folder = pathlib.Path(work_dir) / f"fold{nodule_study.SHIPPED}", pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     recipe, variables = nodule_train.read_variables(run)
     nodules.write_weights(folder / "look.npz", variables)
-    nodules.write_weights(folder / "judge.npz", nodules.read_weights(run / "judge.npz"))
     study = json.loads((RESULTS / "box_nodules.json").read_text())
     files.write_json(
         folder / "about.json",

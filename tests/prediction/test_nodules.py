@@ -8,7 +8,6 @@ import pytest
 
 from auxseg.base.errors import InputError
 from auxseg.models.aux_unet import AuxUNet
-from auxseg.models.candidates import CandidateNetwork
 from auxseg.prediction import nodule_look, nodules
 
 SPACING = (2.0, 1.0, 1.0)
@@ -16,22 +15,16 @@ POINTS = np.array([[0.5, 0.8], [1.0, 0.6], [2.0, 0.4]])
 
 
 def networks(above=0.4):
-    """The look marks what is bright; the judge's logit is the brightness in the middle of the narrow view, less a half."""
-
-    def judge(views):
-        return 10.0 * (views[:, 0, 2, 12, 12] - 0.5)
-
-    return nodules.Networks(
-        lambda images: images[..., 0], judge, above, (1.0, 0.0, 0.0, 0.0, 0.0), POINTS, {}
-    )
+    """The look marks what is bright; the probability is that of a candidate's mean brightness."""
+    return nodules.Networks(lambda images: images[..., 0], above, (1.0, 0.0, 0.0, 0.0), POINTS, {})
 
 
 def scan():
     volume = np.full((10, 90, 80), -1000, np.int16)
     lungs = np.zeros(volume.shape, np.uint8)
     lungs[1:9, 20:70, 10:60] = 1
-    volume[3:6, 30:36, 20:26] = 0  # brightness 0.71, probability 0.89
-    volume[6:8, 50:56, 40:46] = -260  # brightness 0.53, probability 0.57
+    volume[3:6, 30:36, 20:26] = 0  # brightness and probability 0.71
+    volume[6:8, 50:56, 40:46] = -260  # 0.53
     volume[:, 80:85] = 200  # bright, and outside the lungs
     return volume, lungs
 
@@ -41,8 +34,8 @@ def test_candidates_come_in_order_and_by_the_operating_point():
     found = nodules.find_nodules(volume, lungs, SPACING, networks(), false_per_scan=1.0)
     assert found.least_probability == pytest.approx(0.6)
     assert [c["kept"] for c in found.candidates] == [True, False]
-    expected = [1 / (1 + np.exp(-10 * (b - 0.5))) for b in (1000 / 1400, 740 / 1400)]
-    np.testing.assert_allclose([c["probability"] for c in found.candidates], expected, atol=1e-4)
+    expected = [1000 / 1400, 740 / 1400]
+    np.testing.assert_allclose([c["probability"] for c in found.candidates], expected, atol=2e-3)
     assert found.candidates[0]["centre_zyx"] == pytest.approx((4.0, 32.5, 22.5))
     assert found.candidates[0]["volume_mm3"] == 3 * 6 * 6 * 2.0
     mask = np.zeros(volume.shape, np.uint8)
@@ -89,9 +82,9 @@ def test_other_shapes_are_refused():
 
 
 def test_probability_by_hand():
-    measures = [{"mean": 0.5, "sum": np.e, "short_axis": np.exp(-2.0)}]
-    found = nodules.probability([1.0], measures, (2.0, 3.0, 0.5, 0.25, -1.0))
-    assert found[0] == pytest.approx(1 / (1 + np.exp(-(2.0 + 0.0 + 0.5 - 0.5 - 1.0))))
+    measures = [{"mean": 0.75, "sum": np.e, "short_axis": np.exp(-2.0)}]
+    found = nodules.probability(measures, (2.0, 0.5, 0.25, -1.0))
+    assert found[0] == pytest.approx(1 / (1 + np.exp(-(2.0 * np.log(3.0) + 0.5 - 0.5 - 1.0))))
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +95,10 @@ def folder(tmp_path_factory):
     nodules.write_weights(
         path / "look.npz", AuxUNet(settings).init(jax.random.key(0), np.zeros((1, 16, 16, 1)))
     )
-    judge = jax.jit(CandidateNetwork().init)(jax.random.key(1), np.zeros((1, 3, 5, 24, 24)))["params"]
-    nodules.write_weights(path / "judge.npz", judge)
     about = {
         "look": look,
         "above": 0.5,
-        "weights": [1.0, 0.0, 0.0, 0.0, 0.0],
+        "weights": [1.0, 0.0, 0.0, 0.0],
         "operating_points": POINTS.tolist(),
     }
     (path / "about.json").write_text(json.dumps(about))
@@ -117,7 +108,6 @@ def folder(tmp_path_factory):
 def test_networks_come_from_their_folder(folder):
     loaded = nodules.load_networks(folder)
     assert loaded.forward(np.zeros((2, 32, 32, 1), np.float32)).shape == (2, 32, 32)
-    assert loaded.judge(np.zeros((2, 3, 5, 24, 24), np.float32)).shape == (2,)
     volume, lungs = scan()
     assert nodules.find_nodules(volume, lungs, SPACING, loaded).mask.shape == volume.shape
 

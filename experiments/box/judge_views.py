@@ -1,4 +1,4 @@
-"""Three views of a candidate, from itself to its surroundings, as `models.candidates` takes them.
+"""Three views of a candidate, from itself to its surroundings, as `judge_network` takes them.
 
 The planes of a view lie within the slices that the candidate itself spans, evenly from the first to the last: crops of
 nodules hold no others, and how far a candidate reaches must not be told by what lies beyond it.
