@@ -1,0 +1,243 @@
+"""Changes the code of scoring, splitting and choosing in one place at a time: does a test notice?
+
+    python -m experiments.checks.mutants [--count=200] [--seed=0] [--minutes=20] [--out=FILE.json]
+
+A mutant is a file with one comparison, operator, number or condition exchanged. Each runs the tests of its file
+in a process of its own; one that they all pass survives, and is a guard without a test, or no change at all. Which
+places are drawn, and in which order, is a function of the seed. Ends with 1 where a survivor is not in `EXPLAINED`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib.abc
+import importlib.util
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+from auxseg.base import files
+from experiments import made_by
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "experiments/results/mutants.json"
+TESTS = {
+    "auxseg/scoring/matching.py": ("tests/scoring/test_matching.py", "tests/scoring/test_case_scores.py"),
+    "auxseg/scoring/case_scores.py": ("tests/scoring/test_case_scores.py",),
+    "auxseg/scoring/surfaces.py": ("tests/scoring/test_case_scores.py",),
+    "auxseg/scoring/calibration.py": ("tests/scoring/test_case_scores.py",),
+    "auxseg/scoring/components.py": ("tests/scoring/test_components.py",),
+    "auxseg/scoring/operating_point.py": ("tests/scoring/test_operating_point.py",),
+    "auxseg/scoring/statistics.py": ("tests/scoring/test_statistics.py",),
+    "auxseg/scoring/froc.py": ("tests/scoring/test_froc.py",),
+    "auxseg/datasets/splits.py": ("tests/datasets/test_splits.py",),
+    "auxseg/datasets/select.py": ("tests/datasets/test_select.py",),
+    "auxseg/runs/splits.py": ("tests/runs/test_trust.py",),
+    "auxseg/training/optim.py": ("tests/training/test_optim.py",),
+}
+"""Files that are changed, and the tests that are to notice."""
+SECONDS = 120
+"""Of a mutant's tests; one that takes longer, such as an endless loop, is noticed."""
+EXPLAINED = {}
+"""Survivors that change nothing that a test could see: 'file:line: change' -> why."""
+_COMPARISONS = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+_OPERATORS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
+}  # fmt: skip
+
+
+def list_sites(tree):
+    """Returns the nodes of a module that can be changed, in the order of the text; none of annotations or `raise`."""
+    found = []
+
+    def visit(node):
+        if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr)):
+            return  # words for people: no test is to hold each of them
+        if _change(node) is not None:
+            found.append(node)
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list"):
+                continue
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, ast.AST):
+                    visit(each)
+
+    visit(tree)
+    return found
+
+
+def _change(node):
+    """Returns (function that changes the node in place, what it does in words), or None."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARISONS:
+        new = _COMPARISONS[type(node.ops[0])]()
+        return (lambda: node.ops.__setitem__(0, new)), f"{_name(node.ops[0])} -> {_name(new)}"
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        new = _OPERATORS[type(node.op)]()
+        return (lambda: setattr(node, "op", new)), f"{_name(node.op)} -> {_name(new)}"
+    if isinstance(node, ast.BoolOp):
+        new = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        return (lambda: setattr(node, "op", new)), f"{_name(node.op)} -> {_name(new)}"
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.Invert, ast.USub)):
+        return (lambda: setattr(node, "op", ast.UAdd())), f"{_name(node.op)} left out"
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+        new = (not node.value) if isinstance(node.value, bool) else node.value + 1
+        return (lambda: setattr(node, "value", new)), f"{node.value} -> {new}"
+    if isinstance(node, (ast.If, ast.IfExp)):
+        new = ast.UnaryOp(ast.Not(), node.test)
+        return (lambda: setattr(node, "test", new)), "condition turned round"
+    return None
+
+
+def _name(node):
+    return type(node).__name__
+
+
+def mutate(text, place):
+    """Returns (syntax tree with the site number `place` changed, 'line: what was changed')."""
+    tree = ast.parse(text)
+    node = list_sites(tree)[place]
+    apply, what = _change(node)
+    # `not x` and `~x` without their operator: +x is no boolean, so the operand itself takes the place.
+    if what.endswith("left out"):
+        _replace(tree, node, node.operand)
+    else:
+        apply()
+    return ast.fix_missing_locations(tree), f"{node.lineno}: {what}"
+
+
+def _replace(tree, old, new):
+    for parent in ast.walk(tree):
+        for name, value in ast.iter_fields(parent):
+            if value is old:
+                setattr(parent, name, new)
+            elif isinstance(value, list) and old in value:
+                value[value.index(old)] = new
+
+
+def draw(seed):
+    """Returns (file, place) of all sites in a shuffled order."""
+    sites = [
+        (path, place)
+        for path in TESTS
+        for place in range(len(list_sites(ast.parse((ROOT / path).read_text(encoding="utf-8")))))
+    ]
+    random.Random(seed).shuffle(sites)
+    return sites
+
+
+class _Exchange(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives one module from a changed syntax tree."""
+
+    def __init__(self, name, tree, path):
+        self._name, self._tree, self._path = name, tree, path
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self._name:
+            return None
+        return importlib.util.spec_from_file_location(name, self._path, loader=self)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(compile(self._tree, str(self._path), "exec"), module.__dict__)
+
+
+def run_mutant(path, place):
+    """Returns (file:line: change, 'killed', 'slow' or 'survived'), from a process of its own."""
+    tree, what = mutate((ROOT / path).read_text(encoding="utf-8"), place)
+    child = os.fork()
+    if child == 0:
+        os._exit(_test(path, tree))
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        outcome = "slow" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
+    else:
+        outcome = "survived" if os.WEXITSTATUS(status) == 0 else "killed"
+    return f"{path}:{what}", outcome
+
+
+def _test(path, tree):
+    """Returns the exit status of a changed file's tests; 0 where all pass."""
+    import pytest
+
+    signal.alarm(SECONDS)
+    name = path.removesuffix(".py").replace("/", ".")
+    sys.meta_path.insert(0, _Exchange(name, tree, ROOT / path))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    with contextlib.suppress(BaseException):
+        return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *TESTS[path]]))
+    return 1
+
+
+def main(arguments=None):
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="experiments.checks.mutants", description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=200, help="mutants to run, at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the order in which they are drawn")
+    parser.add_argument("--minutes", type=float, default=20.0, help="after which no other is started")
+    parser.add_argument("--out", default=str(RESULTS), help="JSON file to write")
+    given = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    import jax  # noqa: F401  what the tests import, once for all mutants
+    import numpy  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.ndimage  # noqa: F401
+
+    sites, start, outcomes = draw(given.seed), time.monotonic(), {}
+    for path, place in sites[: given.count]:
+        if time.monotonic() - start > 60 * given.minutes:
+            break
+        what, outcome = run_mutant(path, place)
+        outcomes[what] = outcome
+        if outcome == "survived":
+            print(f"survived: {what}", flush=True)
+    report = summarise(outcomes, len(sites), given.seed)
+    files.write_json(given.out, report)
+    print(f"{report['survived']} of {report['mutants']} mutants survived; {given.out}")
+    return 1 if report["unexplained"] else 0
+
+
+def summarise(outcomes, num_sites, seed):
+    """Returns what is written: JSON types.
+
+    Args:
+        outcomes: {'file:line: change': 'killed', 'slow' or 'survived'}.
+        num_sites: places in all files.
+        seed: of the draw.
+    """
+    survivors = [what for what, outcome in outcomes.items() if outcome == "survived"]
+    return {
+        "made_by": made_by.made_by(
+            f"python -m experiments.checks.mutants --seed={seed}", data="the code itself", seeds=[seed]
+        ),
+        "seed": seed,
+        "places": num_sites,
+        "mutants": len(outcomes),
+        "killed": sum(outcome in ("killed", "slow") for outcome in outcomes.values()),
+        "survived": len(survivors),
+        "unexplained": [what for what in survivors if what not in EXPLAINED],
+        "explained": {what: EXPLAINED[what] for what in survivors if what in EXPLAINED},
+        "by_file": {
+            path: {
+                "mutants": sum(what.startswith(path) for what in outcomes),
+                "survived": sum(what.startswith(path) for what in survivors),
+            }
+            for path in TESTS
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Mutants: which places are changed, how, and what a run of one says."""
+
+import ast
+import textwrap
+
+from experiments.checks import mutants
+
+TEXT = textwrap.dedent("""
+    def f(x: int, y=2) -> float:
+        if not x > 1 and y:
+            raise ValueError(f"got {x + 1}")
+        return x * 3 if x else -y
+""")
+
+
+def test_every_kind_of_place_is_changed_once_and_words_are_left_alone():
+    changes = [mutants.mutate(TEXT, place) for place in range(len(mutants.list_sites(ast.parse(TEXT))))]
+    assert [what.split(": ", 1)[1] for _, what in changes] == [
+        "2 -> 3",
+        "condition turned round",
+        "And -> Or",
+        "Not left out",
+        "Gt -> GtE",
+        "1 -> 2",
+        "condition turned round",
+        "Mult -> Div",
+        "3 -> 4",
+        "USub left out",
+    ]
+    texts = {ast.unparse(tree) for tree, _ in changes}
+    assert len(texts) == 10 and ast.unparse(ast.parse(TEXT)) not in texts
+    assert all("x + 1" in text for text in texts)
+
+
+def test_places_are_drawn_by_the_seed():
+    assert mutants.draw(0) == mutants.draw(0) != mutants.draw(1)
+    assert sorted(mutants.draw(0)) == sorted(mutants.draw(1))
+
+
+def test_a_guard_without_a_test_survives_and_one_with_a_test_does_not(tmp_path, monkeypatch):
+    (tmp_path / "guarded.py").write_text("def f(x):\n    return x > 1\n")
+    (tmp_path / "test_it.py").write_text("import guarded\n\ndef test_f():\n    assert guarded.f(LIMIT)\n")
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    monkeypatch.setattr(mutants, "TESTS", {"guarded.py": ("test_it.py",)})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (tmp_path / "test_it.py").read_text()
+    (tmp_path / "test_it.py").write_text(text.replace("LIMIT", "2"))
+    assert mutants.run_mutant("guarded.py", 0) == ("guarded.py:2: Gt -> GtE", "survived")
+    assert mutants.run_mutant("guarded.py", 1) == ("guarded.py:2: 1 -> 2", "killed")
