@@ -142,6 +142,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     Raises:
         InputError: the scan's values are no HU, it shows no chest, or no lung was found in it.
     """
+    shows_lungs = _shows_lungs(networks)
     if not options.force:
         checks.raise_errors(scan.findings, scan.path)
     findings = [*scan.findings, *_network_findings(networks), *_check(scan, options)]
@@ -191,7 +192,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         found = _look_for_nodules(parts, volume, scan, second) if cleans else None
         findings.append(_describe_nodules(found))
     masks = _paste_all(scratch, parts, view)
-    findings += check_masks(masks, whole=options.slices == "all")
+    findings += check_masks(masks, whole=options.slices == "all") if shows_lungs else []
     if not options.force:
         checks.raise_errors(findings, scan.path)
     rows = measure.measure(masks, scan, start)
@@ -220,7 +221,31 @@ def _describe_nodules(found):
 
 def _is_cleanable(scan, networks):
     """Returns whether the lungs can be cleaned in 3D: millimetres are known, and no 'nodule' is the airway."""
-    return scan.has_geometry and scan.num_slices > 1 and all(one.labels == "anatomy" for one in networks)
+    return (
+        scan.has_geometry
+        and scan.num_slices > 1
+        and all(one.labels == "anatomy" for one in networks)
+        and _shows_lungs(networks)
+    )
+
+
+def _shows_lungs(networks):
+    """Returns whether networks mark both lungs.
+
+    Raises:
+        InputError: they have different classes, or one that a mask of `CLASS_NAMES` has no value for.
+    """
+    classes = networks[0].classes
+    if any(one.classes != classes for one in networks):
+        listed = "; ".join(f"{one.name}: {', '.join(one.classes)}" for one in networks)
+        raise InputError(f"--workdir: networks of different classes cannot be averaged ({listed})")
+    unknown = [name for name in classes if name not in CLASS_NAMES]
+    if unknown:
+        raise InputError(
+            f"--workdir: {networks[0].name} marks {', '.join(unknown)}, for which masks of {', '.join(CLASS_NAMES[1:])} "
+            "have no value; take load_network(RUN).probabilities in Python, or train with the sides named"
+        )
+    return {"left_lung", "right_lung"} <= set(classes)
 
 
 def _voxel_ml(scan):
