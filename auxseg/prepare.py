@@ -23,7 +23,11 @@ from auxseg.datasets import labels
 from auxseg.datasets.luna16 import layout, npz_form, pieces
 
 FORMATS = ("records", "npz")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "LUNA16 folder: subset0 ... subset9, seg-lungs-LUNA16")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    f"LUNA16 folder: {layout.CONTENTS}; default: $AUXSEG_LUNA16, or luna16 where TFDS keeps manual data",
+)
 OUTPUT = flags.DEFINE_string(
     "output", None, "where to write; records default to training's cache: $AUXSEG_CACHE or ~/.cache/auxseg"
 )
@@ -48,8 +52,7 @@ def main(argv):
     """Prepares what the flags say; prints a summary."""
     del argv
     check_choice("--format", FORMAT.value, FORMATS)
-    if not DATA_DIR.value:
-        raise InputError("--data_dir: not given; expected the LUNA16 folder")
+    data_dir = pathlib.Path(DATA_DIR.value).expanduser() if DATA_DIR.value else layout.find_folder()
     settings = layout.Settings(
         size_yx=datasets.parse_size(SIZE.value) or (320, 320),
         slices=SLICES.value,
@@ -65,7 +68,7 @@ def main(argv):
     }
     try:
         write = write_records if FORMAT.value == "records" else write_npz
-        lines = write(pathlib.Path(DATA_DIR.value).expanduser(), **shared)
+        lines = write(data_dir, **shared)
     except layout.BadScansError as error:
         for problem in error.problems:
             print(f"cannot be used: {problem}")

@@ -17,7 +17,9 @@ def get_config():
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "luna16"  # 'luna16', 'npz' or 'phantom'
-    data.dir = placeholder(str)  # folder of the scans or NPZ files; phantom: where it is written
+    data.dir = placeholder(
+        str
+    )  # of scans or NPZ files; default of LUNA16: $AUXSEG_LUNA16 or TFDS's manual place
     data.extra_dir = placeholder(str)  # a second set of NPZ files, which trains and is in no other split
     data.cache_dir = placeholder(str)  # prepared records; default: ~/.cache/auxseg, or $AUXSEG_CACHE
     data.size = (320, 320)  # rows, columns that the network sees (3.3)

@@ -137,7 +137,7 @@ def test_bad_scans_are_one_line_each_and_can_be_skipped(tmp_path, form):
     ("flags", "message"),
     [
         (["--format=zip"], "--format: got 'zip', expected one of 'records', 'npz'"),
-        ([], "--data_dir: not given"),
+        ([], "/tfds/downloads/manual/luna16 does not exist; put subset0 ... subset9"),
         (["--data_dir=/nowhere"], "/nowhere does not exist"),
         (["--data_dir=/nowhere", "--size=big"], "--size: got 'big', expected ROWS,COLUMNS"),
         (["--data_dir=/nowhere", "--slices=some"], "data.slices: got 'some', expected one of 'middle'"),
@@ -146,7 +146,9 @@ def test_bad_scans_are_one_line_each_and_can_be_skipped(tmp_path, form):
         (["--data_dir=/nowhere", "--beam_options=--x"], "--beam_options: given without --beam"),
     ],
 )
-def test_wrong_flags_are_named(flags, message):
+def test_wrong_flags_are_named(flags, message, monkeypatch):
+    monkeypatch.delenv("AUXSEG_LUNA16", raising=False)
+    monkeypatch.setenv("TFDS_DATA_DIR", "/tfds")
     with flagsaver.flagsaver(), pytest.raises(InputError) as caught:
         FLAGS(["prepare", *flags])
         main(["prepare"])

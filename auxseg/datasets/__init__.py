@@ -70,7 +70,7 @@ def _load_own(data_config):
     from auxseg.datasets import select, slabs
     from auxseg.datasets.luna16 import layout, records
 
-    folder = _phantom_dir(data_config) if data_config.name == "phantom" else _data_dir(data_config)
+    folder = _phantom_dir(data_config) if data_config.name == "phantom" else _luna16_dir(data_config)
     dataset = records.load(
         folder,
         cache_dir=cache_dir(data_config),
@@ -116,6 +116,12 @@ def _phantom_dir(data_config):
     folder = data_config.dir or cache_dir(data_config) / drawing.default_name(data_config.phantom)
     shown = progress.reporter("drawing the phantom", "scan")
     return drawing.ensure(pathlib.Path(folder).expanduser(), data_config.phantom, shown)
+
+
+def _luna16_dir(data_config):
+    from auxseg.datasets.luna16 import layout
+
+    return pathlib.Path(data_config.dir).expanduser() if data_config.dir else layout.find_folder()
 
 
 def _data_dir(data_config):

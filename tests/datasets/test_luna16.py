@@ -16,9 +16,9 @@ from fixtures_luna16 import UIDS
 from auxseg.base.errors import InputError
 from auxseg.ct import images as ct_images
 from auxseg.datasets import resize
+from auxseg.datasets.luna16 import builder as luna16_builder
 from auxseg.datasets.luna16 import layout
 from auxseg.datasets.luna16 import pieces as luna16_pieces
-from auxseg.datasets.luna16 import records as luna16_records
 from auxseg.datasets.luna16.layout import BadScansError, Settings
 from auxseg.datasets.luna16.pieces import _read_examples
 from auxseg.datasets.luna16.records import RECORDS_FILE, load, prepare
@@ -274,7 +274,7 @@ def test_overwrite_prepares_anew(folder, tmp_path):
 
 def test_split_of_several_files_is_read_in_order(folder, tmp_path, monkeypatch):
     whole = load(folder, cache_dir=tmp_path / "a", settings=SMALL)
-    monkeypatch.setattr(luna16_records, "SHARD_BYTES", 4 * 3 * 48 * 48)
+    monkeypatch.setattr(luna16_builder, "SHARD_BYTES", 4 * 3 * 48 * 48)
     parts = load(folder, cache_dir=tmp_path / "b", settings=SMALL)
     assert len(list((tmp_path / "b").rglob("*subset0.array_record*"))) == 4  # of 14 slices
     for one, other in zip(whole.read(np.arange(14)), parts.read(np.arange(14)), strict=True):
@@ -285,7 +285,7 @@ def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     """A scan is read only after the piece of the one before was written, and taken up after its records were."""
     events = []
     read, write, take = layout.read_slices, luna16_pieces._write_examples, _read_examples
-    add = luna16_records.tfds.core.SequentialWriter.add_examples
+    add = luna16_builder.tfds.core.SequentialWriter.add_examples
 
     def noted(self, split_examples):
         def each(examples):
@@ -301,7 +301,7 @@ def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "read_slices", note("read", read, lambda a: a[0].uid))
     monkeypatch.setattr(luna16_pieces, "_write_examples", note("written", write, lambda a: a[1].uid))
     monkeypatch.setattr(luna16_pieces, "_read_examples", note("taken", take, lambda a: a[1].uid))
-    monkeypatch.setattr(luna16_records.tfds.core.SequentialWriter, "add_examples", noted)
+    monkeypatch.setattr(luna16_builder.tfds.core.SequentialWriter, "add_examples", noted)
     prepare(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
     first = [(what, uid) for uid in UIDS for what in ("read", "written")]
     assert events == first + [(what, uid) for uid in UIDS for what in ("taken", "recorded")]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import zlib
 
@@ -36,6 +37,8 @@ SLICES = ("middle", "nodule", "lung")
 NODULES = ("annotations", "lidc")
 """Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
 MASK_FOLDER = "seg-lungs-LUNA16"
+HOMEPAGE = "https://luna16.grand-challenge.org/"
+CONTENTS = f"subset0 ... subset9, {MASK_FOLDER} and annotations.csv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,28 @@ class BadScansError(InputError):
             f"{len(self.problems)} of {num_scans} scans cannot be used: {listed} "
             "(skip_bad_scans goes on without them)"
         )
+
+
+def find_folder(*places, root=None):
+    """Returns the LUNA16 folder where none is named: $AUXSEG_LUNA16, else `luna16` where TFDS keeps manual data.
+
+    Args:
+        *places: folders to look at in place of these; the first that is there is taken.
+        root: TFDS's folder of data sets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+        InputError: there is none; the line says what to put where.
+    """
+    named = os.environ.get("AUXSEG_LUNA16")
+    root = pathlib.Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    usual = pathlib.Path(named).expanduser() if named else root / "downloads" / "manual" / "luna16"
+    for place in places or (usual,):
+        if place.is_dir():
+            return place
+    raise InputError(
+        f"LUNA16: {(places or (usual,))[0]} does not exist; put {CONTENTS} of {HOMEPAGE} there, or name the folder "
+        "that has them by $AUXSEG_LUNA16 or data.dir"
+    )
 
 
 def list_folder(path):

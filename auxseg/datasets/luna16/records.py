@@ -1,4 +1,4 @@
-"""A LUNA16 folder as records: a TFDS builder without TensorFlow, and the data set that reads them.
+"""A LUNA16 folder as records, written by the TFDS builder of `builder`, and the data set that reads them.
 
 Records are written once to `cache_dir/<name>/<settings>-<fingerprint>/`, one TFDS split for each subset, and
 read from there ever after; the settings and the files of the folder are in the name, so that records of other
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import pathlib
@@ -27,92 +26,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from auxseg.base import files, npz, progress
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base import files, npz
 from auxseg.base.errors import InputError
 from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.datasets.luna16 import layout
 from auxseg.datasets.luna16 import pieces as luna16_pieces
-from auxseg.datasets.luna16.layout import Settings
-from auxseg.datasets.luna16.pieces import Job, read_examples
+from auxseg.datasets.luna16.builder import VERSION, Luna16, Luna16Config, case_id
+from auxseg.datasets.luna16.source import Source
 
-VERSION = "1.0.0"
-"""Of the records: raised whenever the same scans and settings would give other ones."""
 RECORDS_FILE, CASES_FILE = "records.json", "cases.npz"
 _MOST_CASES_BYTES = 1 << 32
 """Of the table: some kilobytes a case."""
 _READ_TOGETHER = 64  # records; a whole data set at once would be in memory twice
-SHARD_BYTES = 256 << 20
-"""Images and masks in one file of records, at most."""
-
-
-@dataclasses.dataclass
-class Luna16Config(tfds.core.BuilderConfig):
-    """The settings, which name it, and what is needed to write records.
-
-    Attributes:
-        settings: `Settings`.
-        scans: `layout.Scan`s.
-        examples_of: from a scan to its examples.
-    """
-
-    settings: Settings = Settings()
-    scans: tuple = ()
-    examples_of: object = None
-
-
-class Luna16(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """LUNA16 slices with masks; use `prepare` or `load`, which check what TFDS does not."""
-
-    VERSION = tfds.core.Version(VERSION)
-    name = "luna16"
-    # Where TFDS would look for checksums of downloads; to find it, it imports a package that it does not
-    # require (importlib_resources). Nothing is downloaded here.
-    code_path = None
-
-    def __init__(self, *, data_dir, config):
-        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Axial CT slices of LUNA16 with masks of the lungs and nodules.",
-            features=tfds.features.FeaturesDict(_features(self.builder_config.settings.size_yx)),
-            homepage="https://luna16.grand-challenge.org/",
-            citation="doi:10.1016/j.media.2017.06.015",
-        )
-
-    def _split_generators(self, dl_manager):
-        subsets = sorted({scan.subset for scan in self.builder_config.scans})
-        return {f"subset{subset}": self._generate_examples(subset) for subset in subsets}
-
-    def _generate_examples(self, subset):
-        config = self.builder_config
-        for scan in (scan for scan in config.scans if scan.subset == subset):
-            for example in config.examples_of(scan):
-                yield _case_id(scan.uid, example["slice_index"]), example
-
-    def write(self):
-        """Writes the records as they come, one scan in memory at a time; returns the subsets that have any.
-
-        To be called in place of TFDS's `download_and_prepare`, which gathers a split in memory to shuffle it
-        and from 1 GB on needs TensorFlow. Here the order does not matter: training draws its own. A subset
-        without a slice gets no split, since TFDS cannot hold an empty one.
-        """
-        pathlib.Path(self.data_dir).mkdir(parents=True)
-        rows, columns = self.builder_config.settings.size_yx
-        writer = tfds.core.SequentialWriter(
-            self.info, max(1, SHARD_BYTES // (3 * rows * columns)), file_format="array_record"
-        )
-        try:
-            for name, pairs in self._split_generators(None).items():
-                first = next(pairs, None)
-                if first is not None:
-                    writer.initialize_splits([name])
-                    writer.add_examples({name: (example for _, example in itertools.chain([first], pairs))})
-        finally:
-            writer.close_all()
-        return sorted(int(name.removeprefix("subset")) for name in self.info.splits)
 
 
 def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_workers=None):
@@ -224,27 +149,6 @@ def _unpack_mask(packed, shape):
     return np.frombuffer(data, np.uint8).reshape(shape).copy()
 
 
-def _features(size_yx):
-    """Returns the TFDS features; `encoding='bytes'` writes and reads six times as fast as the default."""
-    return {
-        "image": tfds.features.Tensor(shape=size_yx, dtype=np.int16, encoding="bytes"),
-        "mask": tfds.features.Tensor(shape=size_yx, dtype=np.uint8, encoding="bytes"),
-        "labels": tfds.features.Tensor(shape=(len(CLASS_NAMES),), dtype=np.uint8, encoding="bytes"),
-        "series_uid": tfds.features.Text(),
-        "patient": tfds.features.Text(),
-        "subset": tfds.features.Scalar(dtype=np.int32),
-        "slice_index": tfds.features.Scalar(dtype=np.int32),
-        "spacing_zyx_mm": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-        "num_nodules": tfds.features.Scalar(dtype=np.int32),
-        "native_size_yx": tfds.features.Tensor(shape=(2,), dtype=np.int32),
-        "native_mask": tfds.features.Text(),  # zlib of the uint8 mask before resizing, 3-6 kB
-    }
-
-
-def _case_id(uid, slice_index):
-    return f"{uid}_{slice_index:04d}"
-
-
 def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
     for leftover in target.parent.glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -256,11 +160,11 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
     pieces.mkdir(exist_ok=True)
     partial.mkdir()
     try:
-        source = _Source(folder, settings, skip_bad_scans, pieces)
+        source = Source(folder, settings, skip_bad_scans, pieces)
         source.write_pieces(write_all)
         subsets = _write_records(partial, source)
         _write_cases(partial, settings, subsets)
-        files.write_json(partial / RECORDS_FILE, source.manifest(subsets))
+        files.write_json(partial / RECORDS_FILE, _manifest(source, subsets))
         files.replace_folder(partial, target)
     except layout.BadScansError:
         shutil.rmtree(pieces, ignore_errors=True)
@@ -270,66 +174,11 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
     shutil.rmtree(pieces, ignore_errors=True)
 
 
-class _Source:
-    """The scans that are being written, and what is said of them on the way."""
-
-    def __init__(self, folder, settings, skip_bad_scans, pieces):
-        self.settings, self.skip_bad_scans = settings, skip_bad_scans
-        self.job = Job("records", str(folder.path), settings, str(pieces))
-        self.nodules_of = layout.create_nodule_reader(folder, settings)
-        self.scans, self.problems, notes = layout.check_scans(folder, settings, self.nodules_of)
-        self.num_scans = len(folder.scans) + len(folder.problems)
-        self.notes, self.failed = list(notes), {}
-        self.check_problems()
-        if not self.scans:
-            self.refuse(f"none of {self.num_scans} scans has a slice to read")
-
-    def check_problems(self):
-        if self.problems and not self.skip_bad_scans:
-            raise layout.BadScansError(self.problems, self.num_scans)
-
-    def refuse(self, matter):
-        reasons = "; ".join([*self.problems[:3], *self.notes])
-        raise InputError(f"data.dir: {matter}" + (f": {reasons}" if reasons else ""))
-
-    def write_pieces(self, write_all):
-        """Has the scans prepared, each whole or not at all."""
-        total, before = len(self.scans), list(self.problems)
-        with contextlib.closing(write_all(self.job, self.scans, self.nodules_of)) as results:
-            for scan, problem in progress.track(results, total=total, label="Preparing records", unit="scan"):
-                if problem is not None:
-                    self.failed[scan.uid] = f"{scan.uid}: {problem}"
-                    in_order = [self.failed[each.uid] for each in self.scans if each.uid in self.failed]
-                    self.problems = [*before, *in_order]
-                    self.check_problems()
-
-    def examples_of(self, scan):
-        """Returns all examples of a scan; none of one that cannot be used."""
-        if scan.uid in self.failed:
-            return []
-        examples, notes = read_examples(self.job, scan, self.nodules_of)
-        self.notes += notes
-        return examples
-
-    def manifest(self, subsets):
-        return _identity(self.settings) | {
-            "num_scans": self.num_scans,
-            "subsets": subsets,
-            "problems": self.problems,
-            "notes": self.notes,
-        }
-
-
 def _write_records(partial, source):
     """Writes the records; returns the subsets that have any."""
-    config = Luna16Config(
-        name=source.settings.name,
-        settings=source.settings,
-        scans=tuple(source.scans),
-        examples_of=source.examples_of,
-    )
+    config = Luna16Config(name=source.settings.name, settings=source.settings)
     with _quiet():
-        subsets = Luna16(data_dir=str(partial), config=config).write()
+        subsets = Luna16(data_dir=str(partial), config=config).write(source)
     if not subsets:
         source.refuse("no scan is left")
     return subsets
@@ -362,7 +211,7 @@ def _read_cases(path):
         raise InputError(f"records: {path} cannot be read: {error}; prepare them again") from error
     uids, slices = columns["series_uid"], columns["slice_index"]
     table = CaseTable(
-        case_id=np.array([_case_id(*pair) for pair in zip(uids.tolist(), slices.tolist(), strict=True)]),
+        case_id=np.array([case_id(*pair) for pair in zip(uids.tolist(), slices.tolist(), strict=True)]),
         series_uid=uids,
         patient=columns["patient"],
         subset=columns["subset"].astype(np.int8),
@@ -395,10 +244,10 @@ def _read_in_order(sources, splits, positions, case_ids, path):
         except Exception as error:
             raise InputError(f"records: {path} is damaged: {_line(error)}; prepare them again") from error
         for place, example in zip(places.tolist(), found, strict=True):
-            case_id = _case_id(_text(example["series_uid"]), int(example["slice_index"]))
-            if case_id != case_ids[place]:
+            name = case_id(_text(example["series_uid"]), int(example["slice_index"]))
+            if name != case_ids[place]:
                 raise InputError(
-                    f"records: {path} has {case_id} in place of {case_ids[place]}; prepare it again"
+                    f"records: {path} has {name} in place of {case_ids[place]}; prepare it again"
                 )
             examples[place] = example
     return examples
@@ -408,6 +257,16 @@ def _identity(settings):
     """Returns what records must have been written with to be read with these settings."""
     lidc = None if settings.lidc is None else pathlib.Path(settings.lidc).name
     return {"version": VERSION, "settings": dataclasses.asdict(settings) | {"lidc": lidc}}
+
+
+def _manifest(source, subsets):
+    """Returns what is said of the records beside them, JSON types."""
+    return _identity(source.settings) | {
+        "num_scans": source.num_scans,
+        "subsets": subsets,
+        "problems": source.problems,
+        "notes": source.notes,
+    }
 
 
 def _read_manifest(path, settings):

@@ -1,0 +1,66 @@
+"""The scans of a LUNA16 folder on their way into records, and what is said of them on the way."""
+
+from __future__ import annotations
+
+import contextlib
+
+from auxseg.base import progress
+from auxseg.base.errors import InputError
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.luna16.pieces import Job, read_examples
+
+
+class Source:
+    """The scans that are being written.
+
+    Attributes:
+        settings: `layout.Settings`.
+        scans: `layout.Scan`s that have a slice to read.
+        num_scans: of the folder.
+        problems: one line for each scan that cannot be used.
+        notes: what else is to be said.
+    """
+
+    def __init__(self, folder, settings, skip_bad_scans, pieces):
+        """Looks at headers and annotations; `pieces` is the folder where `write_pieces` writes.
+
+        Raises:
+            InputError: no scan has a slice, or some cannot be used and `skip_bad_scans` is False.
+        """
+        self.settings, self.skip_bad_scans = settings, skip_bad_scans
+        self._job = Job("records", str(folder.path), settings, str(pieces))
+        self._nodules_of = layout.create_nodule_reader(folder, settings)
+        self.scans, self.problems, notes = layout.check_scans(folder, settings, self._nodules_of)
+        self.num_scans = len(folder.scans) + len(folder.problems)
+        self.notes, self._failed = list(notes), {}
+        self._check_problems()
+        if not self.scans:
+            self.refuse(f"none of {self.num_scans} scans has a slice to read")
+
+    def refuse(self, matter):
+        """Raises an InputError that gives the reasons that are known."""
+        reasons = "; ".join([*self.problems[:3], *self.notes])
+        raise InputError(f"data.dir: {matter}" + (f": {reasons}" if reasons else ""))
+
+    def write_pieces(self, write_all):
+        """Has the scans prepared by `write_all` (of `pieces` or `beam`), each whole or not at all."""
+        total, before = len(self.scans), list(self.problems)
+        with contextlib.closing(write_all(self._job, self.scans, self._nodules_of)) as results:
+            for scan, problem in progress.track(results, total=total, label="Preparing records", unit="scan"):
+                if problem is not None:
+                    self._failed[scan.uid] = f"{scan.uid}: {problem}"
+                    in_order = [self._failed[each.uid] for each in self.scans if each.uid in self._failed]
+                    self.problems = [*before, *in_order]
+                    self._check_problems()
+
+    def examples_of(self, scan):
+        """Returns all examples of a scan; none of one that cannot be used."""
+        if scan.uid in self._failed:
+            return []
+        examples, notes = read_examples(self._job, scan, self._nodules_of)
+        self.notes += notes
+        return examples
+
+    def _check_problems(self):
+        if self.problems and not self.skip_bad_scans:
+            raise layout.BadScansError(self.problems, self.num_scans)
