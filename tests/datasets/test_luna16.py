@@ -99,7 +99,7 @@ def test_prepared_records_need_neither_scans_nor_simpleitk(folder, cache):
     load(folder, cache_dir=cache, settings=SMALL)
     code = (
         "import sys; from auxseg.datasets.luna16 import records; import numpy as np\n"
-        f"s = records.Settings(size_yx=(48, 48), slices='nodule')\n"
+        f"s = layout.Settings(size_yx=(48, 48), slices='nodule')\n"
         f"d = records.load({str(folder)!r}, cache_dir={str(cache)!r}, settings=s)\n"
         "d.read(np.arange(len(d))); d.read_native_mask(0)\n"
         "print(len(d), [m for m in ('SimpleITK', 'tensorflow', 'matplotlib') if m in sys.modules])"
@@ -217,7 +217,7 @@ def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_pat
         f"    if scan.uid == {UIDS[2]!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(scan, *rest)\n"
         "layout.read_slices = stop\n"
-        "s = records.Settings(size_yx=(48, 48))\n"
+        "s = layout.Settings(size_yx=(48, 48))\n"
         f"records.prepare({str(folder)!r}, cache_dir={str(tmp_path)!r}, settings=s)"
     )
     killed = subprocess.run([sys.executable, "-c", code], timeout=120, capture_output=True)
@@ -246,7 +246,7 @@ def test_two_processes_prepare_one_after_the_other(folder, tmp_path):
         "    print('read', file=sys.stderr); time.sleep(0.2)\n"
         "    return read(scan, *rest)\n"
         "layout.read_slices = slow\n"
-        "s = records.Settings(size_yx=(48, 48))\n"
+        "s = layout.Settings(size_yx=(48, 48))\n"
         f"d = records.load({str(folder)!r}, cache_dir={str(tmp_path)!r}, settings=s); print('cases', len(d))"
     )
 
