@@ -29,6 +29,7 @@ def write_npz(folder):
     folder.mkdir(parents=True, exist_ok=True)
     image, mask = np.full((64, 64), -1000, np.int16), np.zeros((64, 64), np.uint8)
     mask[20:40, 36:50], mask[20:40, 10:24] = 1, 2
+    image[mask > 0] = -850
     npz.write_case(folder / "a.npz", image, mask)
     return folder
 
