@@ -1,6 +1,10 @@
-"""Small data sets that tests make up; no files."""
+"""Small data sets that tests make up, without files, and a call of a command."""
+
+import types
+import unittest.mock
 
 import numpy as np
+from absl import flags
 
 from auxseg.datasets.dataset import CaseTable, Dataset
 
@@ -49,3 +53,9 @@ def write_npz(folder, data):
     for name, image, mask in zip(data.table.case_id, images, masks, strict=True):
         np.savez_compressed(folder / f"{name}.npz", image=image, mask=mask)
     return folder
+
+
+def call(main, **values):
+    """Calls a command's `main` with these values of its flags."""
+    with unittest.mock.patch.object(flags, "FLAGS", types.SimpleNamespace(**values)):
+        return main([])

@@ -23,7 +23,8 @@ def run(main, leave=sys.exit, positional=(), complete=list):
     Args:
         main: argv -> exit status or None.
         leave: ends the process with a status.
-        positional: names of the flags that arguments without `--name=` stand for, in their order.
+        positional: names of the flags that arguments without `--name=` stand for, in their order; a flag that
+            is a list takes all that are left.
         complete: from the arguments to those that are parsed; it may raise an `InputError`.
     """
     keep_freed_memory()
@@ -39,13 +40,21 @@ def take_positional(argv, names):
 
     Args:
         argv: the program's name and what is no flag.
-        names: of text flags.
+        names: of text flags; the last may be a list.
     """
-    for name, value in zip(names, argv[1:]):
+    given = argv[1:]
+    if (
+        names
+        and len(given) >= len(names)
+        and flags.FLAGS[names[-1]].flag_type() == "comma separated list of strings"
+    ):
+        last = len(names) - 1
+        given = [*given[:last], given[last:]]
+    for name, value in zip(names, given):
         if flags.FLAGS[name].present:
             sys.exit(fail(f"--{name}: given twice, as {flags.FLAGS[name].value!r} and as {value!r}"))
         setattr(flags.FLAGS, name, value)
-    return [argv[0], *argv[1 + len(names) :]]
+    return [argv[0], *given[len(names) :]]
 
 
 def fail(message):

@@ -12,16 +12,15 @@ over all lines.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import pathlib
-import sys
 
 import numpy as np
+from absl import flags
 
 from auxseg import datasets
-from auxseg.base import errors, files
+from auxseg.base import command, errors, files
 from auxseg.evaluation import score_cases
 from auxseg.runs import networks as run_networks
 from auxseg.runs import run_folder
@@ -42,21 +41,15 @@ SCORED = tuple(f"{name}_dice" for name in case_scores.FOREGROUND) + tuple(
 )
 
 
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.checks.cleanup", description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", help="folders of runs with the same split")
-    parser.add_argument("--slices", help="which slices of the test patients; default: those of the runs")
-    parser.add_argument("--out", default="experiments/results/cleanup.json", help="JSON file to write")
-    given = parser.parse_args(arguments)
-    try:
-        result = measure([pathlib.Path(one) for one in given.runs], slices=given.slices)
-    except errors.InputError as error:
-        print(f"experiments.checks.cleanup: error: {error}", file=sys.stderr)
-        return 2
-    files.write_json(pathlib.Path(given.out), result)
+def main(argv):
+    """Runs the command."""
+    del argv
+    given = flags.FLAGS
+    if not given.runs:
+        raise errors.InputError("--runs: not given, expected the workdirs of runs")
+    result = measure([pathlib.Path(one) for one in given.runs], slices=given.slices)
+    files.write_json(given.out, result)
     print(describe(result))
-    return 0
 
 
 def measure(workdirs, *, slices=None):
@@ -246,4 +239,7 @@ def _cell(row, key):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_list("runs", [], "folders of runs with the same split; may be given without --runs=")
+    flags.DEFINE_string("slices", None, "which slices of the test patients; default: those of the runs")
+    flags.DEFINE_string("out", "experiments/results/cleanup.json", "JSON file to write")
+    command.run(main, positional=("runs",))

@@ -8,12 +8,11 @@ The checks of each page are printed; the command ends with 1 where a fault is no
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
-import sys
 
 import numpy as np
+from absl import flags
 
 from auxseg.base import command
 from auxseg.base.classes import CLASS_NAMES
@@ -51,25 +50,14 @@ FAULTS = {
 }
 
 
-def main(arguments=None):
+def main(argv):
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="experiments.checks.planted_faults", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("run", metavar="RUN", help="workdir of a run")
-    parser.add_argument("--split", default=None, help="split to judge; default: test, else val")
-    parser.add_argument(
-        "--out", default="runs/planted_faults", help="folder for the pages, one folder a fault"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        subject, split, _ = evaluate_run.open_run(pathlib.Path(given.run), given.split)
-        seen = [
-            plant(subject, split, pathlib.Path(given.run), pathlib.Path(given.out) / name, *fault)
-            for name, fault in FAULTS.items()
-        ]
-    except InputError as error:
-        return command.fail(error)
+    del argv
+    if not flags.FLAGS.run:
+        raise InputError("--run: not given, expected the workdir of a run")
+    run, out = pathlib.Path(flags.FLAGS.run), pathlib.Path(flags.FLAGS.out)
+    subject, split, _ = evaluate_run.open_run(run, flags.FLAGS.split)
+    seen = [plant(subject, split, run, out / name, *fault) for name, fault in FAULTS.items()]
     return 0 if all(seen) else 1
 
 
@@ -95,4 +83,7 @@ def plant(subject, split, workdir, folder, fault, title):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_string("run", None, "workdir of a run; may be given without --run=")
+    flags.DEFINE_string("split", None, "split to judge; default: test, else val")
+    flags.DEFINE_string("out", "runs/planted_faults", "folder for the pages, one folder a fault")
+    command.run(main, positional=("run",))

@@ -8,34 +8,25 @@ and asks for `numpy.NaN` and `numpy.Inf` on empty masks; they are given to it he
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import math
-import pathlib
-import sys
 
 import numpy as np
+from absl import flags
 from scipy import ndimage
 
-from auxseg.base import files
+from auxseg.base import command, files
 from auxseg.scoring import case_scores
 
 SPACING_YX_MM = (0.7, 0.9)
 
 
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="experiments.checks.score_libraries", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "--out", default="experiments/results/score_libraries.md", help="Markdown file to write"
-    )
-    given = parser.parse_args(arguments)
+def main(argv):
+    """Writes and prints the table."""
+    del argv
     text = create_table()
-    files.write_text(pathlib.Path(given.out), text)
+    files.write_text(flags.FLAGS.out, text)
     print(text)
-    return 0
 
 
 def create_table():
@@ -199,4 +190,5 @@ _MODULES = dict(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_string("out", "experiments/results/score_libraries.md", "Markdown file to write")
+    command.run(main)

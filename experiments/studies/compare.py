@@ -10,15 +10,14 @@ into DIR (default: runs/compare).
 
 from __future__ import annotations
 
-import argparse
 import pathlib
-import sys
 
 import numpy as np
+from absl import flags
 
 from auxseg.base import command, files
 from auxseg.base.classes import COLOURS
-from auxseg.base.errors import InputError
+from auxseg.base.errors import check_choice
 from auxseg.report import tables
 from auxseg.report.document import create_document
 from auxseg.report.markup import element, interval, join, number, table
@@ -27,27 +26,18 @@ from experiments.studies import comparison
 from experiments.studies.comparison import RULES, SCORES
 
 
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.studies.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of an evaluated run")
-    parser.add_argument("--out", default="runs/compare", help="folder for the page and the tables")
-    parser.add_argument("--split", default=None, help="split to compare on; default: test, else val")
-    parser.add_argument(
-        "--score", action="append", choices=sorted(SCORES), help="repeat for several; default: dice"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        result = comparison.compare(
-            [pathlib.Path(run) for run in given.runs], split=given.split, names=given.score or ["dice"]
-        )
-        page = write(pathlib.Path(given.out), result)
-    except InputError as error:
-        return command.fail(error)
+def main(argv):
+    """Runs the command."""
+    del argv
+    given = flags.FLAGS
+    for name in given.score:
+        check_choice("--score", name, tuple(sorted(SCORES)))
+    runs = [pathlib.Path(run) for run in given.runs]
+    result = comparison.compare(runs, split=given.split, names=given.score)
+    page = write(pathlib.Path(given.out), result)
     for sentence in result["sentences"]:
         print(sentence)
     print(f"page: {page}")
-    return 0
 
 
 def write(folder, result, sections=()):
@@ -224,4 +214,8 @@ def _runs_table(result, order):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_list("runs", [], "workdirs of evaluated runs; may be given without --runs=")
+    flags.DEFINE_string("out", "runs/compare", "folder for the page and the tables")
+    flags.DEFINE_string("split", None, "split to compare on; default: test, else val")
+    flags.DEFINE_list("score", ["dice"], f"some of {', '.join(sorted(SCORES))}")
+    command.run(main, positional=("runs",))

@@ -106,3 +106,21 @@ def test_a_setting_that_is_not_there_is_named():
     assert process.returncode == EXIT_USER_ERROR
     assert "error: the settings have no 'sse'. Did you mean \"se\"" in process.stderr
     assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "left"),
+    [
+        (["a"], ("a", []), []),
+        (["a", "b", "c"], ("a", ["b", "c"]), []),
+        ([], (None, []), []),
+    ],
+)
+def test_a_list_takes_all_arguments_that_are_left(monkeypatch, given, expected, left):
+    values = flags.FlagValues()
+    flags.DEFINE_string("one", None, "", flag_values=values)
+    flags.DEFINE_list("rest", [], "", flag_values=values)
+    values(["program"])
+    monkeypatch.setattr(flags, "FLAGS", values)
+    assert take_positional(["program", *given], ("one", "rest")) == ["program", *left]
+    assert (values.one, values.rest) == expected

@@ -3,10 +3,12 @@
 import json
 
 import fake_network
+import fakes
 import numpy as np
 import pytest
 
 from auxseg import datasets
+from auxseg.base.errors import InputError
 from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.runs import networks, run_folder
 from auxseg.runs import splits as runs_splits
@@ -62,7 +64,7 @@ def test_slices_that_follow_one_another_make_a_stack(run):
 
 def test_every_option_is_compared_with_the_plain_prediction(run, capsys):
     out = run / "cleanup.json"
-    assert cleanup.main([str(run / "one"), str(run / "two"), f"--out={out}"]) == 0
+    fakes.call(cleanup.main, runs=[run / "one", run / "two"], slices=None, out=str(out))
     result = json.loads(out.read_text(encoding="utf-8"))
     rows = {row["option"]: row for row in result["rows"]}
     assert set(rows) == {"plain", *cleanup.CLEANED, "flip", "ensemble", "ensemble, flip"}
@@ -90,8 +92,8 @@ def test_nodules_stay_where_the_pixel_size_is_not_known(run):
     assert rows["plain"]["left_lung_hd95_mm_cases"] == 2 and rows["plain"]["left_lung_dice_cases"] == 6
 
 
-def test_runs_of_other_splits_are_refused(run, capsys, monkeypatch):
+def test_runs_of_other_splits_are_refused(run, monkeypatch):
     splits = iter([np.arange(6), np.arange(5)])
     monkeypatch.setattr(runs_splits, "read_splits", lambda path, dataset: {"test": next(splits)})
-    assert cleanup.main([str(run / "one"), str(run / "two"), f"--out={run}/x.json"]) == 2
-    assert "was split in another way" in capsys.readouterr().err and not (run / "x.json").exists()
+    with pytest.raises(InputError, match="was split in another way"):
+        cleanup.measure([run / "one", run / "two"])

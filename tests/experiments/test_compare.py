@@ -3,6 +3,7 @@
 import csv
 import json
 
+import fakes
 import numpy as np
 import pytest
 
@@ -155,12 +156,12 @@ def test_cases_without_the_class_do_not_count(tmp_path):
         ),
     ],
 )
-def test_damaged_runs_are_one_clear_line(tmp_path, capsys, spoil, words):
+def test_damaged_runs_are_one_clear_line(tmp_path, spoil, words):
     runs = [write_run(tmp_path / n, se=n == "a") for n in "ab"]
     spoil(runs[1])
-    status = compare.main([*map(str, runs), "--out", str(tmp_path / "out"), "--split", "test"])
-    error = capsys.readouterr().err
-    assert status == 2 and words in error and error.count("\n") == 1
+    with pytest.raises(InputError) as error:
+        fakes.call(compare.main, runs=runs, out=str(tmp_path / "out"), split="test", score=["dice"])
+    assert words in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -178,7 +179,7 @@ def test_a_score_that_is_not_there(tmp_path):
 
 def test_page_and_tables(tmp_path, capsys):
     runs = [write_run(tmp_path / n, se=n == "a", gain=g) for n, g in (("a", 0.0), ("<b>", 0.04))]
-    assert compare.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    fakes.call(compare.main, runs=runs, out=str(tmp_path / "out"), split=None, score=["dice"])
     assert "is supported" in capsys.readouterr().out
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;" in page and "<b>" not in page and "http://" not in page and "https://" not in page

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import test_score_cases
 
+from auxseg.base.errors import InputError
 from experiments.checks import planted_faults
 
 
@@ -27,6 +28,6 @@ def test_each_fault_is_seen(tmp_path, capsys, name):
     assert (tmp_path / name / "index.html").is_file() and not (tmp_path / "report").exists()
 
 
-def test_a_run_that_is_not_there(tmp_path, capsys):
-    assert planted_faults.main([str(tmp_path)]) == 2
-    assert "config.json: no such file" in capsys.readouterr().err
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="config.json: no such file"):
+        fakes.call(planted_faults.main, run=str(tmp_path), split=None, out=str(tmp_path))
