@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from auxseg.datasets import npz
-from experiments.box import disease, score, slices
+from experiments.box import card, disease, score, slices
 
 
 def draw_slice():
@@ -80,3 +80,17 @@ def test_a_padded_scan_has_twice_the_field(tmp_path):
     wide = score.pad(scan)
     assert wide.read(3, 5).shape == (2, 96, 112) and wide.geometry.size_xyz == (112, 96, 24)
     np.testing.assert_array_equal(wide.read(3, 4)[0, 24:72, 28:84], scan.read(3, 4)[0])
+
+
+def test_scores_are_put_into_the_card():
+    one = {"left_dice": 0.98, "right_dice": 0.9712, "outside_ml": 41.0, "far_outside_ml": 2.25, "airway_ml": 20.0,
+           "airway_marked_ml": 1.0, "airway_share": 0.05, "left_pieces": 1, "right_pieces": 2}  # fmt: skip
+    result = {
+        "far_mm": 3.0,
+        "scans": [{"scan": "a", "slices": 64, "scores": [one, {**one, "left_dice": 0.9854}]}],
+        "kernels": {"scans": ["a", "b"], "relative_difference": [0.003, 0.0121]},
+        "padded": {"scan": "a", "left_dice": 1.0, "right_dice": 0.9999},
+    }
+    text = card.put_between(f"x\n{card.START}\nold\n{card.END}\ny", "\n".join(card.describe(result)))
+    assert "| a | 64 | 0.980, 0.971 | 0.985, 0.971 | 41 | 2.2 | 1.0 of 20.0 mL | 1, 2 |" in text
+    assert "differ by 0.3% (left) and 1.2% (right)" in text and "old" not in text and text.endswith("y")
