@@ -22,8 +22,7 @@ _LARGE_SHARE = 0.15  # of the lung: a loose piece that large is a lobe, unless i
 _GAS_HU = -940  # a loose piece of lower mean HU is gas
 _EDGE_MM = 2.5  # by how much an edge may move
 _MOST_STEPS = 10
-_TISSUE_HU = -400  # half way from lung to tissue
-_DENSE_HU = -250
+_TISSUE_HU = -400  # half way from lung to tissue: where an edge belongs
 _HOLE_MM2 = 400.0  # vessels and nodules are smaller, domes of the diaphragm larger
 _THIN_MM = 3.5  # larger cells hold the chest's wall in one or two
 _CUT_CELLS = 8  # of the body at an edge of the field: it is cut there
@@ -353,7 +352,7 @@ def move_edges(mask, image, free, spacing_yx_mm):
     for _ in range(steps):
         view[:] = _grow(view, open_to_lung)
     added = int((view > 0).sum()) - before
-    dense = hu > _DENSE_HU
+    dense = hu > _TISSUE_HU
     lung = view > 0
     for _ in range(-(-steps // 2)):
         lung &= ~(dense & _beside(~lung))
