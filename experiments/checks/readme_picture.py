@@ -23,7 +23,7 @@ from auxseg.scoring import components
 RESULT = pathlib.Path(__file__).parents[1] / "results" / "readme_picture.png"
 SIDE_PX, GAP_PX, FOOT_PX = 300, 6, 18
 CLOSE_UP_MM = 60.0
-_ALPHA = 0.45
+_LUNG_ALPHA, _NODULE_ALPHA = 0.45, 0.85
 _NODULE = CLASS_NAMES.index("nodule")
 
 
@@ -57,13 +57,15 @@ def draw(image_hu, mask, centre_yx, pixel_mm, credit):
     grey = _grey(image_hu)
     box = _close_up(centre_yx, pixel_mm, mask.shape)
     outline = (mask == _NODULE) & ~_shrink(mask == _NODULE)
-    panels = [grey, _paint(grey, mask, _ALPHA), _paint(grey, np.where(outline, mask, 0), 1.0)[box]]
+    lungs, nodules = np.where(mask == _NODULE, 0, mask), np.where(mask == _NODULE, mask, 0)
+    marked = _paint(_paint(grey, lungs, _LUNG_ALPHA), nodules, _NODULE_ALPHA)
+    panels = [grey, marked, _paint(grey, np.where(outline, mask, 0), 1.0)[box]]
     canvas = Image.new("RGB", (3 * SIDE_PX + 2 * GAP_PX, SIDE_PX + FOOT_PX), "white")
     for number, panel in enumerate(panels):
         picture = Image.fromarray(panel).resize((SIDE_PX, SIDE_PX), Image.LANCZOS)
         canvas.paste(picture, (number * (SIDE_PX + GAP_PX), 0))
     ImageDraw.Draw(canvas).text((2, SIDE_PX + 4), credit, fill="black")
-    return canvas.quantize(128, dither=Image.Dither.NONE)
+    return canvas.quantize(256, dither=Image.Dither.NONE)
 
 
 def _grey(image_hu):
