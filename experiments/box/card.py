@@ -1,6 +1,6 @@
 """Writes what `experiments.box.score` measured as a table, into the model card of the box.
 
-    python -m experiments.box.card [--results=experiments/results/box_lungs.json]
+python -m experiments.box.card [--results=experiments/results/box_lungs.json]
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def main(arguments=None):
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="experiments.box.card", description=__doc__.split("\n")[0])
     parser.add_argument("--results", default="experiments/results/box_lungs.json", help="what score wrote")
-    parser.add_argument("--card", type=pathlib.Path, default=box.FOLDER / "MODEL_CARD.md", help="the model card")
+    parser.add_argument(
+        "--card", type=pathlib.Path, default=box.FOLDER / "MODEL_CARD.md", help="the model card"
+    )
     given = parser.parse_args(arguments)
     try:
         result = files.read_object(given.results)
