@@ -2,6 +2,7 @@
 
     python -m experiments.speed.benchmark --json=experiments/results/benchmark_cpu.json
     python -m experiments.speed.benchmark --dtype=bfloat16 --rows=train:8,train:64,infer:1,infer:8,epoch:8
+    python -m experiments.speed.benchmark --draw=experiments/results/benchmark_cpu.json
 
 Every implementation runs in a process of its own with the same weights, images, loss and optimiser, and
 they take turns, so that what else the machine does hits all alike: trust the ratios. The losses of the
@@ -13,7 +14,7 @@ numpy are enough for auxseg's and Flax's rows (not for `scan` and `prepare`).
 `--devices=8` measures instead how training scales with devices (`experiments/speed/scaling.py`). `--deterministic`
 has XLA compute the same on a GPU each time: run with and without it for what that costs.
 
-To add a row, add an entry to `ROWS` and, in each `experiments/peers/run_*.py` that can do it, the function
+To add a row, add an entry to `ROWS` and, in each `experiments/speed/peers/run_*.py` that can do it, the function
 that builds its step.
 """
 
@@ -25,7 +26,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import platform
 import select
 import statistics
 import subprocess
@@ -35,9 +35,11 @@ import time
 
 from absl import flags
 
+from auxseg.base import files
 from auxseg.base.command import run
 from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
+from experiments.speed import machine, prepare_cost, scan_cost
 from experiments.speed.peers.task import Task
 
 IMPLEMENTATIONS = {
@@ -63,6 +65,8 @@ ROWS = {
 """What a row measures; those of `_ONCE` give seconds in all, the others seconds an image."""
 _UNITS = {"prepare": "scans", "scan": "slices"}
 _ONCE = ("start", "restart", "epoch", "feed", "prepare", "scan")
+_DRAWN = {"train": "training step", "infer": "inference"}
+_OURS, _PEER = "#1f5fa8", "#b9bfc7"
 ANSWER_SECONDS = 400.0
 """A worker that says nothing for longer is ended and reported."""
 LOSS_STEPS = 5
@@ -239,27 +243,22 @@ def measure_start(names, task, batch, keep):
 
 def measure_alone(kind, number):
     """Returns `measure_row`'s results of auxseg for work that is a script's: 'prepare' or 'scan'."""
-    if kind == "prepare":
-        code = (
-            "import json, pathlib, tempfile; import prepare_cost\n"
-            "with tempfile.TemporaryDirectory() as name:\n"
-            "    folder = pathlib.Path(name); prepare_cost.write_scan(folder)\n"
-            f"    print(json.dumps(prepare_cost.run(folder, 'middle', {number})))"
-        )
-    else:
-        code = f"import predict_cost; predict_cost.measure({number})"
-    here = pathlib.Path(__file__).parent
-    env = _env() | {"PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])}
-    options = {"cwd": here, "capture_output": True, "text": True, "env": env}
-    done = subprocess.run([sys.executable, "-c", code], check=False, **options)
-    if done.returncode:
-        return {"auxseg": {"error": (done.stderr.strip().splitlines() or ["failed"])[-1]}}
-    row = json.loads(done.stdout.splitlines()[-1])
-    if kind == "prepare":
-        seconds, peak = row["seconds_per_scan"], row["peak_mib"]
-    else:
-        seconds, peak = row["predict_seconds"], row["peak_mib_after"]
+    try:
+        if kind == "prepare":
+            row = _measure_preparation(number)
+            seconds, peak = row["seconds_per_scan"], row["peak_mib"]
+        else:
+            row = machine.measure_apart(scan_cost.MODULE, number, _env())
+            seconds, peak = row["predict_seconds"], row["peak_mib_after"]
+    except RuntimeError as error:
+        return {"auxseg": {"error": str(error)}}
     return {"auxseg": {"seconds": [seconds], "losses": [], "peak_bytes": peak * 2**20, "details": row}}
+
+
+def _measure_preparation(num_scans):
+    with tempfile.TemporaryDirectory() as name:
+        prepare_cost.write_scan(pathlib.Path(name))
+        return prepare_cost.run(pathlib.Path(name), "middle", num_scans, _env())
 
 
 def find_disagreement(results):
@@ -342,34 +341,6 @@ def _title(kind, number):
 
 def _cell(value, form):
     return "" if value is None else format(value, form)
-
-
-def describe_machine():
-    """Returns processor, cores, memory and library versions, for the record."""
-    processor, memory = platform.processor(), None
-    if pathlib.Path("/proc/cpuinfo").exists():
-        names = [
-            line
-            for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ]
-        processor = names[0].partition(":")[2].strip() if names else processor
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    versions = {}
-    distributions = importlib.metadata.packages_distributions()
-    for name in ("jax", "flax", "optax", "torch", "keras", "tensorflow", "onnxruntime", "numpy"):
-        if name in distributions:
-            versions[name] = importlib.metadata.version(distributions[name][0])
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": processor,
-        "cores": cores,
-        "memory_bytes": memory,
-        "load_at_start": load,
-        "python": platform.python_version(),
-        "versions": versions,
-    }
 
 
 def _write_weights(task):
@@ -462,6 +433,7 @@ def _define_flags():
     )
     flags.DEFINE_list("only", [], "Implementations to run; default: all that are installed.")
     flags.DEFINE_string("json", None, "File to write the results to.")
+    flags.DEFINE_string("draw", None, "Draw this result file as a PNG beside it, and measure nothing.")
     flags.DEFINE_integer(
         "devices", None, "Measure scaling on 1 to this many simulated devices.", lower_bound=1
     )
@@ -471,6 +443,9 @@ def _define_flags():
 def main(_):
     """Runs the benchmark of the flags; returns 1 where a comparison is void."""
     values = flags.FLAGS
+    if values.draw:
+        print(draw(pathlib.Path(values.draw)))
+        return 0
     if values.deterministic:
         parallel.make_deterministic()  # by the environment, which the implementations' processes inherit
     if values.devices:
@@ -478,18 +453,18 @@ def main(_):
 
         report, agreed = scaling.run(values.devices)
         if values.json:
-            _write(pathlib.Path(values.json), json.dumps(report, indent=1))
+            files.write_json(values.json, report)
         return 0 if agreed else 1
     rows = parse_rows(values.rows)
     names, left_out = find_installed(values.only)
     if not names:
         raise InputError(f"--only: nothing to run: {left_out}")
-    machine = describe_machine()
+    described = machine.describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         task = Task(values.size, values.base_width, values.dtype, str(pathlib.Path(folder) / "weights.npz"))
 
         def save(measured, limits):
-            report = {"machine": machine, "limits": limits, "left_out": left_out}
+            report = {"machine": described, "limits": limits, "left_out": left_out}
             report |= {"size": task.size, "base_width": task.base_width, "dtype": task.dtype}
             if values.json:
                 write_report({**report, "rows": measured}, pathlib.Path(values.json))
@@ -508,9 +483,9 @@ def main(_):
 
 def write_report(report, path):
     """Writes the report to `path`, and its table beside it as Markdown."""
-    machine = report["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    where = f"{machine['processor']}, {machine['cores']} cores; load at the start {machine['load_at_start']}"
+    about = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    where = f"{about['processor']}, {about['cores']} cores; load at the start {about['load_at_start']}"
     lines = [
         f"# Speed: {report['dtype']}, {report['size']}x{report['size']}, width {report['base_width']}",
         "",
@@ -521,14 +496,41 @@ def write_report(report, path):
         *(f"Left out: {name} ({reason})." for name, reason in report["left_out"].items()),
         *(f"**Void**: {row['void']}." for row in report["rows"] if row["void"]),
     ]
-    _write(path, json.dumps(report, indent=1))
-    _write(path.with_suffix(".md"), "\n".join(lines).rstrip())
+    files.write_json(path, report)
+    files.write_text(path.with_suffix(".md"), "\n".join(lines).rstrip() + "\n")
 
 
-def _write(path, text):
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+def draw(path):
+    """Draws a result file, a panel for each row of training and inference; returns the PNG beside it."""
+    from matplotlib import pyplot  # measuring does without
+
+    report = files.read_object(path)
+    rows = [row for row in report["rows"] if row["kind"] in _DRAWN and not row["void"]]
+    pyplot.switch_backend("agg")
+    figure, panels = pyplot.subplots(1, len(rows), figsize=(3.6 * len(rows), 2.8), squeeze=False)
+    for row, panel in zip(rows, panels[0], strict=True):
+        _draw_row(panel, row)
+    where = f"{report['machine']['processor']}, {report['machine']['cores']} cores"
+    figure.suptitle(f"{report['dtype']}, {report['size']}x{report['size']}; {where}", fontsize=9)
+    figure.tight_layout()
+    target = path.with_suffix(".png")
+    figure.savefig(target, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+    return target
+
+
+def _draw_row(panel, row):
+    """Draws one row: the fastest on top, what was not measured left out."""
+    figures = {name: figure for name, figure in row["figures"].items() if "median_s" in figure}
+    names = sorted(figures, key=lambda name: -figures[name]["median_s"])
+    seconds = [figures[name]["median_s"] for name in names]
+    bars = panel.barh(names, seconds, color=[_OURS if name == "auxseg" else _PEER for name in names])
+    panel.bar_label(bars, [f"{value:.3g}" for value in seconds], padding=2, fontsize=7)
+    panel.set_title(f"{_DRAWN[row['kind']]}, batch {row['batch']}", fontsize=9)
+    panel.set_xlabel("seconds an image (median)", fontsize=8)
+    panel.set_xlim(0, 1.25 * max(seconds, default=1.0))
+    panel.tick_params(labelsize=7)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":

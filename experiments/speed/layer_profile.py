@@ -25,7 +25,7 @@ from absl import flags
 from auxseg.base import command, files
 from auxseg.models import aux_unet, blocks, create_model
 from auxseg.report import macs
-from experiments.speed import benchmark
+from experiments.speed import machine
 from experiments.speed.peers import run_jax
 from experiments.speed.peers.task import Task, create_config, draw_variables
 
@@ -148,7 +148,7 @@ def profile(task, batch, turns):
         step()
         whole[kind] = min(_seconds(step) for _ in range(turns))
     return {
-        "machine": benchmark.describe_machine(),
+        "machine": machine.describe_machine(),
         "limits": parts["limits"](),
         "batch": batch,
         "size": task.size,

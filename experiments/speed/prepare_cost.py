@@ -10,9 +10,6 @@ the libraries' own share (`peak_mib` of 0 scans) included.
 
 import json
 import pathlib
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -21,6 +18,7 @@ from absl import flags
 
 from auxseg.base import command, files
 from experiments.made_by import made_by
+from experiments.speed import machine
 
 SIZE_XYZ = (512, 512, 240)
 SPACING_XYZ_MM = (0.7, 0.7, 1.25)
@@ -37,14 +35,13 @@ def main(argv):
         return measure(pathlib.Path(folder), slices, int(num_scans))
     rows = []
     with tempfile.TemporaryDirectory(prefix="prepare-cost-") as name:
-        folder = pathlib.Path(name)
-        write_scan(folder)
+        write_scan(pathlib.Path(name))
         for slices, numbers in NUM_SCANS.items():
             for num_scans in numbers:
-                rows.append(run(folder, slices, num_scans))
+                rows.append(run(pathlib.Path(name), slices, num_scans))
                 print(json.dumps(rows[-1]), flush=True)
     origin = made_by(f"python -m {MODULE}", data="random scans of 512x512x240", seeds=(0,))
-    about = {"size_xyz": SIZE_XYZ, "resized_to": (320, 320), "processor": processor()}
+    about = {"size_xyz": SIZE_XYZ, "resized_to": (320, 320), "machine": machine.describe_machine()}
     files.write_json(pathlib.Path(flags.FLAGS.out), {"made_by": origin, **about, "rows": rows})
     return 0
 
@@ -53,14 +50,14 @@ def write_scan(folder):
     """Writes one scan and one mask, to be linked to."""
     from auxseg.ct import geometry, images
 
-    geometry = geometry.Geometry(SIZE_XYZ, SPACING_XYZ_MM, (-178.85, -178.85, -150.0))
+    grid = geometry.Geometry(SIZE_XYZ, SPACING_XYZ_MM, (-178.85, -178.85, -150.0))
     voxels = np.frombuffer(np.random.default_rng(0).bytes(2 * np.prod(SIZE_XYZ)), np.int16)
-    images.write_volume(folder / "scan.mhd", voxels.reshape(geometry.shape_zyx), geometry, compress=False)
+    images.write_volume(folder / "scan.mhd", voxels.reshape(grid.shape_zyx), grid, compress=False)
     z, y, x = np.ogrid[-1:1:240j, -1:1:512j, -1:1:512j]
-    mask = np.zeros(geometry.shape_zyx, np.uint8)
+    mask = np.zeros(grid.shape_zyx, np.uint8)
     for value, side in ((3, 0.4), (4, -0.4)):
         mask[((x - side) / 0.3) ** 2 + (y / 0.5) ** 2 + (z / 0.9) ** 2 < 1] = value
-    images.write_volume(folder / "mask.mhd", mask, geometry, compress=True)
+    images.write_volume(folder / "mask.mhd", mask, grid, compress=True)
 
 
 def link_folder(source, target, num_scans):
@@ -82,15 +79,13 @@ def link_folder(source, target, num_scans):
     (target / "annotations.csv").write_text("\n".join(lines) + "\n")
 
 
-def run(source, slices, num_scans):
+def run(source, slices, num_scans, env=None):
     """Returns the figures of one preparation, in a process of its own; 0 scans: of the libraries alone."""
     with tempfile.TemporaryDirectory(prefix="run-", dir=source) as name:
         folder = pathlib.Path(name)
         if num_scans:
             link_folder(source, folder / "luna16", num_scans)
-        command = [sys.executable, "-m", MODULE, f"--measure={folder},{slices},{num_scans}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+        return machine.measure_apart(MODULE, f"{folder},{slices},{num_scans}", env)
 
 
 def measure(folder, slices, num_scans):
@@ -111,22 +106,9 @@ def measure(folder, slices, num_scans):
         "num_slices": num_slices,
         "seconds_per_scan": round(seconds / max(1, num_scans), 3),
         "cpu_seconds_per_scan": round(busy / max(1, num_scans), 3),
-        "peak_mib": peak_mib(),
+        "peak_mib": machine.peak_mib(),
     }
     print(json.dumps(figures))
-
-
-def peak_mib():
-    """Returns the peak resident memory of this process (getrusage would have that of its parent in it)."""
-    lines = pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
-
-
-def processor():
-    """Returns the processor's name, as Linux has it."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} logical cores)" if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,7 @@ that the kernel reports, before and after the scan, so that their difference is 
 """
 
 import json
-import os
 import pathlib
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -24,6 +19,7 @@ from absl import flags
 
 from auxseg.base import command, files
 from experiments.made_by import made_by
+from experiments.speed import machine
 
 BATCH_SIZE = 8
 RESULT = pathlib.Path(__file__).parents[1] / "results" / "predict_cost.json"
@@ -38,9 +34,7 @@ def main(argv):
     numbers = [int(each) for each in flags.FLAGS.slices]
     rows = []
     for num_slices in numbers:
-        code = [sys.executable, "-m", MODULE, f"--measure={num_slices}"]
-        done = subprocess.run(code, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(machine.measure_apart(MODULE, num_slices))
         print(json.dumps(rows[-1]), flush=True)
     asked = f"python -m {MODULE} --slices={','.join(map(str, numbers))}"
     result = {
@@ -48,7 +42,7 @@ def main(argv):
         "matrix": 512,
         "network": [320, 320],
         "batch_size": BATCH_SIZE,
-        **describe_machine(),
+        "machine": machine.describe_machine(),
         "rows": rows,
     }
     files.write_json(pathlib.Path(flags.FLAGS.out), result)
@@ -72,10 +66,10 @@ def measure(num_slices):
             return [np.asarray(network.probabilities(images)) for _ in range(half)]
 
         first = timed(run_network)
-        before = peak_mib()
+        before = machine.peak_mib()
         options = segment.Options(batch_size=BATCH_SIZE, force=True)
         whole = timed(lambda: outputs.predict(scan, pathlib.Path(name) / "out", [network], options=options))
-        after = peak_mib()
+        after = machine.peak_mib()
         second = timed(run_network)
     alone = [(one + other) * num_slices / (2 * half * BATCH_SIZE) for one, other in zip(first, second)]
     row = {
@@ -136,18 +130,6 @@ def write_scan(folder, num_slices):
     (path,) = drawing.ensure(folder / "phantom", settings).glob("subset*/*.mhd")
     sitk.WriteImage(sitk.ReadImage(str(path)), str(folder / "scan.mha"), useCompression=True)
     return folder / "scan.mha"
-
-
-def peak_mib():
-    """Returns the largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def describe_machine():
-    """Returns the processor and how many of them."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.processor(), "processors": os.cpu_count()}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from PIL import Image
 from auxseg.base.errors import InputError
 from auxseg.models import create_model
 from configs import base
-from experiments.speed import benchmark, chart
+from experiments.speed import benchmark, machine, prepare_cost, scan_cost
 from experiments.speed.peers import run_epoch
 from experiments.speed.peers.task import PAPER, Task, create_config
 
@@ -107,7 +107,7 @@ def test_the_report_is_json_and_a_table(tmp_path):
         "figures": benchmark.summarise("infer", 1, {"auxseg": {"seconds": [0.5], "losses": []}}),
     }
     report = {
-        "machine": benchmark.describe_machine(),
+        "machine": machine.describe_machine(),
         "left_out": {"torch": "torch is not installed"},
         "size": 320,
         "base_width": 64,
@@ -134,7 +134,7 @@ def test_the_chart_shows_what_was_measured(tmp_path):
     }
     path = tmp_path / "speed.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    with Image.open(chart.draw(path)) as picture:
+    with Image.open(benchmark.draw(path)) as picture:
         assert picture.size == (396, 308)
 
 
@@ -145,3 +145,37 @@ def test_an_epoch_with_and_without_the_model(monkeypatch):
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
     epoch = run_epoch.create_train_epoch(jax.device_get(variables), TASK, 2)
     assert epoch() > epoch() > 0
+
+
+@pytest.fixture
+def fake_cost(tmp_path, monkeypatch):
+    """Replaces what is measured in a process of its own by a script that says what it was asked."""
+    (tmp_path / "fake_cost.py").write_text(
+        "import json, sys\n"
+        "assert 'fail' not in sys.argv[1], 'no memory'\n"
+        "print('so far')\n"
+        "seconds = {'seconds_per_scan': 2.0, 'predict_seconds': 3.0}\n"
+        "print(json.dumps({**seconds, 'peak_mib': 4, 'peak_mib_after': 5, 'asked': sys.argv[1]}))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for script in (prepare_cost, scan_cost):
+        monkeypatch.setattr(script, "MODULE", "fake_cost")
+    monkeypatch.setattr(prepare_cost, "write_scan", lambda folder: None)
+    monkeypatch.setattr(prepare_cost, "link_folder", lambda *_: None)
+
+
+def test_work_of_scripts_is_measured_in_processes_of_their_own(fake_cost):
+    found = benchmark.measure_alone("scan", 60)["auxseg"]
+    assert (found["seconds"], found["peak_bytes"]) == ([3.0], 5 * 2**20)
+    assert found["details"]["asked"] == "--measure=60"
+    found = benchmark.measure_alone("prepare", 8)["auxseg"]
+    assert (found["seconds"], found["peak_bytes"]) == ([2.0], 4 * 2**20)
+    assert found["details"]["asked"].endswith(",middle,8")
+
+
+def test_a_script_that_fails_is_a_row_that_says_why(fake_cost):
+    assert benchmark.measure_alone("scan", "fail") == {"auxseg": {"error": "AssertionError: no memory"}}
+
+
+def test_the_peak_is_of_this_process():
+    assert 10 < machine.peak_mib() < 100_000

@@ -1,0 +1,52 @@
+"""What speed is measured on, and how: the machine in words, peaks of memory, work in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+LIBRARIES = ("jax", "flax", "optax", "torch", "keras", "tensorflow", "onnxruntime", "numpy")
+
+
+def describe_machine():
+    """Returns processor, cores, memory, load and library versions, JSON types."""
+    processor, memory = platform.processor(), None
+    if pathlib.Path("/proc/cpuinfo").exists():
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = importlib.metadata.packages_distributions()
+    versions = {name: importlib.metadata.version(there[name][0]) for name in LIBRARIES if name in there}
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": memory,
+        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def peak_mib():
+    """Returns the peak resident memory of this process on Linux (getrusage would have that of its parent in it)."""
+    lines = pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+
+
+def measure_apart(module, asked, env=None):
+    """Returns the figures that `python -m MODULE --measure=ASKED` prints as JSON, in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; the last line that it said.
+    """
+    command = [sys.executable, "-m", module, f"--measure={asked}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
