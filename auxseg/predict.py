@@ -74,6 +74,9 @@ def _define_flags():
     flags.DEFINE_float(
         "nodule_threshold", 0.5, "share of a nodule's probability, against the next best class"
     )
+    flags.DEFINE_float(
+        "false_per_scan", 1.0, "false nodules accepted in a scan on average, with the networks in the box"
+    )
     flags.DEFINE_bool("tuned", False, "nodule threshold and least size as `evaluate --tune` stored them")
     flags.DEFINE_bool("force", False, "also segment what does not look like a chest CT")
 
@@ -106,6 +109,7 @@ def main(argv):
         values.force,
         chosen.threshold,
         values.clean_lungs,
+        values.false_per_scan,
     )
     for form in values.format:
         check_choice("--format", form, writers.FORMATS)

@@ -11,18 +11,24 @@ from auxseg.scoring.components import Component, equivalent_diameter, find_compo
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 
 
-def measure(masks, scan, start):
+MASS_MM = 30.0
+"""What is wider is called a mass."""
+
+
+def measure(masks, scan, start, probability_of=None):
     """Returns one dict a lung and nodule: where it is and how large.
 
     Positions are LPS in mm; 'slice' counts from 0, from inferior to superior; i, j, k is the voxel in the
     file. Areas and equivalent diameters (of the circle of that area) are those of the slice in which the
     structure is largest. Volumes are empty for a single slice of a scan, millimetres where the voxel size is
-    not known. Lungs are measured without the nodules in them.
+    not known. Lungs are measured without the nodules in them. 'kind' is 'mass' where the equivalent diameter is above
+    `MASS_MM`, else 'nodule'; 'probability' is empty where it is not known.
 
     Args:
         masks: uint8 [D, H, W], canonical.
         scan: `scans.Scan`.
         start: the scan's slice that masks[0] is.
+        probability_of: (index of a slice, bool [H, W] of a nodule's pixels in it) -> its probability; None: not known.
     """
     matrix = np.reshape(scan.geometry.direction, (3, 3)) * scan.geometry.spacing_xyz_mm
     known = scan.has_geometry
@@ -36,7 +42,12 @@ def measure(masks, scan, start):
     components = find_components(masks, NODULE)
     for number, piece in enumerate(components.pieces, start=1):
         side = _find_side(masks, components, number)
-        rows.append(_measure_piece(f"nodule_{number}", side, piece, scan, start, voxel_mm3, pixel_mm2))
+        row = _measure_piece(f"nodule_{number}", side, piece, scan, start, voxel_mm3, pixel_mm2)
+        row["kind"] = "mass" if row["equivalent_diameter_mm"] > MASS_MM else "nodule"
+        if probability_of is not None:
+            index = piece.largest_slice
+            row["probability"] = probability_of(index, components.read(masks, index) == number)
+        rows.append(row)
     return rows
 
 
@@ -76,7 +87,9 @@ def _measure_piece(name, side, piece, scan, start, voxel_mm3, pixel_mm2):
     area = piece.largest_pixels * pixel_mm2
     return {
         "structure": name,
+        "kind": "lung",
         "inside": side,
+        "probability": np.nan,
         "voxels": piece.voxels,
         "volume_ml": piece.voxels * voxel_mm3 / 1000.0,
         "volume_mm3": piece.voxels * voxel_mm3,

@@ -26,8 +26,6 @@ from auxseg.models.layers import resolve_lowering
 from auxseg.prediction import nodule_candidates, nodule_look
 from auxseg.runs import networks as networks_lib
 
-MASS_MM = 30.0
-"""What is wider is called a mass."""
 MOST_BYTES = 1 << 26
 """Of a file of weights."""
 MOST_KEPT = 255
@@ -62,7 +60,7 @@ class Found:
 
     Attributes:
         mask: uint8 [D, H, W], 0 or the number of a kept candidate, from 1, the most probable first.
-        candidates: dicts, the most probable first: `probability`, `kept`, `centre_zyx` (voxels), `is_mass`, and the
+        candidates: dicts, the most probable first: `probability`, `kept`, `centre_zyx` (voxels) and the
             measures of `nodule_candidates.measure`.
         least_probability: of those that are kept.
     """
@@ -149,10 +147,15 @@ def least_probability(networks, false_per_scan):
     Raises:
         InputError: the rate is not above 0.
     """
-    if not 0.0 < false_per_scan < np.inf:
-        raise InputError(f"false_per_scan: got {false_per_scan}, expected a number above 0")
+    check_rate(false_per_scan)
     rates, least = networks.operating_points.T
     return float(np.interp(np.log(false_per_scan), np.log(rates), least))
+
+
+def check_rate(false_per_scan):
+    """Raises an InputError unless the rate is a number above 0."""
+    if not 0.0 < false_per_scan < np.inf:
+        raise InputError(f"--false_per_scan: got {false_per_scan}, expected a number above 0")
 
 
 def load_networks(folder):
@@ -203,10 +206,4 @@ def _read_about(path):
 
 def _describe(candidate, probability, kept, box):
     centre = [place + part.start for place, part in zip(candidate.centre_zyx, box, strict=True)]
-    is_mass = candidate.measures["diameter_mm"] > MASS_MM
-    return {
-        "probability": probability,
-        "kept": kept,
-        "centre_zyx": tuple(centre),
-        "is_mass": is_mass,
-    } | candidate.measures
+    return {"probability": probability, "kept": kept, "centre_zyx": tuple(centre)} | candidate.measures

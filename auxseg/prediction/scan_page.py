@@ -149,7 +149,8 @@ def shorten_rows(measurements):
     for row in measurements:
         place = [row[f"{axis}_mm"] for axis in "xyz"]
         rows.append({
-            "structure": row["structure"].replace("_", " "),
+            "structure": _name(row),
+            "probability": _digits(row["probability"]),
             "inside": row["inside"].replace("_", " "),
             "volume, mL": _digits(row["volume_ml"]),
             "largest area, mm2": _digits(row["area_mm2"]),
@@ -159,6 +160,12 @@ def shorten_rows(measurements):
             "centre x, y, z, mm (LPS)": ", ".join(f"{v:.0f}" for v in place) if np.isfinite(place).all() else "",
         })  # fmt: skip
     return rows
+
+
+def _name(row):
+    """Returns 'left lung', 'nodule 1' or, where it is that wide, 'mass 1'."""
+    name = row["structure"].replace("_", " ")
+    return name.replace("nodule", "mass") if row["kind"] == "mass" else name
 
 
 def _digits(value):

@@ -40,6 +40,7 @@ class Options:
         force: segment also what does not look like a chest, and keep a mask without lungs.
         nodule_threshold: least share of the nodule's probability in it and the most likely other class; 0.5
             is the most likely class.
+        false_per_scan: false nodules that the second look may leave in a scan on average (`nodules`).
         clean_lungs: clean the lungs of a whole scan in three dimensions (`lungs`), where its spacing is known.
     """
 
@@ -51,9 +52,11 @@ class Options:
     force: bool = False
     nodule_threshold: float = 0.5
     clean_lungs: bool = True
+    false_per_scan: float = 1.0
 
     def __post_init__(self):
         operating_point.Decision(self.nodule_threshold)
+        nodules.check_rate(self.false_per_scan)
         if not 1 <= self.batch_size <= 1024:
             raise InputError(f"--batch_size: got {self.batch_size}, expected 1 to 1024")
         if self.slices not in ("all", "middle") and not str(self.slices).isdigit():
@@ -189,25 +192,38 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         findings += plausible.check_lungs(parts, volume, _voxel_ml(scan))
     found = None
     if second is not None:
-        found = _look_for_nodules(parts, volume, scan, second) if cleans else None
+        found = _look_for_nodules(parts, volume, scan, second, options) if cleans else None
         findings.append(_describe_nodules(found))
     masks = _paste_all(scratch, parts, view)
     findings += check_masks(masks, whole=options.slices == "all") if shows_lungs else []
     if not options.force:
         checks.raise_errors(findings, scan.path)
-    rows = measure.measure(masks, scan, start)
+    rows = measure.measure(masks, scan, start, found and _probability_of(found, view.box, masks.shape[1:]))
     if options.slices == "all":
         findings += plausible.check_nodules(sum(row["structure"].startswith("nodule") for row in rows))
     return Segmentation(scan, start, stop, masks, probabilities, tuple(findings), changed, tuple(rows),
                         tuple(pictures), found, view.box)  # fmt: skip
 
 
-def _look_for_nodules(parts, volume, scan, second):
+def _look_for_nodules(parts, volume, scan, second, options):
     """Marks the nodules that the two looks find in clean lungs, in place; returns the `nodules.Found`."""
-    found = nodules.find_nodules(volume, parts, scan.geometry.spacing_zyx_mm, second)
+    spacing_mm, rate = scan.geometry.spacing_zyx_mm, options.false_per_scan
+    found = nodules.find_nodules(volume, parts, spacing_mm, second, false_per_scan=rate)
     for part, numbers in zip(parts, found.mask, strict=True):
         part[numbers > 0] = NODULE
     return found
+
+
+def _probability_of(found, box, shape_yx):
+    """Returns the function by which `measure` asks for the probability of a nodule."""
+    kept = [one["probability"] for one in found.candidates if one["kept"]]
+
+    def probability_of(index, chosen):
+        numbers = box.paste(found.mask[index], shape_yx)[chosen]
+        # Of two that touch the more probable one, whose number is lower.
+        return kept[numbers[numbers > 0].min() - 1] if numbers.any() else np.nan
+
+    return probability_of
 
 
 def _describe_nodules(found):

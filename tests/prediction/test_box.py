@@ -64,9 +64,14 @@ def test_predict_takes_the_box_where_no_run_is_named(loaded, capsys):
     assert capsys.readouterr().out.startswith("networks in the box, version ")
 
 
-def find_two(volume, lungs, spacing_zyx_mm, networks):
+def find_two(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan):
     """Returns one nodule kept in the left lung, and one that is not."""
-    assert networks == "both looks" and volume.shape == lungs.shape and spacing_zyx_mm == (6.0, 6.0, 6.0)
+    assert (
+        false_per_scan == 0.5
+        and networks == "both looks"
+        and volume.shape == lungs.shape
+        and spacing_zyx_mm == (6.0, 6.0, 6.0)
+    )
     mask = np.zeros(lungs.shape, np.uint8)
     mask[tuple(np.argwhere(lungs == 1)[500])] = 1
     return nodules.Found(mask, [{"kept": True, "probability": 0.9}, {"kept": False, "probability": 0.1}], 0.4)
@@ -83,10 +88,15 @@ def scan(tmp_path):
 def test_the_second_look_marks_what_it_keeps(scan, monkeypatch):
     monkeypatch.setattr(nodules, "find_nodules", find_two)
     first = fake_network.create((56, 56))
-    result = segment.segment(scan, [first], second="both looks")
+    options = segment.Options(false_per_scan=0.5)
+    result = segment.segment(scan, [first], options=options, second="both looks")
     before = segment.segment(scan, [first]).masks
     added = np.argwhere((result.masks == 3) & (before != 3))
     assert added.tolist() == [np.argwhere(result.found.mask).tolist()[0]]
+    found = [row for row in result.measurements if row["kind"] == "nodule"]
+    assert [row["probability"] for row in found if row["slice"] == added[0][0] and row["voxels"] == 1] == [
+        0.9
+    ]
     assert "1 of 2 candidates kept, with a probability of 0.40 or more" in [
         one.text for one in result.findings
     ]

@@ -303,6 +303,12 @@ def test_measurements_by_hand(tmp_path):
     )
     assert (nodule["slice"], nodule["first_slice"], nodule["last_slice"]) == (4, 4, 5)
     assert nodule["i"] in (7, 8) and nodule["j"] == 9 and nodule["k"] in (4, 5)  # x is stored reversed
+    assert (
+        nodule["kind"] == "nodule" and rows["left_lung"]["kind"] == "lung" and np.isnan(nodule["probability"])
+    )
+    rows = measure.measure(masks, scan, 0, lambda index, chosen: index + chosen.sum() / 100)
+    assert rows[2]["probability"] == pytest.approx(4.12)
+    rows = {row["structure"]: row for row in rows}
     assert rows["right_lung"]["volume_ml"] == pytest.approx(6 * 12 * 10 * 0.8 / 1000)
     assert rows["left_lung"]["voxels"] == 6 * 12 * 10 - 24
 
@@ -637,9 +643,11 @@ def test_the_page_has_rows_that_fit_and_the_csv_all(tmp_path):
     rows = scan_page.shorten_rows(result.measurements)
     assert [row["structure"] for row in rows] == ["left lung", "right lung", "nodule 1"]
     nodule, full = rows[2], result.measurements[2]
-    assert nodule["inside"] == "left lung" and len(nodule) == 8
+    assert nodule["inside"] == "left lung" and len(nodule) == 9
     assert float(nodule["volume, mL"]) == pytest.approx(full["volume_ml"], rel=0.01)
     assert nodule["slices"] == f"{full['first_slice']} to {full['last_slice']}"
     assert max(len(str(value)) for row in rows for value in row.values()) < 20
     unknown = scan_page.shorten_rows([{**full, **dict.fromkeys(("x_mm", "volume_ml", "area_mm2"), np.nan)}])
     assert (unknown[0]["volume, mL"], unknown[0]["centre x, y, z, mm (LPS)"]) == ("", "")
+    (wide,) = scan_page.shorten_rows([{**full, "kind": "mass", "probability": 0.8761}])
+    assert (wide["structure"], wide["probability"]) == ("mass 1", "0.876")
