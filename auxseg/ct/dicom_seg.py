@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from auxseg.base import files
@@ -26,15 +28,66 @@ def write_dicom_seg(path, masks, scan, start, stop, *, model_name, checksum):
         checksum: of its weights.
 
     Raises:
-        InputError: the source is a multi-frame image spread over several files.
+        InputError: the source is a multi-frame image spread over several files, or no image to refer to.
     """
+    import pydicom
+
+    segmentation = _create(masks, scan, start, stop, model_name, checksum)
+    with files.write_whole(path) as file:
+        pydicom.dcmwrite(file, segmentation, enforce_file_format=True)
+
+
+def check_dicom_seg(scan):
+    """Raises the InputError of `write_dicom_seg` for a scan whose masks it could not write; before any are made."""
+    masks = np.zeros((1, *scan.geometry.shape_zyx[1:]), np.uint8)
+    masks[0, 0, 0] = 1
+    _create(masks, scan, 0, 1, "check", "0")
+
+
+def _create(masks, scan, start, stop, model_name, checksum):
+    """Returns highdicom's Segmentation; arguments and errors are those of `write_dicom_seg`."""
+    sources, frames = _seg_sources(masks, scan, start, stop)
+    complete = [_complete(one, scan) for one in sources]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # highdicom's quote the patient's name
+            return _segment(complete, frames, scan, model_name, checksum)
+    except Exception as error:  # highdicom raises whatever the headers lead it to
+        raise InputError(
+            f"--format=dicom-seg: {scan.path} cannot be referred to ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); use another format"
+        ) from error
+
+
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""Attributes that the standard has in every image, though without a value (its type 2)."""
+
+
+def _complete(source, scan):
+    """Returns a source's header with what the standard requires and some scanners and anonymisers leave out."""
+    import pydicom
+
+    for name in _MAY_BE_EMPTY:
+        if name not in source:
+            setattr(source, name, "")
+    if not source.get("FrameOfReferenceUID"):
+        # The same for all images of the series, and for all masks of it.
+        source.FrameOfReferenceUID = pydicom.uid.generate_uid(entropy_srcs=[str(source.SeriesInstanceUID)])
+    if "NumberOfFrames" not in source and not source.get("SliceThickness"):
+        source.SliceThickness = f"{scan.geometry.spacing_zyx_mm[0]:.10g}"
+    return source
+
+
+def _segment(sources, frames, scan, model_name, checksum):
     import highdicom
     import pydicom
 
     from auxseg import __version__
 
-    sources, frames = _seg_sources(masks, scan, start, stop)
-    segmentation = highdicom.seg.Segmentation(
+    return highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=frames,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -51,8 +104,6 @@ def write_dicom_seg(path, masks, scan, start, stop, *, model_name, checksum):
         content_description="Lungs and nodules, not for clinical use",
         series_description="Lungs and nodules (auxseg)",
     )
-    with files.write_whole(path) as file:
-        pydicom.dcmwrite(file, segmentation, enforce_file_format=True)
 
 
 def _free_series_number(scan):

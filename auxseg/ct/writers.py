@@ -34,7 +34,7 @@ def check_format(name, scan):
     """Returns the format if a scan can be written in it.
 
     Raises:
-        InputError: unknown; DICOM-SEG without a DICOM input or without highdicom; NIfTI of a tilted stack.
+        InputError: unknown; DICOM-SEG without a DICOM input that it can refer to, or without highdicom; NIfTI of a tilted stack.
     """
     check_choice("--format", name, FORMATS)
     if name == "dicom-seg":
@@ -46,6 +46,9 @@ def check_format(name, scan):
             import highdicom  # noqa: F401
         except ImportError as error:
             raise InputError("--format=dicom-seg: needs highdicom: pip install highdicom") from error
+        from auxseg.ct import dicom_seg
+
+        dicom_seg.check_dicom_seg(scan)
     elif name.startswith("nii") and scan.stored.nifti is None and not is_orthogonal(scan.stored):
         raise InputError(
             f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI "
