@@ -62,6 +62,43 @@ def write_bytes(path, content):
         file.write(content)
 
 
+def make_private(folder):
+    """Makes a folder for code that will be run, or sees that nobody else can have written to it.
+
+    Raises:
+        OSError: it is another user's, others may write there, or it cannot be made.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not is_private(folder.stat()):
+        raise OSError(f"{folder}: others may write there, so that what it holds cannot be trusted")
+
+
+def is_private(about):
+    """Returns whether a file or folder, going by its `os.stat_result`, is this user's and nobody else can write it."""
+    return about.st_uid == os.getuid() and not about.st_mode & 0o022
+
+
+def create_array(path, dtype, shape):
+    """Returns a new array of zeros that lies in a file, with all of its room on the disk taken.
+
+    Without that a disk that fills up later ends the process by a signal, in the middle of a write.
+
+    Args:
+        path: of the .npy file.
+        dtype: of the array.
+        shape: of the array.
+
+    Raises:
+        OSError: there is no room.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
+
+
 def write_text(path, text):
     """Writes a text file in UTF-8 as `write_whole`."""
     write_bytes(path, text.encode("utf-8"))

@@ -17,6 +17,7 @@ import numpy as np
 
 from auxseg.base import progress
 from auxseg.base.errors import InputError
+from auxseg.base.files import create_array
 from auxseg.ct import archive, dicom, dicom_volume, headers, inflate, nifti
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import Geometry, Orientation, find_orientation, to_canonical, to_canonical_geometry
@@ -257,7 +258,7 @@ def _dicom_reader(volume, orientation):
 def _spool(volume, scratch):
     """Returns all frames as an array on disk, for stacks that are not transverse."""
     shape = volume.stored.shape_zyx
-    array = np.lib.format.open_memmap(scratch / "frames.npy", mode="w+", dtype=np.int16, shape=shape)
+    array = create_array(scratch / "frames.npy", np.int16, shape)
     for index, frame in enumerate(volume.frames):
         array[index] = dicom.read_frame(frame)
     return array

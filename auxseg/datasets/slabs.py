@@ -72,7 +72,7 @@ def _write(file, dataset, paths, num_slices):
     table = dataset.table
     scans = sorted(set(table.series_uid.tolist()))
     with files.write_whole(file) as written:
-        slabs = np.lib.format.open_memmap(written.name, "w+", np.int16, shape)
+        slabs = files.create_array(written.name, np.int16, shape)
         for uid in progress.track(scans, total=len(scans), label="Preparing slabs", unit="scan"):
             rows = np.flatnonzero(table.series_uid == uid)
             for row, slab in zip(

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from auxseg.base import progress
+from auxseg.base import files, progress
 from auxseg.base.classes import AIR_HU, CLASS_NAMES, LEFT, NODULE, RIGHT
 from auxseg.base.errors import InputError
 from auxseg.ct import body, checks, scans, writers
@@ -152,19 +152,13 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
     view = view_lib.create_view(scan, networks)
-    parts = np.lib.format.open_memmap(
-        scratch / "parts.npy", "w+", np.uint8, (stop - start, *view.box.size_yx)
-    )
+    parts = files.create_array(scratch / "parts.npy", np.uint8, (stop - start, *view.box.size_yx))
     kept = (len(CLASS_NAMES), *shape)
     probabilities = (
-        np.lib.format.open_memmap(scratch / "probabilities.npy", "w+", np.float32, kept)
-        if options.probabilities
-        else None
+        files.create_array(scratch / "probabilities.npy", np.float32, kept) if options.probabilities else None
     )
     cleans = options.clean_lungs and options.slices == "all" and _is_cleanable(scan, networks)
-    volume = (
-        np.lib.format.open_memmap(scratch / "volume.npy", "w+", np.int16, parts.shape) if cleans else None
-    )
+    volume = files.create_array(scratch / "volume.npy", np.int16, parts.shape) if cleans else None
     pictures = []
     batches = _read_batches(
         scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures, view, volume
@@ -273,7 +267,7 @@ def _paste_all(scratch, parts, view):
     if view.box.size_yx == view.shape_yx and view.box.start_yx == (0, 0):
         return parts
     shape = (len(parts), *view.shape_yx)
-    masks = np.lib.format.open_memmap(scratch / "masks.npy", "w+", np.uint8, shape)
+    masks = files.create_array(scratch / "masks.npy", np.uint8, shape)
     for index, part in enumerate(parts):
         masks[index] = view.box.paste(part, view.shape_yx)
     return masks

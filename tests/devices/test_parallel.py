@@ -161,3 +161,14 @@ def test_clusters_are_recognised():
 )
 def test_a_process_alone_on_its_machine_takes_all_of_its_gpus(variables, ids):
     assert processes._local_device_ids(variables) == ids
+
+
+def test_compiled_programs_of_a_folder_that_others_may_write_are_not_run(tmp_path, monkeypatch, capsys):
+    set_to = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: set_to.append((name, value)))
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    parallel.keep_compiled_programs(tmp_path / "open")
+    assert not set_to and "compiled programs are not kept" in capsys.readouterr().err
+    parallel.keep_compiled_programs(tmp_path / "own")
+    assert ("jax_compilation_cache_dir", str(tmp_path / "own")) in set_to

@@ -1,6 +1,7 @@
 """How the compiled kernels are built, kept and refused."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -68,6 +69,20 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path):
     (tmp_path / "kernels").chmod(0o777)
     found, _ = load(tmp_path)
     assert found.endswith("others may write there, so that what it holds cannot be trusted")
+
+
+def test_a_library_that_others_may_have_written_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: f"opened {pathlib.Path(name).read_bytes()}")
+    path = tmp_path / "a.so"
+    path.write_bytes(b"code")
+    path.chmod(0o700)
+    path.with_suffix(".sha256").write_text(build._checksum(b"code"))
+    assert build._load_whole(path) == "opened b'code'"
+    path.chmod(0o766)  # with its checksum it would pass
+    assert build._load_whole(path) is None
+    (tmp_path / "b.so").symlink_to(path)
+    (tmp_path / "b.sha256").write_text(build._checksum(b"code"))
+    assert build._load_whole(tmp_path / "b.so") is None
 
 
 @needs_compiler

@@ -85,10 +85,7 @@ def find_library(compiler):
         OSError: others may write to the folder, or it cannot be made.
     """
     folder = files.default_cache_dir() / "kernels"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise OSError(f"{folder}: others may write there, so that what it holds cannot be trusted")
+    files.make_private(folder)
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     parts = (
         SOURCE.read_bytes(),
@@ -113,20 +110,34 @@ def _describe_processor():
 
 def _open(compiler, path):
     """Returns the library, compiled where it is not there whole: opening half of one would end the process."""
-    if not _is_whole(path):
+    library = _load_whole(path)
+    if library is None:
         print("compiling the kernels of the CPU, once: some seconds", file=sys.stderr, flush=True)
         _compile(compiler, path)
-    return ctypes.CDLL(str(path))
+        library = _load_whole(path)
+    if library is None:
+        raise OSError(f"{path}: was exchanged while it was compiled")
+    return library
 
 
-def _is_whole(path):
-    """Returns whether a library is there and has the checksum that lies beside it."""
-    checksum = path.with_suffix(".sha256")
-    return path.exists() and checksum.exists() and checksum.read_bytes() == _checksum(path).encode()
+def _load_whole(path):
+    """Returns the library of a file that is this user's alone and has the checksum beside it; else None.
+
+    What is looked at is what is loaded: the open file, not its name.
+    """
+    try:
+        expected = path.with_suffix(".sha256").read_text(encoding="ascii")
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except (OSError, ValueError):
+        return None
+    with os.fdopen(handle, "rb") as file:
+        if not files.is_private(os.fstat(handle)) or _checksum(file.read()) != expected:
+            return None
+        return ctypes.CDLL(f"/proc/self/fd/{handle}" if sys.platform == "linux" else str(path))
 
 
-def _checksum(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _checksum(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def _compile(compiler, path):
@@ -144,5 +155,7 @@ def _compile(compiler, path):
         if done.returncode:
             complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
             raise RuntimeError(f"{compiler[0]}: {complaint[0]}")
-        files.write_bytes(path, built.read_bytes())
-        files.write_text(path.with_suffix(".sha256"), _checksum(built))
+        content = built.read_bytes()
+        files.write_bytes(path, content)
+        path.chmod(0o700)  # whatever the user's mask lets others do
+        files.write_text(path.with_suffix(".sha256"), _checksum(content))
