@@ -19,7 +19,7 @@ from auxseg.datasets.luna16.examine import examine
 
 
 def format_report(report):
-    """Returns a `Report` as lines of text."""
+    """Returns a `Examination` as lines of text."""
     width = max((len(name) for name, _ in report.facts), default=0)
     lines = [report.title, *(f"  {name:{width}}  {value}" for name, value in report.facts)]
     lines += [f"  {finding.severity}: {finding.text}" for finding in report.findings]

@@ -23,7 +23,7 @@ def main(argv):
     if flags.FLAGS.tune:
         print(evaluate_run.describe_decision(evaluate_run.tune(workdir, flip=flip)))
     tuned = flags.FLAGS.tuned or flags.FLAGS.tune
-    summary, page = evaluate_run.report(
+    summary, page = evaluate_run.report_run(
         workdir, split=flags.FLAGS.split, explained=explained, tuned=tuned, flip=flip
     )
     print(json.dumps(summary, indent=2))

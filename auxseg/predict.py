@@ -16,7 +16,6 @@ From Python: `segment(PATH)`, or `segment(PATH, [load_network(RUN)])`.
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 from absl import flags
@@ -27,30 +26,9 @@ from auxseg.ct import writers
 from auxseg.prediction import outputs
 from auxseg.prediction.box import load_box
 from auxseg.prediction.segment import Options
+from auxseg.runs.decisions import read_common_decision
 from auxseg.runs.networks import load_network
 from auxseg.scoring import components, operating_point
-
-
-def read_decision(workdirs, *, flip=False):
-    """Returns the `operating_point.Decision` that was chosen for all of some runs.
-
-    Args:
-        workdirs: paths of runs or bundles.
-        flip: whether their probabilities are averaged with the mirrored slices'.
-
-    Raises:
-        InputError: none was chosen for one of them, or with the other `flip`, or they differ.
-    """
-    chosen = {
-        workdir: operating_point.read_decision(pathlib.Path(workdir), flip=flip) for workdir in workdirs
-    }
-    if len(set(chosen.values())) > 1:
-        listed = ", ".join(f"{one.threshold:g} in {workdir}" for workdir, one in chosen.items())
-        raise InputError(
-            f"--tuned: the runs have other nodule thresholds or sizes each ({listed}); give one with "
-            "--nodule_threshold and --min_nodule_mm"
-        )
-    return next(iter(chosen.values()))
 
 
 def _define_flags():
@@ -98,8 +76,8 @@ def main(argv):
             raise InputError(
                 "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"
             )
-        chosen = read_decision(values.workdir.split(","), flip=values.flip)
-    clean = components.Options(values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px)
+        chosen = read_common_decision(values.workdir.split(","), flip=values.flip)
+    clean = components.CleanUp(values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px)
     options = Options(
         values.slice,
         values.batch_size,
@@ -123,7 +101,7 @@ def main(argv):
         series=values.series,
         box=box,
     )
-    return report(rows, values.output)
+    return print_rows(rows, values.output)
 
 
 def load(workdir):
@@ -135,7 +113,7 @@ def load(workdir):
     return [box.lungs], box
 
 
-def report(rows, output):
+def print_rows(rows, output):
     """Prints what was done and, last, what failed and why; returns the exit status."""
     for row in rows:
         if row["status"] != "failed":

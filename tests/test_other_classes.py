@@ -38,7 +38,7 @@ def run(request, tmp_path_factory):
 
 def test_scores_and_page_name_the_classes(run):
     classes, workdir = run
-    summary, page = evaluate_run.report(workdir)
+    summary, page = evaluate_run.report_run(workdir)
     assert list(summary["dice"]) == list(classes)
     text = page.read_text(encoding="utf-8")
     assert classes[-1].capitalize() in text

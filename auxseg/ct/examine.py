@@ -26,7 +26,7 @@ _OWN_MEANINGS = {value: name.replace("_", " ") for value, name in enumerate(CLAS
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Examination:
     """What was found in one thing.
 
     Attributes:
@@ -41,13 +41,15 @@ class Report:
 
 
 def examine_source(source):
-    """Returns the `Report` of one scan or label map; what cannot be opened is one error in it."""
+    """Returns the `Examination` of one scan or label map; what cannot be opened is one error in it."""
     with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
         try:
             scan = scans.open_scan(source, scratch)
             return _examine_scan(scan)
         except InputError as error:
-            return Report(f"{source.name} ({source.path})", (), (Finding(ERROR, "unusable", str(error)),))
+            return Examination(
+                f"{source.name} ({source.path})", (), (Finding(ERROR, "unusable", str(error)),)
+            )
 
 
 def _examine_scan(scan):
@@ -56,7 +58,7 @@ def _examine_scan(scan):
     values = find_label_values(scan)
     if values is not None:
         more, findings = examine_labels(scan, values)
-        return Report(title, (*facts, *more), (*scan.findings, *findings))
+        return Examination(title, (*facts, *more), (*scan.findings, *findings))
     indices = checks.pick_slices(scan.num_slices, NUM_SLICES)
     images = np.concatenate([scan.read(int(k), int(k) + 1) for k in indices])
     spacing = scan.geometry.spacing_zyx_mm[1:] if scan.has_geometry else None
@@ -65,7 +67,7 @@ def _examine_scan(scan):
     if not any(finding.severity == ERROR for finding in findings):
         more, remarks = describe_anatomy(images, spacing)
         facts, findings = facts + more, findings + remarks
-    return Report(title, tuple(facts), (*scan.findings, *findings))
+    return Examination(title, tuple(facts), (*scan.findings, *findings))
 
 
 def describe_geometry(scan):

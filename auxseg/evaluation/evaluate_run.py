@@ -8,8 +8,8 @@ from auxseg.base import files
 from auxseg.base.errors import check_choice
 from auxseg.datasets import load
 from auxseg.devices import parallel
-from auxseg.runs import checkpoints, networks, splits, state
-from auxseg.scoring import operating_point, pixel_counts
+from auxseg.runs import checkpoints, decisions, networks, splits, state
+from auxseg.scoring import pixel_counts
 from auxseg.training import batching, validation
 
 
@@ -30,7 +30,7 @@ def tune(workdir, *, flip=False):
         "max_false_per_slice", 1.0
     )  # runs from before the setting are tuned too
     chosen, found = score_cases.choose_decision(subject, max_false=allowed)
-    operating_point.write_decision(workdir, chosen, found, flip=flip)
+    decisions.write_decision(workdir, chosen, found, flip=flip)
     return found
 
 
@@ -40,11 +40,11 @@ def describe_decision(found):
     return (
         f"nodules from a probability of {best['threshold']:g} and {best['min_mm']:g} mm on: {best['found']} of "
         f"{found['nodules']} found, {best['false_per_slice']:.2f} false a slice on {found['slices']} validation "
-        f"slices (stored in {operating_point.FILE})"
+        f"slices (stored in {decisions.FILE})"
     )
 
 
-def report(workdir, *, split=None, explained=(), tuned=False, flip=False):
+def report_run(workdir, *, split=None, explained=(), tuned=False, flip=False):
     """Returns (summary, page) of a run's best weights on a split, after writing `workdir/report`.
 
     Args:
@@ -62,10 +62,10 @@ def report(workdir, *, split=None, explained=(), tuned=False, flip=False):
     subject, split, found = open_run(workdir, split, flip=flip)
     score_cases.find_cases(subject.dataset, explained or ())
     if tuned:
-        subject = dataclasses.replace(subject, decision=operating_point.read_decision(workdir, flip=flip))
+        subject = dataclasses.replace(subject, decision=decisions.read_decision(workdir, flip=flip))
     results = _evaluate(subject, split)
     judgement = score_cases.judge_split(subject, split)
-    page = score_cases.write(workdir, subject, judgement, explained=explained)
+    page = score_cases.write_judgement(workdir, subject, judgement, explained=explained)
     return {
         "split": split,
         "epoch": found["epoch"],
@@ -105,7 +105,7 @@ def evaluate(workdir, *, split=None):
 
 
 def open_run(workdir, split, *, flip=False):
-    """Returns (Subject, split, what is stored with the weights) of a run; see `evaluate` and `report`."""
+    """Returns (Subject, split, what is stored with the weights) of a run; see `evaluate` and `report_run`."""
     from auxseg.evaluation import score_cases
 
     config, variables, found = networks.read_best(workdir)
@@ -159,7 +159,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     tuned = config.eval.tune_nodules
     if tuned:
         chosen, on_val = score_cases.choose_decision(subject, max_false=config.eval.max_false_per_slice)
-        operating_point.write_decision(workdir, chosen, on_val)
+        decisions.write_decision(workdir, chosen, on_val)
         print(describe_decision(on_val), flush=True)
         subject = dataclasses.replace(subject, decision=chosen)
     names = [split for split in ("val", "test") if split in members]
@@ -183,7 +183,9 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     if not config.eval.num_panels:
         return summary
     return summary | {
-        "report": str(score_cases.write(workdir, subject, judgements[splits.default_split(members)]))
+        "report": str(
+            score_cases.write_judgement(workdir, subject, judgements[splits.default_split(members)])
+        )
     }
 
 

@@ -148,7 +148,7 @@ def choose_decision(subject, *, max_false):
 
 
 def count_nodules(subject, split):
-    """Returns the operating_point.Counts of a split at the network's size.
+    """Returns the operating_point.ChoiceCounts of a split at the network's size.
 
     Args:
         subject: Subject whose feed has the split.
@@ -334,7 +334,7 @@ def _default_explanations(cases, classes):
     return list(dict.fromkeys(pairs)) or [(case.case_id, classes[1]) for case in cases[:1]]
 
 
-def write(workdir, subject, judgement, *, explained=None, folder=None):
+def write_judgement(workdir, subject, judgement, *, explained=None, folder=None):
     """Writes the report of a judged split into `workdir/report`; returns the page's path.
 
     Args:

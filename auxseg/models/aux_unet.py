@@ -218,7 +218,7 @@ class MaskHead(nn.Module):
         return blocks.pointwise_conv(signal, kernel, bias, lowering=self.settings.lowering)
 
 
-class Network(nn.Module):
+class NetworkBase(nn.Module):
     """What all networks share: settings, initial weights, named blocks.
 
     Attributes:
@@ -242,7 +242,7 @@ class Network(nn.Module):
         return ConvBlock(self.settings, features, self.axis_name, name=name)
 
 
-class AuxUNet(Network):
+class AuxUNet(NetworkBase):
     """The whole network; `auxseg.models.create_model` builds it from a config."""
 
     @nn.compact

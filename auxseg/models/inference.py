@@ -10,6 +10,7 @@ import numpy as np
 
 from auxseg.models import interface
 from auxseg.models.aux_unet import AuxUNet
+from auxseg.models.unet import UNet
 
 
 def create_predict(model, variables, *, window_hu, mirror=None):
@@ -41,7 +42,7 @@ def create_inference(model, variables):
     Each unit's products come out normalised: the factor of batch norm is multiplied into the pointwise
     (or ordinary) kernel, and its shift is all that is left to add.
 
-    A network that is no `AuxUNet`, or one that changes it, runs as it is.
+    A network that is no `AuxUNet` or `UNet`, or one that changes them, runs as it is.
 
     Args:
         model: as `create_model` returns it.
@@ -52,7 +53,7 @@ def create_inference(model, variables):
             be jitted once.
         weights: tree of float32 arrays on the default device.
     """
-    if type(model) is not AuxUNet:
+    if type(model) not in (AuxUNet, UNet):
         return lambda weights, images: model.apply(weights, images).mask_logits, jax.device_put(variables)
     settings = dataclasses.replace(model.settings, aux=False, folded=True)
     folded = AuxUNet(settings)

@@ -42,8 +42,8 @@ _WORDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What the clean-up did, in mL.
+class Changes:
+    """What the clean-up changed, in mL.
 
     Attributes:
         outside_ml: outside the body.
@@ -66,7 +66,7 @@ class Report:
 
 
 def clean(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(None))):
-    """Cleans the lungs of a whole scan in place; returns the `Report`.
+    """Cleans the lungs of a whole scan in place; returns the `Changes`.
 
     Args:
         masks: uint8 [D, H, W], class indices, canonical; changed. Nodules stay where they are in a lung.
@@ -92,7 +92,9 @@ def clean(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(None))):
         added, taken = move_edges(mask, volume[index], free, spacing_zyx_mm[1:])
         counts += (added, taken, fill_holes(mask, free, spacing_zyx_mm[1:]))
     lost = sum(_give_back(mask, places) for mask, places in zip(masks, nodules, strict=True))
-    return Report(*(round(float(n) * voxel_ml, 2) for n in (outside, removed, dropped, moved, *counts, lost)))
+    return Changes(
+        *(round(float(n) * voxel_ml, 2) for n in (outside, removed, dropped, moved, *counts, lost))
+    )
 
 
 def describe(report):

@@ -47,7 +47,7 @@ class Options:
     slices: str | int = "all"
     batch_size: int = 8
     flip: bool = False
-    clean: components.Options = components.Options()
+    clean: components.CleanUp = components.CleanUp()
     probabilities: bool = False
     force: bool = False
     nodule_threshold: float = 0.5

@@ -38,7 +38,7 @@ CALIBRATION_LIMIT = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check's result.
 
     Attributes:
@@ -95,15 +95,15 @@ def check_sides(evaluation):
     text = f"{pooled:.1%} of the lung pixels that were found lie in the other lung."
     if swapped:
         every = "; the labels or the orientation are flipped" if swapped > 0.8 * told.sum() else ""
-        return Finding(
+        return CheckResult(
             FAULT,
             "Left and right are swapped",
             f"In {swapped} of {told.sum()} cases with both lungs{every}. {text}",
             "confusion",
         )
     if pooled > CONFUSED_SHARE:
-        return Finding(CAUTION, "Left and right are confused", text, "confusion")
-    return Finding(PASSED, "Left and right", text, "confusion")
+        return CheckResult(CAUTION, "Left and right are confused", text, "confusion")
+    return CheckResult(PASSED, "Left and right", text, "confusion")
 
 
 def check_shift(evaluation):
@@ -122,7 +122,7 @@ def check_shift(evaluation):
         + ("right" if center[1] > 0 else "left")
     )
     if length >= SHIFT_PX and alike >= 0.7 and after - before > SHIFT_GAIN:
-        return Finding(
+        return CheckResult(
             FAULT,
             "Predictions are shifted",
             f"The predicted lungs lie {where} of the reference in the image, alike in {alike:.0%} of "
@@ -132,7 +132,7 @@ def check_shift(evaluation):
             "resize or a flip.",
             "confusion",
         )
-    return Finding(
+    return CheckResult(
         PASSED,
         "Shift",
         f"Median offset of the lungs: {length:.2f} px, over {there.sum()} cases.",
@@ -146,11 +146,11 @@ def check_missed(evaluation, name):
     present, missed = int(np.isin(status, ("scored", "missed")).sum()), int(np.sum(status == "missed"))
     title = tables.TITLES[name]
     if not present:
-        return Finding(
+        return CheckResult(
             NOTE, f"{title}: no case has it", "Nothing can be said about this class here.", "scores"
         )
     if missed == present:
-        return Finding(
+        return CheckResult(
             FAULT,
             f"{title} is never found",
             f"No prediction holds one pixel of it, in {count_of(present, 'case')} that should.",
@@ -158,7 +158,7 @@ def check_missed(evaluation, name):
         )
     mean = float(np.nanmean(tables.column(evaluation, f"{name}_dice")))
     if mean < LOST_DICE and name not in case_scores.LUNGS:  # lungs have checks of their sides and place
-        return Finding(
+        return CheckResult(
             FAULT,
             f"{title} is not found",
             f"Mean Dice {mean:.3f} in {count_of(present, 'case')} that should have it: {missed} without a "
@@ -167,13 +167,15 @@ def check_missed(evaluation, name):
         )
     if missed:
         level = FAULT if name in case_scores.LUNGS else CAUTION
-        return Finding(
+        return CheckResult(
             level,
             f"{title} is lost in {missed} of {count_of(present, 'case')}",
             "They count with the worst value in every mean.",
             "scores",
         )
-    return Finding(PASSED, f"{title} found", f"In {count_of(present, 'case')} that should have it.", "scores")
+    return CheckResult(
+        PASSED, f"{title} found", f"In {count_of(present, 'case')} that should have it.", "scores"
+    )
 
 
 def count_of(number, noun):
@@ -191,8 +193,8 @@ def check_area(evaluation, name):
     title = tables.TITLES[name]
     if abs(interval.estimate) > AREA_SHARE and not interval.low <= 0 <= interval.high:
         size = "large" if interval.estimate > 0 else "small"
-        return Finding(CAUTION, f"{title} comes out too {size}", text, "agreement")
-    return Finding(PASSED, f"{title} area", text, "agreement")
+        return CheckResult(CAUTION, f"{title} comes out too {size}", text, "agreement")
+    return CheckResult(PASSED, f"{title} area", text, "agreement")
 
 
 def check_false_positives(evaluation, name):
@@ -205,7 +207,7 @@ def check_false_positives(evaluation, name):
     if not without:
         return None
     text = f"Predicted in {false} of {count_of(without, 'case')} without it; such cases are in no mean."
-    return Finding(
+    return CheckResult(
         CAUTION if false else PASSED, f"{tables.TITLES[name]}: false-positive cases", text, "scores"
     )
 
@@ -223,7 +225,7 @@ def check_pooled(evaluation):
     if pooled < 0.95 or not low:
         return None
     named = ", ".join(f"{tables.TITLES[name].lower()} {value:.2f}" for name, value in low.items())
-    return Finding(
+    return CheckResult(
         CAUTION,
         "The pooled DSC hides a class",
         f"Pooled DSC (paper) {pooled:.3f} beside a mean Dice of {named}. Quote the classes.",
@@ -237,7 +239,7 @@ def check_doubtful(evaluation):
     values = values[~np.isnan(values)]
     if len(values) < 5 or values.mean() <= DOUBTFUL_NODULE_DICE:
         return None
-    return Finding(
+    return CheckResult(
         CAUTION,
         "Nodule Dice is above radiologists' agreement",
         f"{values.mean():.3f} over {len(values)} cases; two radiologists agree to 0.82 on one slice. Doubt "
@@ -255,8 +257,8 @@ def check_calibration(evaluation):
         f"Expected calibration error of the predicted class: {error:.3f} (all pixels, background included)."
     )
     if error > CALIBRATION_LIMIT:
-        return Finding(CAUTION, "Probabilities are off", text, "calibration")
-    return Finding(PASSED, "Calibration", text, "calibration")
+        return CheckResult(CAUTION, "Probabilities are off", text, "calibration")
+    return CheckResult(PASSED, "Calibration", text, "calibration")
 
 
 def check_numbers(evaluation):
@@ -269,7 +271,7 @@ def check_numbers(evaluation):
     few = [f"{tables.TITLES[name].lower()} {count}" for name, count in counts.items() if 0 < count < FEW]
     if not few:
         return None
-    return Finding(
+    return CheckResult(
         NOTE, "Few patients", f"By class: {', '.join(few)}. Intervals from so few are too narrow.", "scores"
     )
 
@@ -279,7 +281,7 @@ def check_spacing(evaluation):
     unknown = int(np.isnan(tables.column(evaluation, "spacing_y_mm")).sum())
     if not unknown:
         return None
-    return Finding(
+    return CheckResult(
         NOTE,
         "Pixel size unknown",
         f"In {unknown} of {len(evaluation.rows)} cases: their distances are in pixels, in other rows.",
@@ -295,7 +297,7 @@ def check_split(split):
     }
     if split not in why:
         return None
-    return Finding(
+    return CheckResult(
         CAUTION, f"Scored on the {split} split", f"{why[split]}: the scores are optimistic.", "run"
     )
 
@@ -308,13 +310,13 @@ def check_overlap(splits):
     shared = {(a, b): set(splits[a]) & set(splits[b]) for i, a in enumerate(names) for b in names[i + 1 :]}
     bad = [f"{len(cases)} in {a} and {b}" for (a, b), cases in shared.items() if cases]
     if bad:
-        return Finding(
+        return CheckResult(
             FAULT, "Cases are in two splits", f"{'; '.join(bad)}: the scores are worthless.", "run"
         )
-    return Finding(PASSED, "Splits", "No case is in two of them.", "run")
+    return CheckResult(PASSED, "Splits", "No case is in two of them.", "run")
 
 
 def check_finished(finished):
     """Returns a note where training has not ended; None where it has."""
     text = "There is no summary.json: training goes on, or was stopped. These are the best weights so far."
-    return None if finished else Finding(NOTE, "The run has not ended", text, "training")
+    return None if finished else CheckResult(NOTE, "The run has not ended", text, "training")

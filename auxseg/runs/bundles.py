@@ -14,8 +14,7 @@ import numpy as np
 
 from auxseg.base import files
 from auxseg.base.errors import InputError, check_choice
-from auxseg.runs import networks, onnx_graph, run_folder
-from auxseg.scoring import operating_point
+from auxseg.runs import decisions, networks, onnx_graph, run_folder
 
 TOLERANCE = 1e-4
 """Largest difference of a probability between the bundle and the original."""
@@ -58,7 +57,7 @@ def export(workdir, kind, output, *, images, checked_on):
     with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as folder:
         part = pathlib.Path(folder) / output.name
         part.mkdir()
-        chosen = pathlib.Path(workdir) / operating_point.FILE
+        chosen = pathlib.Path(workdir) / decisions.FILE
         if chosen.is_file():
             shutil.copy(chosen, part)  # for `predict --tuned`
         write_bundle(part, trained, kind)

@@ -19,7 +19,7 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CleanUp:
     """Which clean-up to apply; all off by default.
 
     Attributes:
@@ -175,7 +175,7 @@ def clean(masks, options, *, pixel_mm2, classes=CLASS_NAMES):
 
     Args:
         masks: uint8 [D, H, W], class indices; changed.
-        options: `Options`.
+        options: `CleanUp`.
         pixel_mm2: area of a pixel, NaN where it is not known.
         classes: names by mask value.
 

@@ -4,7 +4,7 @@ A network trained with weights, or on more nodules than there are, gives probabi
 most likely class is then not the best answer. A pixel is nodule where the nodule's share of the two, itself
 and the most likely other class, reaches a threshold; 0.5 is the most likely class, the paper's rule. That is
 the same as multiplying the nodule's probability by (1 - threshold) / threshold, so it agrees with any linear
-resizing. Threshold and least size are chosen on validation alone and stored with the run, in `FILE`.
+resizing. Threshold and least size are chosen on validation alone.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import itertools
 
 import numpy as np
 
-from auxseg.base import files
 from auxseg.base.classes import NO_CLASS, NODULE
 from auxseg.base.errors import InputError
 from auxseg.scoring import components, matching
 
-FILE = "nodules.json"
 NOMINAL_FIELD_MM = 350.0
 """Width of a slice whose spacing is not known, by which a least size in mm becomes pixels."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99)
@@ -61,46 +59,6 @@ class Decision:
         if nodule != NO_CLASS:
             weights[nodule] = self.nodule_weight
         return weights
-
-
-def read_decision(workdir, *, flip=False):
-    """Returns the Decision that is stored with a run.
-
-    Args:
-        workdir: pathlib.Path of a run or a bundle.
-        flip: whether it is for probabilities that are averaged with the mirrored slices'.
-
-    Raises:
-        InputError: none was chosen, or for other probabilities, or the file is damaged.
-    """
-    path = workdir / FILE
-    if not path.exists():
-        raise InputError(
-            f"{path}: no such file; choose a threshold on the validation split first "
-            f"(python -m auxseg.evaluate --workdir={workdir} --tune)"
-        )
-    try:
-        stored = files.read_json(path)
-        chosen = Decision(**{key: float(value) for key, value in stored["decision"].items()})
-        chosen_for = bool(stored.get("flip", False))  # runs from before it was a choice lack it
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: cannot be read ({error!r}); choose the threshold again (--tune)"
-        ) from error
-    if chosen_for != flip:
-        how, other = ("with", "give it here too") if chosen_for else ("without", "leave it out here too")
-        raise InputError(
-            f"{path}: the threshold was chosen {how} --flip; {other}, or choose again "
-            f"(python -m auxseg.evaluate --workdir={workdir} --tune{' --flip' * flip})"
-        )
-    return chosen
-
-
-def write_decision(workdir, decision, found, *, flip=False):
-    """Stores a Decision with what it found on validation, JSON types; `flip` as in `read_decision`."""
-    files.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), "flip": flip, **found})
 
 
 def decide(probabilities, decision, *, spacing_yx_mm, nodule=NODULE):
@@ -148,7 +106,7 @@ def create_choices(nominal_pixel_mm):
 
 
 def count(cases, *, nominal_pixel_mm, nodule=NODULE):
-    """Returns a Counts of these cases; those of several sets of cases add up (`Counts.__add__`).
+    """Returns a ChoiceCounts of these cases; those of several sets of cases add up (`ChoiceCounts.__add__`).
 
     Args:
         cases: iterable of (probabilities float32 [H, W, C], reference mask uint8 [H, W], spacing_yx_mm two
@@ -157,14 +115,14 @@ def count(cases, *, nominal_pixel_mm, nodule=NODULE):
         nodule: value of nodules.
     """
     choices = create_choices(nominal_pixel_mm)
-    total = Counts(0, np.zeros((len(choices), len(COUNTED))))
+    total = ChoiceCounts(0, np.zeros((len(choices), len(COUNTED))))
     for case in cases:
-        total += Counts(1, _count_case(choices, *case, nodule=nodule))
+        total += ChoiceCounts(1, _count_case(choices, *case, nodule=nodule))
     return total
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class ChoiceCounts:
     """What each choice finds on some slices.
 
     Attributes:
@@ -176,11 +134,11 @@ class Counts:
     sums: np.ndarray
 
     def __add__(self, other):
-        return Counts(self.slices + other.slices, self.sums + other.sums)
+        return ChoiceCounts(self.slices + other.slices, self.sums + other.sums)
 
 
 def choose(counts, *, max_false, nominal_pixel_mm):
-    """Returns (Decision, what it and all others found, JSON types): the operating point of some Counts.
+    """Returns (Decision, what it and all others found, JSON types): the operating point of some ChoiceCounts.
 
     It finds the most nodules of those with at most `max_false` false ones a slice (where none has so few:
     those with the fewest); where none of these finds any it is the most likely class, as nothing speaks for
@@ -189,7 +147,7 @@ def choose(counts, *, max_false, nominal_pixel_mm):
     and size.
 
     Args:
-        counts: Counts.
+        counts: ChoiceCounts.
         max_false: false nodules a slice.
         nominal_pixel_mm: that the counts were made with.
 

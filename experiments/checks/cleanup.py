@@ -30,11 +30,11 @@ from auxseg.scoring import case_scores, components, statistics
 
 PLAIN = "plain"
 CLEANED = {
-    "largest_components": components.Options(largest_components=True),
-    "fill_holes": components.Options(fill_holes=True),
-    "min_nodule_mm=3": components.Options(min_nodule_mm=3.0),
-    "min_nodule_mm=5": components.Options(min_nodule_mm=5.0),
-    "all three, 3 mm": components.Options(largest_components=True, fill_holes=True, min_nodule_mm=3.0),
+    "largest_components": components.CleanUp(largest_components=True),
+    "fill_holes": components.CleanUp(fill_holes=True),
+    "min_nodule_mm=3": components.CleanUp(min_nodule_mm=3.0),
+    "min_nodule_mm=5": components.CleanUp(min_nodule_mm=5.0),
+    "all three, 3 mm": components.CleanUp(largest_components=True, fill_holes=True, min_nodule_mm=3.0),
 }
 SCORED = tuple(f"{name}_dice" for name in case_scores.FOREGROUND) + tuple(
     f"{name}_hd95_mm" for name in case_scores.LUNGS

@@ -184,7 +184,7 @@ def describe_all(config, systems, *, size):
     return rows
 
 
-def write(out, rows, attention, *, size):
+def write_complexity(out, rows, attention, *, size):
     """Writes `complexity.json` and `complexity.md` into a folder; returns the latter's path."""
     value = {"size": size, "networks": rows, "attention": attention, "attention_shape": list(SE_SHAPE)}
     files.write_json(out / "complexity.json", value)
@@ -234,7 +234,7 @@ def main(argv):
     del argv
     size = flags.FLAGS.size
     rows = describe_all(base.get_config(), comparators.SYSTEMS, size=size)
-    page = write(pathlib.Path(flags.FLAGS.out), rows, compare_attention(SE_SHAPE), size=size)
+    page = write_complexity(pathlib.Path(flags.FLAGS.out), rows, compare_attention(SE_SHAPE), size=size)
     print(f"written: {page}")
 
 

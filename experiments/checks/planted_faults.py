@@ -76,7 +76,7 @@ def plant(subject, split, workdir, folder, fault, title):
         subject, predict_fn=lambda batch: fault(np.asarray(subject.predict_fn(batch)))
     )
     judgement = score_cases.judge_split(faulty, split)
-    page = score_cases.write(workdir, faulty, judgement, folder=folder)
+    page = score_cases.write_judgement(workdir, faulty, judgement, folder=folder)
     found = findings.find_all(judgement.evaluation, split=split)
     print(f"{page}: {'; '.join(each.title for each in found if each.level == findings.FAULT)}", flush=True)
     return title in [each.title for each in found if each.level == findings.FAULT]

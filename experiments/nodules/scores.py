@@ -30,7 +30,7 @@ WINDOW_HU = (-1000.0, 400.0)
 
 
 def count_run(workdir, *, flip=False):
-    """Returns {split: operating_point.Counts} of val and test of a finished run; kept there.
+    """Returns {split: operating_point.ChoiceCounts} of val and test of a finished run; kept there.
 
     Of test they make the curve over all thresholds, which nothing is chosen by.
 
@@ -49,7 +49,7 @@ def count_run(workdir, *, flip=False):
         }
         files.write_json(path, stored)
     return {
-        split: operating_point.Counts(each["slices"], np.array(each["sums"]))
+        split: operating_point.ChoiceCounts(each["slices"], np.array(each["sums"]))
         for split, each in files.read_json(path).items()
     }
 
@@ -61,7 +61,7 @@ def kept(workdir, name, flip):
 
 
 def pool_counts(workdir, others, *, flip=False):
-    """Returns the operating_point.Counts of the validation slices of a run and of others that hold no slice of its test.
+    """Returns the operating_point.ChoiceCounts of the validation slices of a run and of others that hold no slice of its test.
 
     A validation split of 30 slices has about two nodules, too few to choose a threshold by; that of another fold
     is as good where it is the recipe that is chosen for. What a slice of this run's test split has no part in:
@@ -104,7 +104,7 @@ def score_run(workdir, pooled, *, flip=False):
 
     Args:
         workdir: pathlib.Path.
-        pooled: operating_point.Counts of `pool_counts`, for the last of `POINTS`.
+        pooled: operating_point.ChoiceCounts of `pool_counts`, for the last of `POINTS`.
         flip: as `count_run`.
     """
     nominal_pixel_mm = operating_point.NOMINAL_FIELD_MM / run_folder.read_config(workdir).data.size[1]

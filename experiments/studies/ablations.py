@@ -133,7 +133,7 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
         return None
     config = runner.create_config(protocol)
     titles = create_titles(runner.choose_arms(create_arms(config), only), config)
-    return effects.write(
+    return effects.write_effects(
         folder, workdirs, config, titles, create_effects(titles), names=names, heading="Ablations"
     )
 

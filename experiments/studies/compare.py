@@ -34,13 +34,13 @@ def main(argv):
         check_choice("--score", name, tuple(sorted(SCORES)))
     runs = [pathlib.Path(run) for run in given.runs]
     result = comparison.compare(runs, split=given.split, names=given.score)
-    page = write(pathlib.Path(given.out), result)
+    page = write_comparison(pathlib.Path(given.out), result)
     for sentence in result["sentences"]:
         print(sentence)
     print(f"page: {page}")
 
 
-def write(folder, result, sections=()):
+def write_comparison(folder, result, sections=()):
     """Writes the page and the tables of `compare` into a folder; returns the page's path.
 
     Args:

@@ -260,7 +260,7 @@ def format_table(rows):
     return lines
 
 
-def write(folder, workdirs, config, titles, contrasts, *, heading, names=("dice",)):
+def write_effects(folder, workdirs, config, titles, contrasts, *, heading, names=("dice",)):
     """Writes a study's page, `effects.csv`, `effects.json`, `cases.csv` and `summary.md` into its folder.
 
     Args:

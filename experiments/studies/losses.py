@@ -64,7 +64,7 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
         return None
     config = runner.create_config(protocol)
     titles = {name: title for name, title in TITLES.items() if name in only or not only}
-    return effects.write(
+    return effects.write_effects(
         folder, workdirs, config, titles, create_effects(titles), names=names, heading="Losses"
     )
 

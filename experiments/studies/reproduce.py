@@ -118,7 +118,9 @@ def run_complexity(protocol, folder, *, jobs=1, reuse=(), only=()):
     config = runner.create_config(protocol) if protocol.quick else base.get_config()
     size = config.data.size[0]
     rows = complexity.describe_all(config, systems, size=size)
-    return complexity.write(folder, rows, complexity.compare_attention(complexity.SE_SHAPE), size=size)
+    return complexity.write_complexity(
+        folder, rows, complexity.compare_attention(complexity.SE_SHAPE), size=size
+    )
 
 
 STEPS = {

@@ -496,7 +496,7 @@ def finish(folder, workdirs, *, titles=None, pairs=None, names=("dice",), sectio
         pairs = [tuple((titles or {}).get(arm, arm) for arm in pair) for pair in pairs]
     result = comparison.compare(list(workdirs.values()), names=names, arms=arms, pairs=pairs)
     write_cases(folder / "cases.csv", workdirs, split=result["split"])
-    print(f"page: {compare.write(folder / 'compare', result, sections)}", flush=True)
+    print(f"page: {compare.write_comparison(folder / 'compare', result, sections)}", flush=True)
     return result
 
 

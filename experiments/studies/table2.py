@@ -193,7 +193,7 @@ def study(
     workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
     if dry_run:
         return None
-    result = effects.write(
+    result = effects.write_effects(
         folder, workdirs, config, titles, create_effects(titles), names=names, heading="Table 2"
     )
     rows = list_rows(workdirs, titles, paper)

@@ -12,6 +12,7 @@ from auxseg import evaluate
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.evaluation import evaluate_run, score_cases
+from auxseg.runs import decisions
 from auxseg.scoring import operating_point
 from auxseg.training import loop
 from configs import base
@@ -55,7 +56,7 @@ def test_a_run_ends_with_its_report(workdir):
 def test_the_command_writes_the_report_and_explains(workdir, capsys):
     case_id = files.read_csv(workdir / "cases.csv")[-1]["case_id"]
     stored = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["scores"]["val"]
-    summary, page = evaluate_run.report(workdir, split="val", explained=[(case_id, "left_lung")])
+    summary, page = evaluate_run.report_run(workdir, split="val", explained=[(case_id, "left_lung")])
     assert {key: summary[key] for key in stored} == stored and summary["split"] == "val"
     text = page.read_text(encoding="utf-8")
     assert (
@@ -71,17 +72,17 @@ def test_the_command_writes_the_report_and_explains(workdir, capsys):
 def test_a_threshold_is_chosen_on_val_stored_and_applied(workdir, capsys):
     assert not (workdir / "nodules.json").exists()
     with pytest.raises(InputError, match="nodules.json: no such file; choose a threshold .* --tune"):
-        evaluate_run.report(workdir, split="test", explained=None, tuned=True)
+        evaluate_run.report_run(workdir, split="test", explained=None, tuned=True)
     found = evaluate_run.tune(workdir)
     stored = json.loads((workdir / "nodules.json").read_text(encoding="utf-8"))
     assert stored["split"] == "val" and stored["chosen"] == found["chosen"]
     assert "of 1 found" in evaluate_run.describe_decision(found)
     assert {row["threshold"] for row in stored["all"]} == set(operating_point.THRESHOLDS)
     # Whatever was chosen, a threshold of next to nothing makes all that is no nodule disappear.
-    operating_point.write_decision(workdir, operating_point.Decision(0.001), {})
-    summary, _ = evaluate_run.report(workdir, split="test", explained=None, tuned=True)
+    decisions.write_decision(workdir, operating_point.Decision(0.001), {})
+    summary, _ = evaluate_run.report_run(workdir, split="test", explained=None, tuned=True)
     assert summary["dice"]["left_lung"] == 0.0 and summary["false_positive_cases"]["nodule"] > 0
-    plain, _ = evaluate_run.report(workdir, split="test", explained=None)
+    plain, _ = evaluate_run.report_run(workdir, split="test", explained=None)
     stored = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["scores"]["test"]
     assert {key: plain[key] for key in stored} == stored
 
@@ -102,8 +103,8 @@ def test_the_mean_with_the_mirrored_slice_is_evaluated_and_tuned(workdir):
     assert np.abs(ours - alone).max() > 1e-3
     found = evaluate_run.tune(workdir, flip=True)
     with pytest.raises(InputError, match="was chosen with --flip; give it here too"):
-        evaluate_run.report(workdir, split="test", explained=None, tuned=True)
-    _, page = evaluate_run.report(workdir, split="test", explained=None, tuned=True, flip=True)
+        evaluate_run.report_run(workdir, split="test", explained=None, tuned=True)
+    _, page = evaluate_run.report_run(workdir, split="test", explained=None, tuned=True, flip=True)
     text = page.read_text(encoding="utf-8")
     assert f"a share of {found['chosen']['threshold']:g} and" in text or "the most likely class, of" in text
     assert "of the mean with the mirrored slice" in text

@@ -74,7 +74,7 @@ def handed_over(trained, folder, images, decision, *, flip):
         options = segment.Options(
             flip=flip,
             force=True,
-            clean=components.Options(min_nodule_mm=decision.min_mm),
+            clean=components.CleanUp(min_nodule_mm=decision.min_mm),
             nodule_threshold=decision.threshold,
         )
         masks.append(segment.segment(folder / f"{number}.mha", [network], options=options).masks[0])

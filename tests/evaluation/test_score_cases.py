@@ -87,7 +87,7 @@ def test_a_fault_of_the_network_reaches_the_page(tmp_path):
     (tmp_path / "config.json").write_text('{"eval": {"num_panels": 1}, "data": {"window_hu": [-1000, 400]}}')
     (tmp_path / "splits.json").write_text('{"train": ["x"], "test": ["case001"]}')
     subject = make_subject(fakes.two_discs(7, size=48), lambda masks: np.roll(masks, (3, 3), (-2, -1)))
-    page = score_cases.write(tmp_path, subject, score_cases.judge_split(subject, "test"))
+    page = score_cases.write_judgement(tmp_path, subject, score_cases.judge_split(subject, "test"))
     text = page.read_text(encoding="utf-8")
     assert page == tmp_path / "report" / "index.html"
     assert "Predictions are shifted" in text and "48 x 48 pixels, as the network sees" in text

@@ -122,7 +122,7 @@ def test_no_case_in_common(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", se=False, first=100)]
     result = comparison.compare(runs)
     assert all("no case in common" in sentence for sentence in result["sentences"])
-    assert compare.write(tmp_path / "out", result).is_file()
+    assert compare.write_comparison(tmp_path / "out", result).is_file()
 
 
 def test_val_where_there_is_no_test_split(tmp_path):

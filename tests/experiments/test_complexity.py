@@ -65,7 +65,7 @@ def test_networks_are_described_by_layer(config, tmp_path):
         # At this size much of a 3D kernel lies on the padding, which XLA leaves out.
         assert 0.5 < row["program_operations"] / (2 * row["macs"]) < 1.2
     attention = complexity.compare_attention((8, 8, 64))
-    page = complexity.write(tmp_path, rows, attention, size=32)
+    page = complexity.write_complexity(tmp_path, rows, attention, size=32)
     text = page.read_text(encoding="utf-8")
     assert "6,577,217" in text and "5,605,444" in text and "| mask | 260 |" in text
     assert json.loads((tmp_path / "complexity.json").read_text(encoding="utf-8"))["networks"] == rows

@@ -1,5 +1,6 @@
 """The networks of Table 2: counts, gradients, padding, devices, and their own parts by hand."""
 
+import types
 from functools import partial
 
 import jax
@@ -233,8 +234,10 @@ def test_dropout_is_by_example_and_only_in_training():
     alone = bidirectional_unet.drop(values[1:], keys[1:], 0.5)
     np.testing.assert_array_equal(alone[0], dropped[1])
     model = small("bidirectional_unet", depth=1)
-    keys = steps._dropout_keys(model, 1, 0, np.arange(4))["keys"]
-    assert keys.shape == (4,) and steps._dropout_keys(small("unet"), 1, 0, np.arange(4)) == {}
+    settings = types.SimpleNamespace(model=model, augment_seed=1)
+    keys = steps._dropout_keys(settings, 0, np.arange(4))["keys"]
+    settings.model = small("unet")
+    assert keys.shape == (4,) and steps._dropout_keys(settings, 0, np.arange(4)) == {}
     variables, weights = init(model, IMAGES), jnp.ones(4)
     run = jax.jit(partial(gradients_of, model))
     first, again, other = (run(variables, IMAGES, weights, keys=k)[0] for k in (keys, keys, keys[::-1]))

@@ -181,7 +181,7 @@ def test_nodules_outside_the_lungs_are_dropped(scan):
 
 
 def test_nothing_to_do_is_said():
-    report = lungs.Report(*[0.0] * len(dataclasses.fields(lungs.Report)))
+    report = lungs.Changes(*[0.0] * len(dataclasses.fields(lungs.Changes)))
     assert lungs.describe(report) == "lungs cleaned in 3D: nothing to do"
 
 

@@ -23,7 +23,7 @@ from auxseg.base.errors import InputError
 from auxseg.ct import geometry, scans, writers
 from auxseg.prediction import measure, outputs, scan_page, segment
 from auxseg.runs.networks import Network
-from auxseg.scoring import components, operating_point
+from auxseg.scoring import components
 
 SPACING_XYZ, ORIGIN = (6.0, 6.0, 6.0), (-150.0, -120.5, 33.25)
 TURNS = {
@@ -245,7 +245,7 @@ def test_networks_are_averaged_also_of_different_sizes(tmp_path):
 
 def test_clean_up_is_measured(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
-    clean = components.Options(largest_components=True, fill_holes=True, min_nodule_mm=200.0 / 2.1)
+    clean = components.CleanUp(largest_components=True, fill_holes=True, min_nodule_mm=200.0 / 2.1)
     result = segment.segment(
         tmp_path / "scan.mha", [fake_network.create((56, 56))], options=segment.Options(clean=clean)
     )
@@ -267,22 +267,11 @@ def test_threshold_of_nodules_decides_and_leaves_the_probabilities(tmp_path):
         assert (result.masks == expected).all()
     # A least size in pixels is of the network's image, 32 pixels wide, and counts where there are no mm.
     for pixels, expected in ((30.0, 3), (40.0, 0)):
-        clean = components.Options(min_nodule_mm=1.0, min_nodule_px=pixels)
+        clean = components.CleanUp(min_nodule_mm=1.0, min_nodule_px=pixels)
         result = segment.segment(
             tmp_path / "a.npz", [network], options=segment.Options(force=True, clean=clean)
         )
         assert (result.masks == expected).all()
-
-
-def test_tuned_reads_what_the_runs_agree_on(tmp_path):
-    for name, threshold in (("a", 0.7), ("b", 0.7), ("c", 0.9)):
-        (tmp_path / name).mkdir()
-        operating_point.write_decision(tmp_path / name, operating_point.Decision(threshold, 4.0, 3.0), {})
-    assert predict.read_decision([tmp_path / "a", tmp_path / "b"]) == operating_point.Decision(0.7, 4.0, 3.0)
-    with pytest.raises(InputError, match="--tuned: the runs have other nodule thresholds .*0.7 in .*0.9 in"):
-        predict.read_decision([tmp_path / "a", tmp_path / "c"])
-    with pytest.raises(InputError, match="no such file; choose a threshold on the validation split first"):
-        predict.read_decision([tmp_path])
 
 
 def test_measurements_by_hand(tmp_path):
@@ -428,7 +417,7 @@ def test_many_scans_go_on_past_a_bad_one(tmp_path, capsys):
     assert [(row["scan"], row["status"]) for row in rows] == [
         ("bad", "failed"), ("case0", "done"), ("case1", "done"), ("case2", "done")
     ]  # fmt: skip
-    assert predict.report(rows, tmp_path / "out") == 1
+    assert predict.print_rows(rows, tmp_path / "out") == 1
     text = capsys.readouterr()
     assert "3 of 4 scans done" in text.out and re.search(r"bad +scan: .*bad.nii.gz is damaged", text.err)
     with open(tmp_path / "out" / "scans.csv") as file:

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg import export, models, predict
+from auxseg import export, models
 from auxseg.base.errors import InputError
 from auxseg.prediction import segment
-from auxseg.runs import bundles, checkpoints, networks, onnx_graph, run_folder
+from auxseg.runs import bundles, checkpoints, decisions, networks, onnx_graph, run_folder
 from auxseg.scoring import operating_point
 from configs import base
 
@@ -63,14 +63,14 @@ def exported(tmp_path_factory):
 
 def test_a_bundle_keeps_the_threshold_that_was_chosen(tmp_path):
     (tmp_path / "run").mkdir()
-    operating_point.write_decision(tmp_path / "run", operating_point.Decision(0.8, 4.0, 3.0), {})
+    decisions.write_decision(tmp_path / "run", operating_point.Decision(0.8, 4.0, 3.0), {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "read_trained", lambda path: _trained())
         about = bundles.export(
             tmp_path / "run", "saved", tmp_path / "saved", images=_images(1), checked_on="noise"
         )
-    assert predict.read_decision([tmp_path / "saved"]) == operating_point.Decision(0.8, 4.0, 3.0)
-    assert operating_point.FILE in about["files"]
+    assert decisions.read_common_decision([tmp_path / "saved"]) == operating_point.Decision(0.8, 4.0, 3.0)
+    assert decisions.FILE in about["files"]
 
 
 @pytest.mark.parametrize("kind", networks.KINDS)

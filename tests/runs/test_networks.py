@@ -13,6 +13,6 @@ def test_a_network_is_trained_judged_and_explained(tmp_path):
     settings = {"model__name": "bidirectional_unet", "model__base_width": 2, "train__num_epochs": 1}
     summary = loop.train(small_config(folder, **settings), tmp_path / "run", finish=evaluate_run.finish)
     assert summary["epochs"] == 1 and set(summary["scores"]) == {"val", "test"}
-    _, page = evaluate_run.report(tmp_path / "run", split="test", explained=(("case000", "left_lung"),))
+    _, page = evaluate_run.report_run(tmp_path / "run", split="test", explained=(("case000", "left_lung"),))
     text = page.read_text(encoding="utf-8")
     assert "bidirectional_unet:" in text and "Grad-CAM of the class left lung in case000" in text

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from auxseg.base.errors import InputError
 from auxseg.scoring.components import (
-    Options,
+    CleanUp,
     clean,
     drop_small_nodules,
     equivalent_diameter,
@@ -52,7 +52,7 @@ def test_the_largest_piece_of_each_lung_stays():
     masks = np.zeros((3, 8, 8), np.uint8)
     masks[:, :3, :3], masks[1, 6:, :2] = 1, 1
     masks[0, :2, 6:], masks[0, 5, 5] = 2, 2
-    changed = clean(masks, Options(largest_components=True), pixel_mm2=1.0)
+    changed = clean(masks, CleanUp(largest_components=True), pixel_mm2=1.0)
     assert changed == {"largest_components": 5}
     assert (masks == 1).sum() == 27 and (masks == 2).sum() == 4
     assert masks[1, 6, 0] == 0 and masks[0, 5, 5] == 0
@@ -91,13 +91,13 @@ def test_small_nodules_become_what_surrounds_them():
 def test_off_by_default_and_refused_without_a_pixel_size():
     masks = _random_masks(0)
     before = masks.copy()
-    assert clean(masks, Options(), pixel_mm2=float("nan")) == {}
+    assert clean(masks, CleanUp(), pixel_mm2=float("nan")) == {}
     np.testing.assert_array_equal(masks, before)
     with pytest.raises(InputError, match="no pixel size"):
-        clean(masks, Options(min_nodule_mm=3.0), pixel_mm2=float("nan"))
+        clean(masks, CleanUp(min_nodule_mm=3.0), pixel_mm2=float("nan"))
     with pytest.raises(InputError, match="min_nodule_mm"):
-        Options(min_nodule_mm=-1.0)
-    changed = clean(masks, Options(min_nodule_mm=3.0, min_nodule_px=90.0), pixel_mm2=float("nan"))
+        CleanUp(min_nodule_mm=-1.0)
+    changed = clean(masks, CleanUp(min_nodule_mm=3.0, min_nodule_px=90.0), pixel_mm2=float("nan"))
     assert set(changed) == {"min_nodule_px"} and not (masks == 3).any()
 
 

@@ -1,7 +1,5 @@
 """From probabilities to masks by a threshold and a least size, and how both are chosen; by hand."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -110,21 +108,7 @@ def test_nothing_is_chosen_without_a_nodule():
         operating_point.tune([(slice_with(), mask_of(), UNKNOWN)], max_false=1.0, nominal_pixel_mm=1.0)
 
 
-def test_stored_and_read_again(tmp_path):
-    choice = operating_point.Decision(0.7, 4.0, 3.0)
-    operating_point.write_decision(tmp_path, choice, {"split": "val"})
-    assert operating_point.read_decision(tmp_path) == choice
-    with pytest.raises(InputError, match="chosen without --flip; leave it out here too, .* --tune --flip"):
-        operating_point.read_decision(tmp_path, flip=True)
-    operating_point.write_decision(tmp_path, choice, {"split": "val"}, flip=True)
-    assert operating_point.read_decision(tmp_path, flip=True) == choice
-    with pytest.raises(InputError, match="was chosen with --flip; give it here too, or choose again"):
-        operating_point.read_decision(tmp_path)
-    (tmp_path / operating_point.FILE).write_text(
-        json.dumps({"decision": {"threshold": "high"}}), encoding="utf-8"
-    )
-    with pytest.raises(InputError, match="nodules.json: cannot be read .* choose the threshold again"):
-        operating_point.read_decision(tmp_path)
+def test_a_decision_out_of_range_is_refused():
     for change in ({"threshold": 1.0}, {"min_mm": -1.0}, {"min_px": 100.0}):
         with pytest.raises(InputError, match="nodule .*: got .*, expected"):
             operating_point.Decision(**change)
@@ -184,7 +168,7 @@ def test_no_more_false_nodules_than_allowed():
     sums[:, operating_point.COUNTED.index("with_nodule")] = 2
     sums[:2, operating_point.COUNTED.index("found")] = 1, 3
     sums[:2, operating_point.COUNTED.index("false")] = 2, 3
-    counts = operating_point.Counts(2, sums)
+    counts = operating_point.ChoiceCounts(2, sums)
     for allowed, found in ((1.0, 1), (1.49, 1), (1.5, 3)):
         _, about = operating_point.choose(counts, max_false=allowed, nominal_pixel_mm=1.0)
         assert about["chosen"]["found"] == found

@@ -63,7 +63,7 @@ def write_one(job, scan, nodules_of):
     """Writes the piece of a scan, or why it cannot be used, where the process that asked will look."""
     if job.path_of(scan.uid).is_file():
         return
-    problem = pieces.write(job, scan, nodules_of)
+    problem = pieces.write_piece(job, scan, nodules_of)
     if problem is not None:
         files.write_json(_problem_path(job, scan.uid), problem)
 

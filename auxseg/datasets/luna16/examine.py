@@ -9,13 +9,13 @@ import numpy as np
 from auxseg.base.errors import InputError
 from auxseg.ct import checks, scans
 from auxseg.ct.checks import ERROR, WARNING, Finding
-from auxseg.ct.examine import Report, examine_source
+from auxseg.ct.examine import Examination, examine_source
 from auxseg.datasets import nodules
 from auxseg.datasets.luna16 import layout
 
 
 def examine(path, *, num_scans=10):
-    """Yields a `Report` for each thing that a path holds.
+    """Yields a `Examination` for each thing that a path holds.
 
     Args:
         path: a scan, a label map, a folder of them, or a LUNA16 folder.
@@ -38,7 +38,7 @@ def _is_luna16(path):
 
 
 def _examine_folder(path, num_scans):
-    """Yields a `Report` of a LUNA16 folder, then of a sample of its scans and masks."""
+    """Yields a `Examination` of a LUNA16 folder, then of a sample of its scans and masks."""
     folder = layout.list_folder(path)
     subsets = np.bincount([scan.subset for scan in folder.scans], minlength=10)
     facts = [
@@ -69,7 +69,7 @@ def _examine_folder(path, num_scans):
         facts.append(
             ("orientation", f"{turned} of {len(headers)} scans have reversed axes (as prone ones have)")
         )
-    yield Report(f"LUNA16 folder {path}", tuple(facts), tuple(findings))
+    yield Examination(f"LUNA16 folder {path}", tuple(facts), tuple(findings))
     usable = [scan for scan in folder.scans if scan.uid in headers]
     chosen = checks.pick_slices(len(usable), num_scans) if num_scans and usable else range(len(usable))
     for index in chosen:

@@ -103,13 +103,13 @@ def write_all(job, scans, nodules_of, *, num_workers=None):
             left.append(scan)
     num_workers = default_workers(len(left)) if num_workers is None else min(num_workers, len(left))
     if num_workers < 2:
-        yield from ((scan, write(job, scan, nodules_of)) for scan in left)
+        yield from ((scan, write_piece(job, scan, nodules_of)) for scan in left)
         return
     with contextlib.closing(_write_by_workers(job, left, num_workers)) as results:
         yield from results
 
 
-def write(job, scan, nodules_of):
+def write_piece(job, scan, nodules_of):
     """Writes the piece of one scan; returns None, or one line where the scan cannot be used.
 
     Raises:
@@ -133,7 +133,7 @@ def read_examples(job, scan, nodules_of):
     try:
         return _read_examples(job.path_of(scan.uid), scan)
     except npz.UNREADABLE:
-        problem = write(job, scan, nodules_of)
+        problem = write_piece(job, scan, nodules_of)
         if problem is not None:
             raise InputError(f"{scan.uid}: {problem}") from None
         return _read_examples(job.path_of(scan.uid), scan)

@@ -24,7 +24,7 @@ def main():
     for line in sys.stdin:
         scan = scans[line.strip()]
         try:
-            answer = {"problem": pieces.write(job, scan, nodules_of)}
+            answer = {"problem": pieces.write_piece(job, scan, nodules_of)}
         except (InputError, OSError) as error:
             answer = {"fault": str(error)}
         try:

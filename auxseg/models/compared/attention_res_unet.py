@@ -26,7 +26,7 @@ from auxseg.base.classes import CLASS_NAMES
 from auxseg.models import blocks
 from auxseg.models.aux_unet import Unit
 from auxseg.models.blocks import Signal
-from auxseg.models.compared.parts import Context, Conv, Gate, Network
+from auxseg.models.compared.parts import ComparedNetwork, Context, Conv, Gate
 from auxseg.models.interface import Outputs
 
 GATES = ("additive", "grid")
@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
         return nn.relu(outer + shortcut(images, context))
 
 
-class AttentionResUNet(Network):
+class AttentionResUNet(ComparedNetwork):
     """The whole network, one stage.
 
     Attributes:
@@ -89,7 +89,7 @@ class AttentionResUNet(Network):
         return ResidualBlock(self.settings, features, self.axis_name, name=name)
 
 
-class LungFirst(Network):
+class LungFirst(ComparedNetwork):
     """Two stages: the lungs, then the nodules in them; see the head of this file.
 
     Attributes:

@@ -12,11 +12,11 @@ import flax.linen as nn
 
 from auxseg.models import blocks
 from auxseg.models.blocks import Signal
-from auxseg.models.compared.parts import Context, Gate, Network
+from auxseg.models.compared.parts import ComparedNetwork, Context, Gate
 
 
-class AttentionUNet(Network):
-    """The whole network; attributes and calls are those of `parts.Network` and `AuxUNet`."""
+class AttentionUNet(ComparedNetwork):
+    """The whole network; attributes and calls are those of `parts.ComparedNetwork` and `AuxUNet`."""
 
     @nn.compact
     def __call__(self, images, *, train=False, weights=None, momentum=None):

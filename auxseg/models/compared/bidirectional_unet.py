@@ -21,10 +21,10 @@ import jax.numpy as jnp
 
 from auxseg.models import blocks
 from auxseg.models.blocks import Signal
-from auxseg.models.compared.parts import Context, Conv, Network
+from auxseg.models.compared.parts import ComparedNetwork, Context, Conv
 
 
-class BidirectionalUNet(Network):
+class BidirectionalUNet(ComparedNetwork):
     """The whole network.
 
     Attributes:

@@ -165,7 +165,7 @@ class Gate(nn.Module):
         return Conv(self.settings, features, kind, norm, axis_name=self.axis_name, name=name)
 
 
-class Network(aux_unet.Network):
+class ComparedNetwork(aux_unet.NetworkBase):
     """What all networks of Table 2 share: the check of the images, encoder, up-sampling, outputs."""
 
     def _start(self, images):

@@ -20,12 +20,12 @@ from auxseg.base.errors import InputError
 from auxseg.models import layers
 from auxseg.models.aux_unet import check_images
 from auxseg.models.blocks import Signal
-from auxseg.models.compared.parts import Context, Conv, Network
+from auxseg.models.compared.parts import ComparedNetwork, Context, Conv
 
 _ZEROS = nn.initializers.zeros
 
 
-class UNet3D(Network):
+class UNet3D(ComparedNetwork):
     """The whole network."""
 
     @nn.compact

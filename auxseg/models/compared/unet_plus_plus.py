@@ -14,11 +14,11 @@ from __future__ import annotations
 import flax.linen as nn
 
 from auxseg.models.aux_unet import MaskHead, Upsample
-from auxseg.models.compared.parts import Context, Network
+from auxseg.models.compared.parts import ComparedNetwork, Context
 from auxseg.models.interface import Outputs
 
 
-class UNetPlusPlus(Network):
+class UNetPlusPlus(ComparedNetwork):
     """The whole network.
 
     Attributes:
