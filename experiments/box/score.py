@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,8 @@ from auxseg.ct import scans
 from auxseg.evaluation import whole_scans
 from auxseg.prediction import box, segment
 from auxseg.runs.networks import load_network
+from configs import lungs
+from experiments import made_by
 from experiments.box import draw
 
 _AIR_HU = -1000
@@ -64,8 +65,7 @@ def measure(given):
         rows.append(row)
         volumes[path.name] = (row["scores"][0]["left_ml"], row["scores"][0]["right_ml"])
     return {
-        "command": "python -m experiments.box.score " + " ".join(sys.argv[1:]),
-        "commit": _commit(),
+        "made_by": _made_by(given, [row["scan"] for row in rows]),
         "far_mm": whole_scans.FAR_MM,
         "shifts_yx": [list(shift) for shift in shifts],
         "scans": rows,
@@ -172,9 +172,11 @@ def pad(scan):
     )
 
 
-def _commit():
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+def _made_by(given, names):
+    parts = [" --runs=DIR" if given.runs else "", " --boxes=CSV" if given.boxes else ""]
+    parts.append(f" --shift={given.shift}" if given.shift else "")
+    command = f"python -m experiments.box.score --scans=FOLDER{''.join(parts)}"
+    return made_by.made_by(command, data=", ".join(names), seeds=(lungs.get_config().seed,))
 
 
 if __name__ == "__main__":
