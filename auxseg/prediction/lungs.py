@@ -19,6 +19,7 @@ from auxseg.prediction import airway as airway_lib
 
 _COARSE_MM = 2.5
 _LARGE_SHARE = 0.15  # of the lung: a loose piece that large is a lobe, unless it is gas
+_LEAST_SHARE = 0.02  # of the other lung: what is smaller may be a patch of it, where a lung is missing
 _GAS_HU = -940  # a loose piece of lower mean HU is gas
 _EDGE_MM = 2.5  # by how much an edge may move
 _MOST_STEPS = 10
@@ -251,9 +252,10 @@ def choose_pieces(cells, hu):
     for side, (labels, sizes, main) in found.items():
         if not main:
             continue
-        other_labels, _, other_main = found[LEFT + RIGHT - side]
+        other_labels, other_sizes, other_main = found[LEFT + RIGHT - side]
+        is_lung = sizes[main] > _LEAST_SHARE * other_sizes[other_main]
         for number, box in enumerate(ndimage.find_objects(labels), start=1):
-            if number == main:
+            if number == main and is_lung:
                 continue
             box = tuple(slice(max(one.start - 1, 0), one.stop + 1) for one in box)
             piece = labels[box] == number

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from auxseg import predict
 from auxseg.base.errors import InputError
+from auxseg.evaluation import whole_scans
 from auxseg.prediction import box, nodules, outputs, segment
 
 
@@ -131,3 +132,16 @@ def test_the_box_finds_the_lungs_of_a_real_scan_whatever_lies_around(real_data, 
     for value, thirds in ((1, (9, 10, 11)), (2, (12, 13, 14))):
         reference = np.isin(truth % 256, thirds)
         assert 2 * ((mask == value) & reference).sum() / ((mask == value).sum() + reference.sum()) > 0.9
+
+
+def test_the_box_segments_a_real_dicom_scan(real_data, loaded):
+    """30 slices of 8 mm with a mass, which the network has trained on: that all parts fit, not how good it is."""
+    path = real_data / "scans" / "Lung_Dx-A0002-B70f"
+    result = segment.segment(path, [loaded.lungs])
+    labels = whole_scans.read_labels(f"{path}_lungs.nii.gz", result.scan, shift_yx=(-1, -1))
+    boxes = whole_scans.read_boxes(real_data / "scans" / "Lung_Dx_boxes.csv", path.name)
+    whole_scans.leave_out(labels, boxes, result.scan)
+    scores = whole_scans.score_lungs(result.masks, labels, result.scan.geometry.spacing_zyx_mm)
+    assert min(scores["left_dice"], scores["right_dice"]) > 0.98
+    assert scores["far_outside_ml"] < 10 and scores["airway_share"] < 0.1
+    assert scores["left_pieces"] == scores["right_pieces"] == 1

@@ -28,6 +28,14 @@ def test_a_patch_of_the_other_lung_changes_sides():
     assert (chosen[:, :, :20] != 1).all() and (chosen[3:5, 8:11, 5:8] == 2).all()
 
 
+def test_a_patch_in_the_only_lung_is_no_lung_of_its_own():
+    cells, hu = draw_cells()
+    cells[cells == 1] = 0
+    cells[3:5, 8:10, 5:8] = 1
+    chosen = lungs.choose_pieces(cells, hu)
+    assert not (chosen == 1).any() and (chosen[3:5, 8:10, 5:8] == 2).all()
+
+
 def test_loose_pieces_are_dropped_unless_they_are_large_and_no_gas():
     cells, hu = draw_cells()
     cells[0:2, 0:2, 0:2] = 2
