@@ -1,6 +1,7 @@
 """What every command shares: flags parsed by absl, and one clear line for a user's mistake."""
 
 import ctypes
+import os
 import sys
 import traceback
 
@@ -27,12 +28,31 @@ def run(main, leave=sys.exit, positional=(), complete=list):
             is a list takes all that are left.
         complete: from the arguments to those that are parsed; it may raise an `InputError`.
     """
+    open_streams()
     keep_freed_memory()
     flags.FLAGS.set_gnu_getopt(True)  # flags may follow such arguments
     app.run(
         lambda argv: _run_and_leave(main, argv, leave),
         flags_parser=lambda argv: take_positional(_parse_flags(argv, complete), positional),
     )
+
+
+def open_streams():
+    """Has what is written to a closed stream go nowhere, and a name that is no text be printed by its bytes.
+
+    Where stderr is closed, Python has none, and the next file that is opened would take its number: what a library
+    writes to stderr would end up in a mask.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def take_positional(argv, names):

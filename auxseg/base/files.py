@@ -100,8 +100,8 @@ def create_array(path, dtype, shape):
 
 
 def write_text(path, text):
-    """Writes a text file in UTF-8 as `write_whole`."""
-    write_bytes(path, text.encode("utf-8"))
+    """Writes a text file in UTF-8 as `write_whole`; what is no text, as a file name can be, by its bytes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def replace_folder(new, target):

@@ -63,7 +63,7 @@ def write_page(path, *, title, pictures, masks, labels, first_slice, spacing_zyx
             *overlay.cut_coronal(pictures, masks), (len(masks), masks[0].shape[1]), aspect
         )
     with files.write_whole(path) as file:
-        file.write(before.encode())
+        file.write(before.encode("utf-8", "backslashreplace"))
         file.write(b'<script type="application/json" id="viewer-data">\n')
         file.write(script_json(data).removesuffix("}").encode() + b',"items":[\n')
         for index, (picture, mask, label) in enumerate(zip(pictures, masks, labels)):
@@ -71,7 +71,7 @@ def write_page(path, *, title, pictures, masks, labels, first_slice, spacing_zyx
             item = _item(picture, overlay.encode_mask(mask), mask.shape, aspect)
             item |= {"key": f"slice-{first_slice + index}", "title": label, "about": ""}
             file.write((",\n" * (index > 0) + script_json(item)).encode())
-        file.write(b"\n]}</script>" + after.encode())
+        file.write(b"\n]}</script>" + after.encode("utf-8", "backslashreplace"))
 
 
 def _item(picture, classes, shape, aspect):

@@ -1,5 +1,6 @@
 """One clear line for a user's mistake, a traceback for ours."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from auxseg.base.command import EXIT_USER_ERROR, _guarded, take_positional
 from auxseg.base.errors import InputError, check_choice
 
 ROOT = pathlib.Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def guarded(main, *argv):
@@ -124,3 +126,33 @@ def test_a_list_takes_all_arguments_that_are_left(monkeypatch, given, expected, 
     monkeypatch.setattr(flags, "FLAGS", values)
     assert take_positional(["program", *given], ("one", "rest")) == ["program", *left]
     assert (values.one, values.rest) == expected
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "1>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_is_no_fault(tmp_path, closed):
+    code = (
+        "import sys\n"
+        "from auxseg.base import command, progress\n"
+        "def main(argv):\n"
+        "    for _ in progress.track([1, 2], total=2, label='a', unit='b'): print('x', file=sys.stderr)\n"
+        "    with open(sys.argv[-1], 'w') as file:\n"
+        "        import os; os.write(2, b'stray')\n"
+        "        file.write('kept')\n"
+        "    print('done')\n"
+        "command.run(main, positional=())\n"
+    )
+    (tmp_path / "run.py").write_text(code.replace("sys.argv[-1]", repr(str(tmp_path / "file"))))
+    done = subprocess.run(
+        f"{sys.executable} {tmp_path / 'run.py'} {closed}", shell=True, cwd=ROOT, env=ENVIRONMENT
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_name_that_is_no_text_can_be_printed(tmp_path):
+    code = "from auxseg.base import command\ncommand.run(lambda argv: print('M\\udcfcller'))\n"
+    (tmp_path / "run.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "run.py"], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stdout) == (0, "M\\udcfcller\n"), done.stderr

@@ -180,3 +180,8 @@ def test_a_folder_that_others_may_write_is_not_private(tmp_path):
     (tmp_path / "new").chmod(0o770)
     with pytest.raises(OSError, match="others may write there"):
         files.make_private(tmp_path / "new")
+
+
+def test_a_name_that_is_no_text_is_written_by_its_bytes(tmp_path):
+    files.write_csv(tmp_path / "a.csv", [{"scan": "M\udcfcller"}])
+    assert (tmp_path / "a.csv").read_text() == "scan\nM\\udcfcller\n"
