@@ -11,6 +11,7 @@ from auxseg.base.classes import CLASS_NAMES
 from auxseg.report import findings, model_card, paper, tables, viewer
 from auxseg.report.document import create_document
 from auxseg.report.markup import element, interval, join, number, table
+from auxseg.runs import run_folder
 from auxseg.scoring import calibration, case_scores, matching
 
 
@@ -440,9 +441,9 @@ def _paper(report, named):
 def _run(report):
     run = report.run
     sizes = {f"{name} split": f"{len(cases)} cases" for name, cases in run.splits.items()}
-    seeds = {key: value for key, value in flatten(run.config).items() if "seed" in key}
+    seeds = {key: value for key, value in run_folder.flatten(run.config).items() if "seed" in key}
     known = report.facts | sizes | {f"seed: {key}": str(value) for key, value in seeds.items()}
-    versions = flatten(run.versions)
+    versions = run_folder.flatten(run.versions)
     return join(
         table(
             ["What", "Value"],
@@ -460,7 +461,7 @@ def _run(report):
             element("summary", "Settings"),
             table(
                 ["Setting", "Value"],
-                [[key, _text(value)] for key, value in flatten(run.config).items()],
+                [[key, _text(value)] for key, value in run_folder.flatten(run.config).items()],
                 class_="wrap",
             ),
         ),
@@ -474,15 +475,6 @@ def _run(report):
         ),
         [element("p", f"Note: {note}") for note in run.summary.get("notes", ())],
     )
-
-
-def flatten(tree, prefix=""):
-    """Returns {'a.b': value} of nested mappings."""
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _text(value):

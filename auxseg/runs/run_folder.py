@@ -97,7 +97,7 @@ def check_settings(config, *, where):
     Raises:
         InputError: one of them is missing, of another kind, or a size out of its range.
     """
-    settings = _flatten(config.to_dict())
+    settings = flatten(config.to_dict())
     for name, kind in _KINDS.items():
         got = settings.get(name)
         if not isinstance(got, kind) or isinstance(got, bool):
@@ -148,7 +148,7 @@ def claim_config(workdir, config):
 
 def _only_more_epochs(old, new):
     """Returns whether a run is given more epochs and nothing else; then says so."""
-    before, after = (_flatten(each).get("train.num_epochs") for each in (old, new))
+    before, after = (flatten(each).get("train.num_epochs") for each in (old, new))
     if not isinstance(before, int) or not before < after:
         return False
     same = {**old, "train": {**old["train"], "num_epochs": after}}
@@ -160,7 +160,7 @@ def _only_more_epochs(old, new):
 
 def list_differences(old, new):
     """Returns 'name: old -> new' for each setting that differs and matters to the result."""
-    old, new = _flatten(old), _flatten(new)
+    old, new = flatten(old), flatten(new)
     names = sorted(n for n in old.keys() | new.keys() if n not in FREE_SETTINGS)
     missing = "(not there)"
     pairs = ((n, old.get(n, missing), new.get(n, missing)) for n in names)
@@ -193,12 +193,12 @@ def keep_rows(path, last_epoch):
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _flatten(tree, prefix=""):
-    if not isinstance(tree, dict):
-        return {prefix: tree}
+def flatten(tree, prefix=""):
+    """Returns {'a.b': value} of nested mappings."""
     flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{name}" if prefix else name)
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.report import html, tables
+from auxseg.report import tables
 from auxseg.report.markup import interval
 from auxseg.runs import run_folder
 from auxseg.scoring import statistics
@@ -122,7 +122,7 @@ def read_scores(path):
                 f"{path / name}: no such file; give the workdir of a run that has ended, or evaluate it: "
                 f"python -m auxseg.evaluate --workdir={path}"
             )
-    return html.flatten(files.read_object(path / "config.json")), files.read_csv(path / "cases.csv")
+    return run_folder.flatten(files.read_object(path / "config.json")), files.read_csv(path / "cases.csv")
 
 
 def _common_split(raw):
@@ -137,7 +137,7 @@ def _select(path, settings, rows, split):
             f"{path / 'cases.csv'}: got no case of the split {split!r}; choose another with --split"
         )
     # A setting that came after a run is at its default there, which changes nothing.
-    full = html.flatten(run_folder.config_to_dict(base.get_config())) | settings
+    full = run_folder.flatten(run_folder.config_to_dict(base.get_config())) | settings
     fixed = {key: value for key, value in full.items() if key not in SEEDS + run_folder.FREE_SETTINGS}
     draw = tuple(full.get(key) for key in SEEDS)
     return RunScores(path.resolve().name, fixed, kept, draw)

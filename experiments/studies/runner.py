@@ -30,7 +30,6 @@ from auxseg.base import command, files
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
 from auxseg.evaluation import evaluate_run
-from auxseg.report import html
 from auxseg.runs import config_files, run_folder
 from experiments.studies import compare, comparison
 
@@ -242,7 +241,7 @@ def _find_finished(folders):
 
 def _settings_key(config):
     """Returns a text that is the same for runs with the same result."""
-    settings = html.flatten(run_folder.config_to_dict(config))
+    settings = run_folder.flatten(run_folder.config_to_dict(config))
     return json.dumps(
         {key: value for key, value in settings.items() if key not in run_folder.FREE_SETTINGS}, sort_keys=True
     )
