@@ -37,17 +37,17 @@ def get_config():
     data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), 'folds' or 'kfold'
     data.fold = 0  # the test fold; the next is val. 'folds': of LUNA16's ten subsets
     data.num_folds = 5  # 'kfold': seeded folds by patient, for sets without subsets
-    data.split_seed = 1
+    data.split_seed = 1  # of the random splits
     data.placement = "auto"  # 'device', 'stream', or 'auto': on the device where it fits
 
     data.phantom = phantom = ml_collections.ConfigDict()  # used with data.name = 'phantom'
-    phantom.num_scans = 48
+    phantom.num_scans = 48  # in the folder
     phantom.num_slices = 60  # per scan
     phantom.matrix = 256  # rows and columns of a slice
     phantom.noise_hu = 20.0  # standard deviation
     phantom.blur_mm = 0.8  # standard deviation of the point spread, in plane
     phantom.prone_fraction = 0.1  # of the scans
-    phantom.seed = 0
+    phantom.seed = 0  # of everything in it
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "aux_unet"  # or one that it is compared with: see auxseg.models.NAMES
@@ -69,7 +69,7 @@ def get_config():
     model.lung_first = False  # 'attention_res_unet': the lungs first, then the nodules in them
 
     config.loss = loss = ml_collections.ConfigDict()
-    loss.name = "dice_ce"
+    loss.name = "dice_ce"  # or another of auxseg.training.losses.LOSSES
     loss.aux_weight = 0.3  # of the auxiliary term; the paper is silent: GoogLeNet's (arXiv:1409.4842)
     loss.shuffle_aux_labels = False  # placebo: the head learns labels exchanged among cases, by `seed`
     # A number for all classes, or one a class:
@@ -83,21 +83,19 @@ def get_config():
 
     config.optim = optim = ml_collections.ConfigDict()
     optim.learning_rate = 1e-3  # (4)
-    optim.beta1 = 0.9
-    optim.beta2 = 0.999
+    optim.beta1 = 0.9  # Adam's decay of the mean gradient
+    optim.beta2 = 0.999  # and of its square
     optim.epsilon = 1e-7  # Keras' default
     optim.plateau_factor = 0.5  # (4)
     optim.plateau_patience_epochs = 5  # recovered from Table 3
     optim.plateau_min_delta = 1e-4  # Keras' default, absolute
-    optim.min_learning_rate = 0.0
+    optim.min_learning_rate = 0.0  # under which the plateau rule does not go
     optim.cosine_epochs = 0  # over which the rate also falls along a half cosine; 0: it does not
     optim.stop_patience_epochs = 10  # (4)
 
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 8  # (4); over all devices
-    train.accumulate_steps = (
-        1  # parts of a device's batch, one after another: less memory; batch norm by part
-    )
+    train.accumulate_steps = 1  # parts of a device's batch, one after another, for less memory
     train.num_epochs = 50  # (4), at most
     train.order_seed = 1  # of the order of the examples
     train.nodule_fraction = placeholder(float)  # of an epoch's examples show a nodule; default: as it comes
@@ -111,8 +109,8 @@ def get_config():
     train.max_minutes = placeholder(float)  # ends the run cleanly after the epoch in which they pass
 
     config.insert = insert = ml_collections.ConfigDict()  # nodules put into lungs; off: not in the paper
-    insert.enabled = False
-    insert.seed = 1
+    insert.enabled = False  # whether any are
+    insert.seed = 1  # of what is inserted where
     insert.max_nodules = 2  # in a slice
     insert.probability = 0.4  # of each of them
     insert.diameter_mm = (3.25, 30.0)  # within LUNA16's distribution, 3.25 to 32.27
@@ -124,8 +122,8 @@ def get_config():
     insert.field_mm = 350.0  # rows and columns of a slice whose spacing is not known
 
     config.augment = augment = ml_collections.ConfigDict()  # off, as in the paper (3.3)
-    augment.enabled = False
-    augment.seed = 1
+    augment.enabled = False  # whether slices are changed at random
+    augment.seed = 1  # of the changes, and of dropout
     augment.flip_probability = 0.5  # left to right; swaps the labels of the two lungs
     augment.shift_fraction = 0.05  # of the size, to either side
     augment.scale_fraction = 0.1  # to either side of 1
@@ -133,11 +131,11 @@ def get_config():
     augment.intensity_fraction = 0.05  # of the window: offset, and relative contrast
 
     config.eval = evaluation = ml_collections.ConfigDict()
-    evaluation.batch_size = 8
+    evaluation.batch_size = 8  # over all devices
     evaluation.num_panels = 6  # cases drawn at the end of a run
     evaluation.tune_nodules = False  # choose threshold and least size of nodules on val, and score by them
     evaluation.max_false_per_slice = 1.0  # nodules that such a choice may find where there is none
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_epochs = 1
+    checkpoint.every_epochs = 1  # beside those of the best epoch and of the last
     return config.lock()

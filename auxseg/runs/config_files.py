@@ -6,10 +6,14 @@ one of these by `from configs import phantom`, and from its neighbours where its
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
+import io
 import pathlib
 import re
 import sys
+import tokenize
 import traceback
 import types
 
@@ -101,9 +105,15 @@ def read(text):
 def with_settings_of_workdir(argv):
     """Returns the arguments of a command; of a --workdir without a --config, those with the run's own settings.
 
+    Of --helpfull each setting becomes a flag first, so that it is listed with what base.py says of it.
+
     Raises:
         InputError: the folder holds no `config.json`.
     """
+    if any(re.fullmatch(r"--?helpfull(=true)?", each) for each in argv):
+        for name, value, comment in describe_settings():
+            default = None if value is None else str(value)
+            flags.DEFINE_string(f"config.{name}", default, comment, module_name="configs.base: with --config")
     if any(re.match(r"--?(config=|config$|help)", each) for each in argv):
         return list(argv)
     given = re.search(r"\0--?workdir[=\0]([^\0]+)", "\0" + "\0".join(argv[1:]))
@@ -113,6 +123,26 @@ def with_settings_of_workdir(argv):
     if not settings.is_file():
         raise InputError(f"--workdir: {given[1]} holds no run to go on with; give --config to start one")
     return [argv[0], f"--config={settings}", *argv[1:]]
+
+
+def describe_settings():
+    """Returns (name, value, comment) of each setting of base.py, in its order; a comment stands behind a value."""
+    path = folder() / "base.py"
+    text = path.read_text(encoding="utf-8")
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {each.start[0]: each.string for each in tokens if each.type == tokenize.COMMENT}
+    config, groups, found = read(str(path)), {"config": ""}, []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+            continue
+        target, *aliases = node.targets
+        name = f"{groups[target.value.id]}{target.attr}"
+        groups |= {alias.id: f"{name}." for alias in aliases}
+        if not aliases:
+            lines = [comments.get(number, "") for number in range(node.lineno, node.end_lineno + 1)]
+            value = functools.reduce(lambda group, part: group[part], name.split("."), config)
+            found.append((name, value, " ".join(lines).strip("# ")))
+    return found
 
 
 def _read_json(path):

@@ -99,7 +99,7 @@ def test_workdir_alone_takes_the_settings_that_lie_there(tmp_path):
     expected = ["main", f"--config={tmp_path}/config.json", f"--workdir={tmp_path}", "--config.seed=2"]
     assert complete(["main", f"--workdir={tmp_path}", "--config.seed=2"]) == expected
     assert complete(["main", "--workdir", str(tmp_path)])[1] == expected[1]
-    for left in (["main"], ["main", "--config=a.py", f"--workdir={tmp_path}"], ["main", "--helpfull"]):
+    for left in (["main"], ["main", "--config=a.py", f"--workdir={tmp_path}"], ["main", "--help"]):
         assert complete(left) == left
     with pytest.raises(InputError, match="holds no run to go on with"):
         complete(["main", f"--workdir={tmp_path / 'none'}"])
@@ -130,3 +130,25 @@ def test_workdir_alone_goes_on_with_the_run(tmp_path):
     assert status == 0, err
     status, err = call(tmp_path, "--workdir=runs/smoke", "--config.model.se=False")
     assert status == 2 and "started with other settings: model.se: true -> false" in err
+
+
+def test_every_setting_has_a_value_and_a_comment():
+    found = config_files.describe_settings()
+    flat = run_folder.flatten(run_folder.config_to_dict(config_files.read("base")))
+    assert [name for name, _, comment in found if not comment] == []
+    assert {name: value for name, value, _ in found}.keys() == flat.keys()
+    named = {name: (value, comment) for name, value, comment in found}
+    assert named["data.phantom.matrix"] == (256, "rows and columns of a slice")
+    assert named["eval.num_panels"][0] == flat["eval.num_panels"] and named["data.dir"][0] is None
+
+
+def test_full_help_lists_every_setting():
+    done = subprocess.run(
+        [sys.executable, "-m", "auxseg.main", "--helpfull"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name, _, comment in config_files.describe_settings():
+        assert f"--config.{name}: {comment.split()[0]}" in done.stdout
