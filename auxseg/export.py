@@ -88,9 +88,8 @@ def main(argv):
     checked = about["checked"]
     print(
         f"{output}: {values.format} of {about['name']}, within "
-        f"{checked['largest_difference_of_mask_probabilities']:.1e} of the original on "
-        f"{checked['slices']} slices "
-        f"({checked['on']})"
+        f"{checked['largest_difference_of_mask_probabilities']:.1e} of the original on {checked['slices']} "
+        f"slices ({checked['on']})"
     )
 
 

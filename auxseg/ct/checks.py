@@ -126,9 +126,8 @@ def _no_air_finding(images, low, high, has, expected):
     share = float(np.mean(images == low)), float(np.mean(images == high))
     if min(share) > 0.002:
         text = (
-            f"already windowed: {share[0]:.0%} of the pixels are exactly {low} and {share[1]:.1%} "
-            f"exactly {high}, "
-            f"{expected}; export the original CT"
+            f"already windowed: {share[0]:.0%} of the pixels are exactly {low} and {share[1]:.1%} exactly "
+            f"{high}, {expected}; export the original CT"
         )
         return Finding(ERROR, "windowed", text)
     return Finding(ERROR, "no-air", f"{has}: no air, {expected}; this is no CT in HU, or shows no lungs")
@@ -138,9 +137,8 @@ def _clipped_findings(images, low, high):
     top = float(np.mean(images == high))
     if high < 300 and top > 0.01:
         text = (
-            f"windowed from above: {top:.0%} of the pixels are exactly {high} HU; bone and contrast "
-            "are lost, "
-            "which the network has not seen in training"
+            f"windowed from above: {top:.0%} of the pixels are exactly {high} HU; bone and contrast are "
+            "lost, which the network has not seen in training"
         )
         return [Finding(WARNING, "clipped", text)]
     if low > -900:
@@ -190,9 +188,8 @@ def _side_findings(views):
     if offsets and np.median(offsets) < -15:
         text = (
             f"the bones lie {-np.median(offsets):.0f} mm in front of the body's middle: front and back "
-            "(and so "
-            "left and right) may be exchanged; check the direction matrix, or the rows of an image "
-            "without one"
+            "(and so left and right) may be exchanged; check the direction matrix, or the rows of an "
+            "image without one"
         )
         return [Finding(WARNING, "front-back", text)]
     return []

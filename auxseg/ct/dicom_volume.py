@@ -96,8 +96,8 @@ def _check_alike(frames, where):
     if missing:
         raise InputError(
             f"DICOM: {len(missing)} of {len(frames)} images have no position, orientation or pixel "
-            "spacing, such "
-            f"as {missing[0].path}, in {where}; export the original CT, not a secondary capture"
+            f"spacing, such as {missing[0].path}, in {where}; export the original CT, not a secondary "
+            "capture"
         )
     kinds = {}
     for frame in frames:
@@ -148,8 +148,7 @@ def _several_images_message(frames, frame, where):
     place = ", ".join(f"{v:.1f}" for v in frame.position_xyz_mm)
     return (
         f"DICOM: different images at one position ({place}) mm{hint}, expected one image a slice, in "
-        f"{where}; "
-        "put each acquisition in a folder of its own"
+        f"{where}; put each acquisition in a folder of its own"
     )
 
 

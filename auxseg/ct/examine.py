@@ -196,7 +196,6 @@ def _check_sides(meanings, centres):
         return [Finding(INFO, "sides", text)]
     text = (
         f"left and right are exchanged: the 'left lung' lies at x {left:.0f} mm, the 'right lung' at "
-        f"{right:.0f} mm, "
-        "and +x is the patient's left; check the direction matrix or the values"
+        f"{right:.0f} mm, and +x is the patient's left; check the direction matrix or the values"
     )
     return [Finding(ERROR, "sides", text)]

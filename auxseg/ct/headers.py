@@ -202,8 +202,7 @@ def check_nrrd_length(fields, found, path):
     if expected == 0 or found != expected:
         raise InputError(
             f"scan: {path} holds {found} bytes of voxels, its header says {expected} "
-            f"({fields.get('sizes')} of type "
-            f"{fields.get('type')!r}); copy or export it again"
+            f"({fields.get('sizes')} of type {fields.get('type')!r}); copy or export it again"
         )
 
 

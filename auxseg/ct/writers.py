@@ -51,9 +51,8 @@ def check_format(name, scan):
         dicom_seg.check_dicom_seg(scan)
     elif name.startswith("nii") and scan.stored.nifti is None and not is_orthogonal(scan.stored):
         raise InputError(
-            f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI "
-            "readers refuse; use "
-            "--format=nrrd, mha or dicom-seg"
+            f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI readers "
+            "refuse; use --format=nrrd, mha or dicom-seg"
         )
     return name
 

@@ -228,9 +228,8 @@ def _read_done(folder, settings):
     different = sorted(name for name in settings.keys() | old.keys() if settings.get(name) != old.get(name))
     if different:
         raise InputError(
-            f"--output: {folder} holds a prediction that differs in {', '.join(different)}; give "
-            "another folder, or "
-            f"remove {folder / DONE}"
+            f"--output: {folder} holds a prediction that differs in {', '.join(different)}; give another "
+            f"folder, or remove {folder / DONE}"
         )
     return about
 

@@ -126,10 +126,8 @@ def check_shift(evaluation):
             FAULT,
             "Predictions are shifted",
             f"The predicted lungs lie {where} of the reference in the image, alike in {alike:.0%} of "
-            f"{there.sum()} cases. "
-            f"Moved back, lung Dice rises from {before:.3f} to {after:.3f}: look for an offset in a "
-            "crop, a "
-            "resize or a flip.",
+            f"{there.sum()} cases. Moved back, lung Dice rises from {before:.3f} to {after:.3f}: look for "
+            "an offset in a crop, a resize or a flip.",
             "confusion",
         )
     return CheckResult(

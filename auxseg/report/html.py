@@ -337,8 +337,8 @@ def _explanations(report, pictures):
         return None
     words = (
         "Grad-CAM weighs the channels of a layer by the gradient of the class's logit and shows where "
-        "they are active: "
-        "what the decision rests on, coarsely. It is no proof of what the network looks at."
+        "they are active: what the decision rests on, coarsely. It is no proof of what the network looks "
+        "at."
     )
     names = [f"explanation_{number}" for number in range(1, len(report.explanations) + 1)]
     return join(element("p", words), [_figures(pictures, name) for name in names])

@@ -57,8 +57,8 @@ def _performance(score_table, objects, split):
         ]
         lines += [
             f"{tables.TITLES[name]}: mean Dice {row['mean']:.3f}{_interval(row)}; {split} split, "
-            f"{row['cases']} "
-            f"cases that have it; {row['missed']} missed, {row['false_positive_cases']} false-positive."
+            f"{row['cases']} cases that have it; {row['missed']} missed, {row['false_positive_cases']} "
+            "false-positive."
             for row in rows
         ]
     total = objects[-1]

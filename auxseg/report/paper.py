@@ -61,8 +61,6 @@ BLAND_ALTMAN_PX = {
 """Figs 12-14: bias, lower and upper limit. The right lung's limits do not centre on its bias."""
 WHY_NOT_COMPARABLE = (
     "The paper's DSC is pooled over all pixels and all classes, background included; the others report "
-    "Dice "
-    "of nodules, on other cases. Its value 5, taken for nodules, marks the airway in LUNA16. The rows "
-    "stand "
-    "side by side because the paper's table does, not because they measure the same."
+    "Dice of nodules, on other cases. Its value 5, taken for nodules, marks the airway in LUNA16. The "
+    "rows stand side by side because the paper's table does, not because they measure the same."
 )
