@@ -1,6 +1,6 @@
 """Scores of the nodule look on held-out crops, moved so that the place tells nothing.
 
-    python -m experiments.box.nodule_crops --real=DIR --runs=DIR [--mirror]
+    python -m experiments.box.nodule_crops --real=DIR --runs=DIR --output=FILE [--mirror] [--test]
 
 Every crop is moved by up to 24 pixels (edges mirrored, a fixed seed) and scored by the network of its own fold, which
 did not train on the patient. Dice is over all pixels that the network calls nodule in the crop; found means an
@@ -120,7 +120,7 @@ def judge_by_readers(crops, rows, marked):
 
 
 def main():
-    """Scores every fold whose training has ended."""
+    """Writes the scores of every fold, or of the test patients, as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -128,22 +128,26 @@ def main():
     parser.add_argument("--runs", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--mirror", action="store_true")
+    parser.add_argument("--test", action="store_true", help="the network in the box, on the test patients")
     options = parser.parse_args()
     crops = nodule_data.read_crops(options.real)
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
     rows, probabilities, references = [], [], []
-    for fold in range(nodule_data.NUM_FOLDS):
+    held_out = (
+        {nodule_data.BOX: nodule_data.TEST} if options.test else {f: f for f in range(nodule_data.NUM_FOLDS)}
+    )
+    for fold, part in held_out.items():
         run = pathlib.Path(options.runs) / f"fold{fold}"
         forward = nodule_train.create_forward(*nodule_train.read_variables(run))
-        rows.append(np.flatnonzero(folds == fold))
+        rows.append(np.flatnonzero(folds == part))
         found = predict(crops, rows[-1], forward, mirror=options.mirror)
         probabilities.append(found[0])
         references.append(found[1])
     rows, probabilities, references = map(np.concatenate, (rows, probabilities, references))
-    mirror = " --mirror" if options.mirror else ""
+    extra = "".join(f" --{name}" for name in ("mirror", "test") if getattr(options, name))
     results = {
         "made_by": made_by(
-            f"python -m experiments.box.nodule_crops --real=FOLDER --runs=RUNS --output=FILE{mirror}",
+            f"python -m experiments.box.nodule_crops --real=FOLDER --runs=RUNS --output=FILE{extra}",
             data=f"{len(set(crops.nodule[rows].tolist()))} held-out nodules of "
             f"{len(set(crops.patient[rows].tolist()))} patients of LIDC-IDRI, crops moved by up to {crops_lib.MOST_SHIFT_PX} px",
             seeds=[nodule_data.SPLIT_SEED, crops_lib.SHIFT_SEED, nodule_train.Recipe.seed],

@@ -15,6 +15,8 @@ from auxseg.datasets import crops as crops_lib
 from auxseg.prediction import nodule_look
 
 NUM_FOLDS = 2
+BOX, ALWAYS, TEST = -1, -1, -2
+"""In place of a fold: the training for the box; of a patient: in every training, or in none."""
 TEST_SHARE = 0.2
 SPLIT_SEED = 20261128
 READ_COMPLETELY = ("LIDC-IDRI-0001", "LIDC-IDRI-0314")
@@ -90,13 +92,13 @@ def assign_folds(crops, test):
     patients = sorted(set(crops.patient.tolist()) - always - set(test) - set(FOLD_OF_SCAN))
     order = np.random.Generator(np.random.PCG64(SPLIT_SEED + 1)).permutation(patients).tolist()
     fold = {patient: place % NUM_FOLDS for place, patient in enumerate(order)} | FOLD_OF_SCAN
-    fold |= dict.fromkeys(always, -1) | dict.fromkeys(test, -2)
+    fold |= dict.fromkeys(always, ALWAYS) | dict.fromkeys(test, TEST)
     return np.array([fold[patient] for patient in crops.patient], np.int32)
 
 
 def training_rows(folds, fold):
     """Returns the slices that the network of a fold trains on, int [n]; of fold -1: of the network in the box."""
-    return np.flatnonzero((folds != -2) & ((folds != fold) | (fold == -1)))
+    return np.flatnonzero((folds != TEST) & ((folds != fold) | (fold == BOX)))
 
 
 def read_middle(folder):

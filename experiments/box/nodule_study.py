@@ -22,8 +22,6 @@ from experiments.box import nodule_data, nodule_judge, nodule_train
 from experiments.made_by import made_by
 
 CHOSEN = "look and shape"
-SHIPPED = -1
-"""The training whose networks are in the box: on the patients of all folds."""
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 DEFAULT_RATE = 1.0
 PENALTY = 1e-3
@@ -217,7 +215,7 @@ def read_crop_candidates(runs):
 
 def read_scans(runs):
     """Returns what `nodule_scans` wrote of every scan, by the networks that judge it."""
-    folds = nodule_data.FOLD_OF_SCAN | dict.fromkeys(nodule_data.READ_FOR_MASS, SHIPPED)
+    folds = nodule_data.FOLD_OF_SCAN | dict.fromkeys(nodule_data.READ_FOR_MASS, nodule_data.BOX)
     paths = [runs / f"fold{fold}" / f"candidates_{name}.json" for name, fold in folds.items()]
     return [json.loads(path.read_text()) for path in paths]
 

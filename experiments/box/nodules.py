@@ -14,7 +14,7 @@ import sys
 
 from auxseg.base import files
 from auxseg.prediction import nodules
-from experiments.box import nodule_data, nodule_scans, nodule_study, nodule_train
+from experiments.box import nodule_data, nodule_scans, nodule_train
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
@@ -27,22 +27,23 @@ def train(work_dir, real_dir):
         real_dir: folder of the real data.
     """
     work, common = pathlib.Path(work_dir), [f"--real={real_dir}"]
-    for fold in (*range(nodule_data.NUM_FOLDS), nodule_study.SHIPPED):
+    for fold in (*range(nodule_data.NUM_FOLDS), nodule_data.BOX):
         run = work / f"fold{fold}"
         _run("nodule_train", *common, f"--output={run}", f"--fold={fold}")
         if not (run / "judge.npz").exists():
             _run("nodule_judge", *common, f"--runs={work}", f"--fold={fold}")
         scans = [name for name, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
-        others = nodule_data.READ_FOR_MASS if fold == nodule_study.SHIPPED else (nodule_scans.CROPS,)
+        others = nodule_data.READ_FOR_MASS if fold == nodule_data.BOX else (nodule_scans.CROPS,)
         _run("nodule_scans", *common, f"--runs={work}", f"--fold={fold}", *scans, *others)
     _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_crops.json'}")
+    _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_test.json'}", "--test")
     _run("nodule_study", f"--runs={work}", f"--output={RESULTS / 'box_nodules.json'}")
     _run("nodule_page")
 
 
 def pack(work_dir, folder):
     """Writes the files of the box's nodule networks into a folder: `look.npz`, `about.json`."""
-    run, folder = pathlib.Path(work_dir) / f"fold{nodule_study.SHIPPED}", pathlib.Path(folder)
+    run, folder = pathlib.Path(work_dir) / f"fold{nodule_data.BOX}", pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     recipe, variables = nodule_train.read_variables(run)
     nodules.write_weights(folder / "look.npz", variables)
