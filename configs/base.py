@@ -16,7 +16,7 @@ def get_config():
     config.seed = 1  # initialisation of the weights
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "luna16"  # 'luna16', 'npz' or 'phantom'
+    data.name = "luna16"  # 'luna16', 'npz', 'phantom' or 'crops'
     data.dir = placeholder(
         str
     )  # of scans or NPZ files; default of LUNA16: $AUXSEG_LUNA16 or TFDS's manual place

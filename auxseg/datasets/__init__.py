@@ -8,7 +8,7 @@ from auxseg.base import files, progress
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
 
-SOURCES = ("luna16", "npz", "phantom")
+SOURCES = ("luna16", "npz", "phantom", "crops")
 """Choices of `data.name`."""
 FIELDS = ("scan", "body")
 """Choices of `data.field`."""
@@ -67,6 +67,12 @@ def _load_own(data_config):
             labels=data_config.labels,
             classes=classes_of(data_config),
         )
+    if data_config.name == "crops":
+        from auxseg.datasets import crops
+
+        if slab > 1:
+            raise InputError(f"data.slab: got {slab}, but crops are single slices")
+        return crops.load(_data_dir(data_config), size_yx=size_yx, classes=classes_of(data_config))
     from auxseg.datasets import select, slabs
     from auxseg.datasets.luna16 import layout, records
 

@@ -10,6 +10,8 @@ import scipy.sparse.csgraph
 
 _OFFSETS = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if o > (0, 0, 0)])
 """Half of the 26 neighbours of a voxel; the other half are theirs."""
+_MEASURED = np.array([(0, 0, 1), (0, 1, -1), (0, 1, 0), (0, 1, 1), (1, 0, 0)])
+"""The neighbours by which a mask is measured (`scoring.components`): corners within a slice, faces between slices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +64,23 @@ def _find_places(marked, threshold):
     return np.column_stack([slices, np.concatenate(found)]).astype(np.int32)
 
 
-def _connected(places, shape):
+def largest_piece(places, shape):
+    """Returns the voxels (int32 [n, 3]) of the largest piece that measuring a mask takes for one nodule.
+
+    Args:
+        places: int32 [m, 3] in the order of the volume, as a `Candidate` has them.
+        shape: of the volume.
+    """
+    return max(_connected(places, shape, _MEASURED), key=len)
+
+
+def _connected(places, shape, offsets=_OFFSETS):
     """Returns the connected pieces of voxels (int32 [n, 3], in order), in the order of their first voxels."""
     if not len(places):
         return []
     numbers = np.ravel_multi_index(tuple(places.T), shape)
     pairs = []
-    for offset in _OFFSETS:
+    for offset in offsets:
         near = places + offset
         inside = ((near >= 0) & (near < shape)).all(axis=1)
         wanted = np.ravel_multi_index(tuple(near[inside].T), shape)

@@ -102,7 +102,8 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
     mask = np.zeros(volume.shape, np.uint8)
     corner = [part.start for part in box]
     for number, place in enumerate(kept, 1):
-        mask[tuple((candidates[place].places + corner).T)] = number
+        piece = nodule_candidates.largest_piece(candidates[place].places, marked.shape)
+        mask[tuple((piece + corner).T)] = number
     described = [
         _describe(candidates[place], float(probabilities[place]), number < len(kept), box)
         for number, place in enumerate(order)

@@ -32,8 +32,9 @@ def page(study, crops, test):
         "False ones are findings that hit no nodule, by LUNA16's rule. In the Lung_Dx scans nobody looked for nodules; "
         "their one 'nodule' is the mass, and a finding outside it is not known to be false.",
         _stages(study["stages"]),
-        "The judge is a small network with three sizes of view, trained on what the look marks. It is not in the box: with "
-        "it the scans' lesions rank no higher, and at half of the rates fewer of the crops' nodules are found.",
+        "The judge is a small network with three sizes of view, trained on what the look marks. It is not in the box: "
+        "with it no scan's lesion ranks higher, some rank lower, and of the crops' nodules it finds more at some rates "
+        "and fewer at others.",
         f"At {study['default_rate']:g} false one a scan on average, the least probability chosen on the other scans:",
         _default(study["default_point_chosen_on_the_other_scans"]),
         "Findings by operating point, the points chosen on all these scans (found of known, false):",
@@ -48,7 +49,7 @@ def page(study, crops, test):
         _readers(crops["readers"]),
         "## The network in the box, on the test patients",
         f"{test['made_by']['data']}; `{test['made_by']['command']}` at commit {test['made_by']['commit']}. These patients "
-        "were named before the first training and scored once, at the end.",
+        "were named before the first training and scored once, at the end (`box_nodule_test.json`).",
         _crops(test["thresholds"]),
         _readers(test["readers"]),
     ]

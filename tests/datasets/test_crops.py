@@ -136,3 +136,39 @@ def test_hu_scale_turns_about_lung():
     assert np.ptp(values[:, 0]) == 0.0
     scale = (values[:, 1] - windows.LUNG_HU) / 1000.0
     assert 1 / 1.2 - 0.002 <= scale.min() < 0.86 and 1.17 < scale.max() <= 1.202
+
+
+def load(folder, **changed):
+    return crops_lib.load(folder, **({"size_yx": (4, 4), "classes": ("background", "nodule")} | changed))
+
+
+def test_a_data_set_tells_nodule_from_the_rest(folder):
+    dataset = load(folder)
+    images, masks = dataset.read(np.arange(3))
+    crops = crops_lib.read_crops(folder)
+    shifts = crops_lib.draw_shifts(3, most_px=24, seed=24)
+    for index in range(3):
+        expected = crops_lib.cut(crops.target(index, "consensus"), shifts[index], 4)
+        np.testing.assert_array_equal(masks[index], expected)
+        np.testing.assert_array_equal(images[index], crops_lib.cut(crops.image_hu(index), shifts[index], 4))
+        np.testing.assert_array_equal(dataset.read_native_mask(index), masks[index])
+    table = dataset.table
+    assert table.case_id.tolist() == ["P1_0-0", "P1_0-1", "P2_0-0"] and dataset.classes == (
+        "background",
+        "nodule",
+    )
+    assert table.labels[:, 1].tolist() == masks.any(axis=(1, 2)).tolist()
+    assert (
+        table.patient.tolist() == ["P1", "P1", "P2"] and images.dtype == np.int16 and masks.dtype == np.uint8
+    )
+
+
+def test_a_crop_never_teaches_that_there_is_no_lung(folder):
+    with pytest.raises(InputError, match="data.classes: got .*left_lung"):
+        load(folder, classes=("background", "left_lung", "right_lung", "nodule"))
+
+
+def test_crops_are_never_resized(folder):
+    for size in ((8, 8), (2, 4)):
+        with pytest.raises(InputError, match="data.size: got"):
+            load(folder, size_yx=size)

@@ -5,6 +5,7 @@ import pytest
 import scipy.ndimage
 
 from auxseg.prediction import nodule_candidates
+from auxseg.scoring.components import find_components
 
 
 def candidates(volume, spacing=(2.0, 1.0, 1.0), hu=None, above=0.5):
@@ -84,3 +85,21 @@ def test_pieces_are_those_of_an_independent_labelling():
 
 def test_nothing_marked_is_no_candidate():
     assert candidates(np.zeros((3, 8, 8), np.uint8)) == []
+
+
+def test_a_piece_is_cut_where_measuring_would_cut_it():
+    volume = np.zeros((3, 8, 8), np.uint8)
+    volume[0, 2:4, 2:4] = 255
+    volume[0, 4, 4] = 255  # by a corner within the slice: stays
+    volume[1, 5, 5] = 255  # by an edge between slices: goes
+    (found,) = candidates(volume)
+    assert len(found.places) == 6
+    assert nodule_candidates.largest_piece(found.places, volume.shape).tolist() == [
+        [0, 2, 2],
+        [0, 2, 3],
+        [0, 3, 2],
+        [0, 3, 3],
+        [0, 4, 4],
+    ]
+    components = find_components(np.where(volume > 0, 3, 0).astype(np.uint8), 3)
+    assert sorted(piece.voxels for piece in components.pieces) == [1, 5]
