@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from auxseg.base import npz
 from auxseg.base.errors import InputError
-from auxseg.devices import links, parallel
+from auxseg.devices import group, parallel
 from auxseg.devices.parallel import AXIS
 
 CLUSTER_VARIABLES = (
@@ -30,7 +30,8 @@ CLUSTER_VARIABLES = (
     "TPU_WORKER_HOSTNAMES",
 )
 """Each is set by a cluster in which jax finds the processes: SLURM, Open MPI, Kubernetes (indexed), TPUs."""
-_HEARTBEAT_SECONDS = 600  # of jax.distributed; `partners` is quicker, and has a word for it
+_MOST_BYTES = 1 << 36
+"""Of a tree of arrays."""
 _group = None
 
 
@@ -53,6 +54,7 @@ def join(coordinator=None, num_processes=None, process_id=None):
     _check_processes(*given)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `train`
+    jax.config.update("jax_enable_recoverability", True)  # else jax aborts all where one is gone; see `group`
     try:
         jax.distributed.initialize(
             coordinator,
@@ -60,7 +62,8 @@ def join(coordinator=None, num_processes=None, process_id=None):
             process_id,
             local_device_ids=_local_device_ids(os.environ),
             cluster_detection_method="deactivate" if coordinator else None,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            coordinator_bind_address=_bind_address(coordinator),
+            heartbeat_timeout_seconds=group.HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -69,7 +72,7 @@ def join(coordinator=None, num_processes=None, process_id=None):
             "--process_id, or --num_processes=1 for this process alone"
         ) from error
     if jax.process_count() > 1:
-        _group = _meet(coordinator.rsplit(":", 1)[0] if coordinator else None)
+        _group = group.Group(group.coordination_client(), jax.process_index(), jax.process_count())
 
 
 def leave(status):
@@ -78,10 +81,8 @@ def leave(status):
     sys.stdout.flush()
     if _group is None:
         sys.exit(status)
-    if status in (0, links.EXIT_LOST):
-        _group.exchange(b"")  # so long as process 0 writes its report the others stay
-        _group.leave()
-        jax.distributed.shutdown()
+    if status in (0, group.EXIT_LOST):
+        _group.leave(jax.distributed.shutdown)  # so long as process 0 writes its report the others stay
         sys.exit(status)
     _group.stop(f"process {_group.process_id} stopped with status {status}; its own output says why", status)
     sys.stderr.flush()
@@ -127,8 +128,14 @@ def share_tree(tree):
     structure."""
     if _group is None:
         return tree
-    content = _group.share(_pack(jax.tree.leaves(tree)) if is_first() else b"", label="reading a checkpoint")
-    return jax.tree.unflatten(jax.tree.structure(tree), _unpack(content))
+    content = _pack(jax.tree.leaves(tree)) if is_first() else b""
+    size = share(
+        len(content), label="reading a checkpoint"
+    )  # all come to the collective at about the same time
+    words = np.zeros(-(-size // 4), np.int32)
+    words.view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+    found = np.ascontiguousarray(multihost_utils.broadcast_one_to_all(words)).view(np.uint8)[:size].tobytes()
+    return jax.tree.unflatten(jax.tree.structure(tree), _unpack(found))
 
 
 def check_same(name, value):
@@ -217,17 +224,10 @@ def _local_device_ids(environment):
     return list(range(len(found))) or None
 
 
-def _meet(host):
-    """Returns the `partners.Group` of the run: process 0 tells the others where it is by a collective."""
-    door = links.Door([host] if host else []) if jax.process_index() == 0 else None
-    told = np.zeros(1024, np.int32)
-    if door is not None:
-        content = json.dumps(door.address).encode()
-        told[: len(content)] = np.frombuffer(content, np.uint8)
-    heard = np.asarray(multihost_utils.broadcast_one_to_all(told)).astype(np.uint8).tobytes()
-    if door is not None:
-        return door.let_in(jax.process_count())
-    return links.knock(json.loads(heard.rstrip(b"\0")), jax.process_index(), jax.process_count())
+def _bind_address(coordinator):
+    """Returns where jax's service listens: on this machine alone where the coordinator is; None: as jax chooses."""
+    host, _, port = (coordinator or "").rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("localhost", "127.0.0.1") else None
 
 
 def _pack(arrays):
@@ -237,5 +237,5 @@ def _pack(arrays):
 
 
 def _unpack(content):
-    arrays = npz.read_npz(io.BytesIO(content), most_bytes=links.MOST_BYTES)
+    arrays = npz.read_npz(io.BytesIO(content), most_bytes=_MOST_BYTES)
     return [arrays[name] for name in sorted(arrays)]
