@@ -157,5 +157,5 @@ def test_read_only_workdir_is_one_clear_line(read_only):
 def test_checkpoints_that_cannot_be_written_are_one_clear_line(read_only):
     with pytest.raises(InputError, match="best checkpoint 1 could not be saved: Permission denied"):
         checkpoints.save_best(
-            read_only, step=1, variables=test_checkpoints.make_state(1).variables, progress={}
+            read_only, step=1, variables=test_checkpoints.make_state(1).variables, progress={"epoch": 1}
         )

@@ -95,7 +95,11 @@ def create_settings(model_config, num_classes=NUM_CLASSES):
     elsewhere = ("lowering", "folded", "num_classes")
     names = [field.name for field in dataclasses.fields(Settings) if field.name not in elsewhere]
     values = {name: getattr(model_config, name) for name in names}
-    return Settings(**values, num_classes=num_classes, lowering=resolve_lowering(model_config.lowering))
+    return Settings(
+        **values,
+        num_classes=num_classes,
+        lowering=resolve_lowering(model_config.lowering, model_config.dtype),
+    )
 
 
 def _check_positive(name, value):

@@ -32,10 +32,10 @@ LOWERINGS = ("auto", "plain", "shifted", "blocked", "kernels")
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def resolve_lowering(name):
+def resolve_lowering(name, dtype="float32"):
     """Returns a lowering other than 'auto' for a setting; 'auto' goes by the default backend.
 
-    On a CPU 'kernels', or 'blocked' where they cannot be compiled; 'shifted' on a GPU, whose grouped
+    On a CPU 'kernels', or 'blocked' in bfloat16 and where they cannot be compiled; 'shifted' on a GPU, whose grouped
     convolutions have slow gradients too (jax issues 13800 and 23713); 'plain' elsewhere.
 
     Raises:
@@ -44,7 +44,12 @@ def resolve_lowering(name):
     check_choice("model.lowering", name, LOWERINGS)
     backend = jax.default_backend()
     if name == "kernels" or (name, backend) == ("auto", "cpu"):
-        reason = build.load() if backend == "cpu" else f"they are for a CPU, this is a {backend}"
+        if backend != "cpu":
+            reason = f"they are for a CPU, this is a {backend}"
+        else:
+            reason = (
+                build.load() if dtype == "float32" else f"they compute in float32, model.dtype is {dtype!r}"
+            )
         if name == "kernels" and reason:
             raise InputError(f"model.lowering: 'kernels' cannot be used here: {reason}; take 'auto'")
         if reason:

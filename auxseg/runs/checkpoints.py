@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -66,8 +67,14 @@ def restore_latest(workdir, *, state, sums):
     if step is None:
         return None
     items = _restore(workdir, LATEST, step, ("weights", "training", "progress"))
-    structure = jax.tree.structure((state.step, state.opt_state, sums))
+    expected = (state.step, state.opt_state, sums)
+    structure = jax.tree.structure(expected)
     leaves = [items["training"][name] for name in sorted(items["training"])]
+    if [np.shape(leaf) for leaf in leaves] != [np.shape(leaf) for leaf in jax.tree.leaves(expected)]:
+        raise InputError(
+            f"{workdir}/checkpoints: what {LATEST} checkpoint {step} holds is not of this network and optimiser; it is "
+            "of another run, or forged"
+        )
     step_count, opt_state, sums = jax.tree.unflatten(structure, leaves)
     weights = match_variables(items["weights"], state.variables, where=f"{workdir}/checkpoints")
     restored = TrainState(step_count, weights["params"], weights["batch_stats"], opt_state)
@@ -85,6 +92,8 @@ def restore_best(workdir):
     if step is None:
         raise InputError(f"workdir {workdir}: no checkpoint in it; train first, or name the workdir of a run")
     items = _restore(workdir, BEST, step, ("weights", "progress"))
+    if not isinstance(items["progress"], dict) or not isinstance(items["progress"].get("epoch"), int):
+        raise InputError(f"{workdir}/checkpoints: {BEST} checkpoint {step} names no epoch; it is forged")
     return items["weights"], items["progress"]
 
 
@@ -103,6 +112,9 @@ def match_variables(variables, expected, *, where):
         {jax.tree_util.keystr(path): np.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (variables, expected)
     )
+    kinds = {np.asarray(leaf).dtype.kind for leaf in jax.tree.leaves(variables)}
+    if kinds - {"f", "V"}:  # V: bfloat16
+        raise InputError(f"{where}: its weights are no floating-point numbers; it is damaged or forged")
     for name in sorted(got.keys() | want.keys()):
         if got.get(name) != want.get(name):
             raise InputError(
@@ -137,11 +149,24 @@ def _save(workdir, kind, step, variables, progress, training=None):
 def _write(folder, kind, step, items):
     """Has Orbax write a checkpoint; returns the steps that are kept."""
     (folder / kind).mkdir(parents=True, exist_ok=True)
-    with _manager(folder, kind) as manager:
+    with _quiet(), _manager(folder, kind) as manager:
         if not manager.save(step, args=ocp.args.Composite(**items), force=True):
             raise RuntimeError(f"Orbax did not save {kind} checkpoint {step} in {folder}")
         manager.wait_until_finished()
         return set(manager.all_steps())
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps Orbax and its threads from printing tracebacks of an error that is raised to the caller as well."""
+    verbosity, hook = logging.get_verbosity(), threading.excepthook
+    logging.set_verbosity(logging.FATAL)
+    threading.excepthook = lambda about: None
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        threading.excepthook = hook
 
 
 def _reason(error):
@@ -164,6 +189,19 @@ def _remove_leftovers(folder, kind):
 
 
 def _restore(workdir, kind, step, names):
+    """Returns {name: what Orbax restores}; what it does not understand is refused in one line."""
+    try:
+        return _restore_by_orbax(workdir, kind, step, names)
+    except InputError:
+        raise
+    except Exception as error:  # a stranger's files lead it anywhere
+        raise InputError(
+            f"{workdir}/checkpoints: {kind} checkpoint {step} cannot be read ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); it is damaged, or of another version"
+        ) from error
+
+
+def _restore_by_orbax(workdir, kind, step, names):
     _check_sizes(workdir / "checkpoints" / kind / str(step), [name for name in names if name not in _RESTORE])
     args = {name: _RESTORE.get(name, ocp.args.StandardRestore)() for name in names}
     options = ocp.CompositeOptions(multiprocessing_options=_FIRST_ALONE)

@@ -47,8 +47,20 @@ class Position:
 
     @classmethod
     def from_json(cls, value):
-        """Returns the Position that `to_json` gave."""
-        return cls(value["epoch"], optim.Schedule(**value["schedule"]), value["seconds"])
+        """Returns the Position that `to_json` gave.
+
+        Raises:
+            InputError: it is none.
+        """
+        try:
+            position = cls(int(value["epoch"]), optim.Schedule(**value["schedule"]), float(value["seconds"]))
+            float(position.schedule.learning_rate)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"checkpoint: where its run stood cannot be read ({error!r}); it is damaged or forged: start anew with "
+                "another --workdir=DIR"
+            ) from error
+        return position
 
 
 def train(config, workdir, *, finish):

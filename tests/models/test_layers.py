@@ -110,3 +110,12 @@ def test_without_kernels_the_blocked_form_is_taken_and_said_once(monkeypatch, ca
 def test_names_of_lowerings():
     with pytest.raises(InputError, match="model.lowering: got 'fast', expected one of 'auto', 'plain'"):
         layers.resolve_lowering("fast")
+
+
+def test_bfloat16_does_not_claim_the_kernels(monkeypatch, capsys):
+    monkeypatch.setattr(layers.jax, "default_backend", lambda: "cpu")
+    layers.build.explain_missing.cache_clear()
+    assert layers.resolve_lowering("auto", "bfloat16") == "blocked"
+    assert "they compute in float32, model.dtype is 'bfloat16'" in capsys.readouterr().err
+    with pytest.raises(InputError, match="'kernels' cannot be used here: they compute in float32"):
+        layers.resolve_lowering("kernels", "bfloat16")

@@ -1,6 +1,8 @@
 """What is saved comes back bit by bit; what is damaged is found, and the one before it is taken."""
 
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 from auxseg.base.errors import InputError
 from auxseg.runs import checkpoints
 from auxseg.runs.state import TrainState
-from auxseg.training import optim, steps
+from auxseg.training import loop, optim, steps
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def make_state(step, seed=0):
@@ -116,7 +120,7 @@ def test_best_weights_without_the_rest(tmp_path):
 
 def test_reading_writes_nothing(tmp_path):
     state = make_state(5)
-    checkpoints.save_best(tmp_path, step=5, variables=state.variables, progress={})
+    checkpoints.save_best(tmp_path, step=5, variables=state.variables, progress={"epoch": 1})
     before = {p: p.stat().st_mtime_ns for p in pathlib.Path(tmp_path).rglob("*")}
     checkpoints.restore_best(tmp_path)
     assert {p: p.stat().st_mtime_ns for p in pathlib.Path(tmp_path).rglob("*")} == before
@@ -130,3 +134,39 @@ def test_weights_of_another_network_are_named():
     del got["params"]["a"]
     with pytest.raises(InputError, match=r"got shape None, expected \(3, 4\)"):
         checkpoints.match_variables(got, expected, where="runs/x")
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """Orbax and its threads would print a hundred lines beside it."""
+    code = (
+        "import pathlib, resource, signal, sys\n"
+        "import numpy as np\n"
+        "from auxseg.base.errors import InputError\n"
+        "from auxseg.runs import checkpoints\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+        "weights = {'params': {'a': np.random.rand(1 << 18).astype(np.float32)}, 'batch_stats': {}}\n"
+        "try:\n"
+        "    checkpoints.save_best(pathlib.Path(sys.argv[1]), step=1, variables=weights, progress={'epoch': 1})\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert "could not be saved: File too large" in done.stdout and done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_forged_checkpoint_is_one_line(tmp_path):
+    state = make_state(3)
+    forged = state._replace(opt_state=(np.zeros(2, np.float32),))
+    checkpoints.save_latest(tmp_path, state=forged, sums=make_sums(), progress={"epoch": 3})
+    with pytest.raises(InputError, match="latest checkpoint 3 holds is not of this network and optimiser"):
+        restore(tmp_path)
+    checkpoints.save_best(tmp_path, step=3, variables=state.variables, progress=["epoch"])
+    with pytest.raises(InputError, match="best checkpoint 3 names no epoch"):
+        checkpoints.restore_best(tmp_path)
+    whole = jax.tree.map(lambda x: np.zeros(x.shape, np.int64), state.variables)
+    with pytest.raises(InputError, match="no floating-point numbers"):
+        checkpoints.match_variables(whole, state.variables, where="there")
+    with pytest.raises(InputError, match="where its run stood cannot be read"):
+        loop.Position.from_json({"epoch": 3})
