@@ -441,3 +441,16 @@ def test_real_masks_shifted(real_data):
         row = score(np.roll(mask, (3, 3), (0, 1)), mask, (0.7, 0.7)).row
         assert (row["shift_y_px"], row["shift_x_px"]) == pytest.approx((3, 3), abs=0.2)
         assert 0.9 < row["left_lung_dice"] < 0.999 and row["lungs_dice_moved_back"] > row["lungs_dice"]
+
+
+def test_areas_and_their_errors_in_square_millimetres():
+    scores = case_scores.area_scores(3, 5, (2.0, 1.5))
+    assert (scores["reference_mm2"], scores["predicted_mm2"], scores["area_error_mm2"]) == (15.0, 9.0, -6.0)
+    assert (scores["area_error_px"], scores["area_error_relative"]) == (-2, -0.4)
+
+
+def test_surface_dice_ends_at_its_tolerance():
+    reference, prediction = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    reference[4, :], prediction[6, :] = True, True  # two lines, 2 mm apart
+    scores = case_scores.score_class(prediction=prediction, reference=reference, spacing_yx_mm=np.ones(2))
+    assert (scores["surface_dice_1mm"], scores["surface_dice_2mm"]) == (0.0, 1.0)

@@ -172,3 +172,8 @@ def test_no_more_false_nodules_than_allowed():
     for allowed, found in ((1.0, 1), (1.49, 1), (1.5, 3)):
         _, about = operating_point.choose(counts, max_false=allowed, nominal_pixel_mm=1.0)
         assert about["chosen"]["found"] == found
+
+
+def test_a_least_size_in_pixels_goes_by_the_pixels_that_are_taken_for_granted():
+    sizes = {(choice.min_mm, choice.min_px) for choice in operating_point.create_choices(0.5)}
+    assert sizes == {(0.0, 0.0), (3.0, 6.0), (4.0, 8.0), (5.0, 10.0), (6.0, 12.0)}
