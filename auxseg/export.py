@@ -16,7 +16,7 @@ from absl import flags
 
 from auxseg.base import command
 from auxseg.base.errors import InputError, check_choice
-from auxseg.ct import scans
+from auxseg.ct import checks, scans
 from auxseg.datasets import load
 from auxseg.datasets.resize import resize_image
 from auxseg.runs import bundles, networks, splits
@@ -55,6 +55,7 @@ def _read_scans(path, size):
     for source in chosen:
         with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
             scan = scans.open_scan(source, scratch)
+            checks.raise_errors(scan.findings, scan.path)
             num_slices = scan.num_slices
             count = max(1, NUM_SLICES // len(chosen))
             wanted = np.unique(np.linspace(0, num_slices - 1, count + 2).astype(int)[1:-1])

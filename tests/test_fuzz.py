@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg.base.errors import InputError
-from auxseg.ct import geometry, scans
+from auxseg.ct import checks, geometry, scans
 
 ROUNDS = 60
 FORMATS = ("mhd", "mha", "nrrd", "nii", "nii.gz")
@@ -40,7 +40,9 @@ def _open_and_read(path, scratch):
     scratch.mkdir()
     try:
         found = scans.find_scans(path)
-        scan = scans.open_scan(found[0], scratch)
+        source = max(found, key=lambda one: sum(len(series.frames) for series in one.series))
+        scan = scans.open_scan(source, scratch)
+        checks.raise_errors(scan.findings, path)
         return scan, scan.read(0, scan.num_slices)
     except InputError as error:
         message = str(error)
@@ -155,8 +157,8 @@ def test_damaged_dicom(tmp_path, part):
         outcomes.add(scan is None)
         if scan is not None:
             assert part != "cut"
-            assert voxels.shape == volume.shape and voxels.dtype == np.int16
-            np.testing.assert_array_equal(np.delete(voxels, 2, 0), np.delete(volume, 2, 0))
+            places = [k for k, frame in zip(scan.volume.places, scan.volume.frames) if frame.path != paths[2]]
+            np.testing.assert_array_equal(voxels[places], np.delete(volume, 2, 0))
     assert True in outcomes
 
 

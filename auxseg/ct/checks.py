@@ -17,6 +17,10 @@ ERROR, WARNING, INFO = "error", "warning", "info"
 _LUNG_HU = (-980, -320)
 _BODY_HU = -320
 _COARSE_MM = 3.0
+_PADDING_HU = -900
+"""Slices of one value up to this are padding, as resampled scans have it; of a higher one they are no CT."""
+_FEW_CONSTANT = 0.05
+"""Share of such slices that are only a warning."""
 _MAX_LABELS = 24
 
 
@@ -63,12 +67,44 @@ def raise_errors(findings, where):
             raise InputError(f"{finding.text} (in {where})")
 
 
+def accept_errors(findings):
+    """Returns findings with the errors among them as warnings, as --force has it."""
+    return [dataclasses.replace(one, severity=WARNING) if one.severity == ERROR else one for one in findings]
+
+
+def without_known(findings, known):
+    """Returns findings except those of a kind that is known already."""
+    codes = {one.code for one in known}
+    return [one for one in findings if one.code not in codes]
+
+
 def pick_slices(num_slices, count):
     """Returns at most `count` slice indices, evenly spread, the middle one among them; int [n]."""
     if num_slices <= count:
         return np.arange(num_slices)
     spread = np.linspace(0.1, 0.9, count) * (num_slices - 1)
     return np.unique(np.append(np.rint(spread).astype(int), num_slices // 2))
+
+
+def check_constant(values, share, what):
+    """Returns a finding about slices of one value: padding, or the end of a download that did not finish.
+
+    Args:
+        values: the value of each such slice, HU.
+        share: how many they are of all, 0.0 to 1.0.
+        what: which they are, in words.
+    """
+    if not len(values) or share == 1.0:
+        return []
+    is_air = max(values) <= _PADDING_HU
+    severity = WARNING if is_air or share <= _FEW_CONSTANT else ERROR
+    listed = ", ".join(f"{value:g}" for value in sorted(set(values))[:3])
+    text = (
+        f"{what} of one value ({listed} HU): no part of the patient; the file may be a copy or a download that did "
+        "not finish: compare its size with the original's"
+        + (" (predict --force goes on)" if severity == ERROR else "")
+    )
+    return [Finding(severity, "constant-slices", text)]
 
 
 def check_scan(images, *, spacing_yx_mm, native_dtype="int16"):
@@ -79,7 +115,9 @@ def check_scan(images, *, spacing_yx_mm, native_dtype="int16"):
         spacing_yx_mm: pixel size in mm, or None where it is not known (512 columns are taken as 350 mm).
         native_dtype: the type in which the file stores its values.
     """
-    findings = check_values(images, native_dtype)
+    flat = [int(one.min()) for one in images if one.min() == one.max()]
+    what = f"{len(flat)} of {len(images)} slices looked at are"
+    findings = [*check_values(images, native_dtype), *check_constant(flat, len(flat) / len(images), what)]
     if any(finding.severity == ERROR for finding in findings):
         return findings
     spacing = spacing_yx_mm or (350.0 / images.shape[2],) * 2

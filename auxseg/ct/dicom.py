@@ -1,9 +1,8 @@
-"""CT series from DICOM files: which series is the chest CT, its slices in order, in mm and HU.
+"""Headers of DICOM files: each image's place, size and scale, the images of one series together.
 
-Single-frame and enhanced multi-frame CT, by pydicom; compressed pixels that pydicom has
-no decoder for are read by SimpleITK. Slices are ordered by position along their normal, the spacing comes
-from the positions and not from SliceThickness. What makes a volume wrong without looking wrong is refused
-in one line: missing slices, two acquisitions in one series, mixed orientations, 8-bit pictures of a CT.
+Single-frame and enhanced multi-frame CT, by pydicom, with or without the 132 bytes before
+the data set. Nothing is judged here: `series_choice` says which series is the chest CT, `dicom_volume` makes
+slices of it, `dicom_pixels` reads their values.
 """
 
 from __future__ import annotations
@@ -12,31 +11,34 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import re
 import warnings
 
 import numpy as np
 
-from auxseg.base.classes import AIR_HU
 from auxseg.base.errors import InputError
-from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
+from auxseg.ct.checks import ERROR, WARNING, Finding
 
-MAX_HU, MIN_HU = 3071, AIR_HU
-"""Range that HU are clipped to: 12 bits, as the scanners give them."""
+NO_IMAGES = frozenset(
+    "SEG SR PR KO RTSTRUCT RTPLAN RTDOSE RTRECORD REG FID AU ECG DOC PLAN RWV SMR M3D STAIN ASMT".split()
+)
+"""Modalities whose files hold no image of a patient; never segmented."""
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "ImageType",
     "SeriesNumber", "SeriesDescription", "StudyDescription", "BodyPartExamined", "ProtocolName",
-    "ConvolutionKernel", "AcquisitionNumber", "InstanceNumber", "PatientPosition", "NumberOfFrames",
+    "ConvolutionKernel", "AcquisitionNumber", "AcquisitionTime", "TemporalPositionIdentifier",
+    "InstanceNumber", "PatientPosition", "NumberOfFrames", "PatientID", "PatientName", "PatientBirthDate",
     "Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation", "SamplesPerPixel",
     "PixelRepresentation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "SliceLocation", "SliceThickness", "SpacingBetweenSlices", "ReconstructionDiameter",
     "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "LossyImageCompression",
 ]  # fmt: skip
-_CHEST = re.compile(r"chest|thora|lung|pulmo|poumon|lunge", re.IGNORECASE)
-_OTHER_PART = re.compile(
-    r"abdo|pelvi|head|brain|skull|neck|knee|spine|sinus|hip\b|foot|ankle|wrist", re.IGNORECASE
-)
+HEAD_BYTES = 132
+"""What `is_dicom_head` looks at."""
 _HU_TYPES = ("", "HU", "HU_MOD", "US")
+_VALUE_TYPES = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT OB OF OW PN SH SL SQ SS ST TM UI UL UN US UT".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Frame:
         padding: stored values (lowest, highest) outside the field of view, or None.
         image_type: such as ('ORIGINAL', 'PRIMARY', 'AXIAL').
         acquisition: AcquisitionNumber, '' where the file has none.
+        number: InstanceNumber, or 0.
+        location_mm: SliceLocation, or None.
+        step_mm: SpacingBetweenSlices, else SliceThickness, else None.
+        field_mm: ReconstructionDiameter, or None.
+        times: AcquisitionTime and TemporalPositionIdentifier.
+        kernel: ConvolutionKernel.
+        needs_dataset: the pixels cannot be reached by path alone: no file meta, or a deflated data set.
     """
 
     path: pathlib.Path
@@ -70,6 +79,13 @@ class Frame:
     padding: tuple[int, int] | None
     image_type: tuple[str, ...]
     acquisition: str
+    number: int = 0
+    location_mm: float | None = None
+    step_mm: float | None = None
+    field_mm: float | None = None
+    times: tuple[str, ...] = ()
+    kernel: str = ""
+    needs_dataset: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +98,10 @@ class Series:
         modality: such as 'CT'.
         number: SeriesNumber, 0 where there is none.
         description: what the scanner calls it: series, body part, protocol, kernel.
-        frames: one entry a slice, in the order found.
+        frames: one entry a slice, in the order found; none for modalities without images.
         problems: errors of single files, by what they are.
+        patient: PatientID, PatientName and PatientBirthDate, which tell patients apart.
+        paths: its files.
     """
 
     uid: str
@@ -93,46 +111,82 @@ class Series:
     description: str
     frames: tuple[Frame, ...]
     problems: tuple[Finding, ...] = ()
+    patient: tuple[str, str, str] = ("", "", "")
+    paths: tuple[pathlib.Path, ...] = ()
 
     def __str__(self):
-        return (
-            f"series {self.number} '{self.description}' ({self.modality}, {len(self.frames)} images, "
-            f"{self.uid})"
-        )
+        count = f"{len(self.frames)} images" if self.frames else f"{len(self.paths)} files"
+        return f"series {self.number} '{self.description}' ({self.modality or 'no modality'}, {count}, {self.uid})"
 
 
 def is_dicom(path):
-    """Returns whether a file has DICOM's preamble ('DICM' at byte 128)."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
+    """Returns whether a file is DICOM by its first bytes: 'DICM' at byte 128, or a data set from byte 0.
+
+    Files without the preamble begin with an element of group 2 or 8, as GDCM too reads them.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        return is_dicom_head(file.read(HEAD_BYTES))
+
+
+def is_dicom_head(head):
+    """Returns whether the first `HEAD_BYTES` of a file are those of DICOM; see `is_dicom`."""
+    if head[128:] == b"DICM":
+        return True
+    if len(head) < 16 or head[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         return False
+    if head[4:6] in _VALUE_TYPES:
+        return True
+    return head[0] == 8 and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 64  # implicit types
 
 
 def read_file(path):
     """Returns what one DICOM file adds to its series, or None where it holds no image (a report, a DICOMDIR).
 
     Raises:
-        InputError: the file is damaged, or pydicom is not installed.
+        InputError: the file is damaged, cannot be opened, or pydicom is not installed.
     """
     try:
         import pydicom
     except ImportError as error:
         raise InputError(f"DICOM: reading {path} needs pydicom: pip install pydicom") from error
-    with _errors_named(path):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-        if "SeriesInstanceUID" not in dataset or "Rows" not in dataset:
+    with errors_named(path):
+        force = path.stat().st_size > 0 and is_dicom(path)
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=force)
+        modality = _text(dataset, "Modality").upper()
+        if "Rows" not in dataset and modality not in NO_IMAGES:
             return _check_imageless(dataset, path)
+        has_images = modality not in NO_IMAGES
+        if has_images and not {"PixelSpacing", "RescaleSlope"} <= set(dataset.dir()):
+            _check_whole(path, dataset)
         return Series(
-            uid=str(dataset.SeriesInstanceUID),
-            study_uid=str(dataset.get("StudyInstanceUID", "")),
-            modality=str(dataset.get("Modality", "")),
+            uid=_text(dataset, "SeriesInstanceUID"),
+            study_uid=_text(dataset, "StudyInstanceUID"),
+            modality=modality,
             number=int(dataset.get("SeriesNumber") or 0),
             description=_describe(dataset),
-            frames=tuple(_read_frames(dataset, path)),
-            problems=tuple(_find_file_problems(dataset, path)),
+            frames=tuple(_read_frames(dataset, path)) if has_images else (),
+            problems=tuple(_find_file_problems(dataset, path)) if has_images else (),
+            patient=tuple(_text(dataset, name) for name in ("PatientID", "PatientName", "PatientBirthDate")),
+            paths=(pathlib.Path(path),),
         )
+
+
+def read_series_uid(path):
+    """Returns the SeriesInstanceUID of a file, '' where it has none or cannot be read."""
+    import pydicom
+
+    with contextlib.suppress(InputError), errors_named(path):
+        return _text(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]),
+                     "SeriesInstanceUID")  # fmt: skip
+    return ""
+
+
+def _text(dataset, name):
+    value = dataset.get(name)
+    return "" if value is None else str(value).strip()
 
 
 def _check_imageless(dataset, path):
@@ -141,132 +195,55 @@ def _check_imageless(dataset, path):
     Raises:
         InputError: it should hold one: the header ends too early.
     """
-    kind = getattr(dataset.file_meta.get("MediaStorageSOPClassUID", ""), "name", "")
-    if not kind or "Image Storage" in kind:
-        raise InputError(f"DICOM: {path} is damaged or truncated: its header ends too early; export it again")
+    meta = getattr(dataset, "file_meta", None) or {}
+    kind = getattr(meta.get("MediaStorageSOPClassUID", ""), "name", "")
+    if "Storage" not in kind or "Image Storage" in kind:
+        raise InputError(
+            f"DICOM: {path} is damaged or truncated: it has no image size (Rows); export it again"
+        )
     return None
+
+
+def _check_whole(path, dataset):
+    """Raises where a file that lacks what stands just before its pixels has none: it was cut there."""
+    import pydicom
+
+    if "SharedFunctionalGroupsSequence" in dataset:
+        return
+    whole = pydicom.dcmread(path, specific_tags=["PixelData"], defer_size=1024, force=True)
+    if "PixelData" not in whole:
+        raise InputError(f"DICOM: {path} is damaged or truncated: it ends before its pixels; export it again")
 
 
 def merge_series(parts):
     """Returns the series that files make up together, in the order of their numbers.
+
+    Files of two patients are never one series, whatever their UIDs say; those without a series' UID are one
+    a folder.
 
     Args:
         parts: from `read_file`, one a file.
     """
     groups = {}
     for part in parts:
-        groups.setdefault((part.study_uid, part.uid), []).append(part)
+        place = "" if part.uid and part.study_uid else str(part.paths[0].parent)
+        groups.setdefault((part.study_uid, part.uid, part.patient, place), []).append(part)
     series = [_merge(group) for group in groups.values()]
-    return sorted(series, key=lambda one: (one.number, one.uid))
+    return sorted(series, key=lambda one: (one.number, one.uid, str(one.paths[0])))
 
 
 def _merge(parts):
     problems = {problem.code: problem for part in reversed(parts) for problem in part.problems}
-    frames = tuple(frame for part in parts for frame in part.frames)
-    return dataclasses.replace(parts[0], frames=frames, problems=tuple(problems.values()))
-
-
-def choose_series(series, uid=None):
-    """Returns the chest CT among several series: (chosen, others).
-
-    CT before all else; then series named for the chest, then those not named for another part, then
-    transverse ones, then the one with the most images (the thinnest slices), then the lowest number.
-
-    Args:
-        series: from `merge_series`, at least one.
-        uid: SeriesInstanceUID or SeriesNumber that the user asks for, or None.
-
-    Raises:
-        InputError: no CT among them, or `uid` is none of them; the message lists what there is.
-    """
-    listing = "; ".join(str(one) for one in series)
-    if uid is not None:
-        matches = [one for one in series if uid in (one.uid, str(one.number))]
-        if len(matches) != 1:
-            raise InputError(f"--series: got {uid!r}, expected the UID or number of one of: {listing}")
-        chosen = matches[0]
-    else:
-        images = [one for one in series if one.modality == "CT" and one.frames]
-        if not images:
-            raise InputError(f"DICOM: no CT image series, found: {listing or 'nothing'}; give a chest CT")
-        chosen = min(images, key=_preference)
-    return chosen, [one for one in series if one is not chosen]
-
-
-def _preference(series):
-    named, other = _CHEST.search(series.description), _OTHER_PART.search(series.description)
-    transverse = sum(_is_transverse(frame) for frame in series.frames)
-    usable = not series.problems and transverse > 1
-    return (not usable, not named, bool(other), -transverse, series.number, series.uid)
-
-
-def _is_transverse(frame):
-    if frame.orientation is None or "LOCALIZER" in frame.image_type:
-        return False
-    return abs(normal(frame)[2]) > 0.8
-
-
-def read_frame(frame):
-    """Returns one slice, int16 [H, W] in HU, rows and columns as stored, clipped to 12 bits.
-
-    Raises:
-        InputError: the file is damaged, truncated or compressed in a way that nothing here can undo.
-    """
-    with _errors_named(frame.path):
-        stored = _read_stored(frame)
-    if stored.shape != frame.size_yx:
-        raise InputError(f"DICOM: {frame.path} has pixels of shape {stored.shape}, expected {frame.size_yx}")
-    if frame.slope == 1.0 and float(frame.intercept).is_integer():
-        hu = stored.astype(np.int32) + int(frame.intercept)
-    else:
-        hu = np.rint(stored * np.float64(frame.slope) + frame.intercept)
-    if frame.padding is not None:
-        hu = np.where((stored >= frame.padding[0]) & (stored <= frame.padding[1]), AIR_HU, hu)
-    return np.clip(hu, MIN_HU, MAX_HU).astype(np.int16)
-
-
-def read_sources(volume):
-    """Returns the headers of a volume's files without pixels, in the order of the frames.
-
-    One pydicom dataset a frame, or one in all where a single file holds all frames.
-    """
-    import pydicom
-
-    paths = list(dict.fromkeys(frame.path for frame in volume.frames))
-    with _errors_named(paths[0]):
-        return [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
-
-
-def _read_stored(frame):
-    """Returns the stored values of a frame, integer [H, W]."""
-    from pydicom.pixels import pixel_array
-
-    try:
-        return np.asarray(pixel_array(frame.path, index=frame.index, raw=True))
-    except (RuntimeError, NotImplementedError) as error:
-        return _read_with_simpleitk(frame, error)
-
-
-def _read_with_simpleitk(frame, reason):
-    """Returns stored values of a compressed single-frame file; GDCM gives HU, which are undone."""
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = sitk.GetArrayFromImage(sitk.ReadImage(str(frame.path)))
-    except RuntimeError:
-        image = np.zeros(0)
-    if image.shape != (1, *frame.size_yx):
-        text = str(reason).splitlines()[0]
-        raise InputError(
-            f"DICOM: {frame.path}: its compression cannot be undone ({text}); store it uncompressed, for "
-            "example with gdcmconv --raw or dcmdjpeg"
-        ) from reason
-    return np.rint((image[0] - frame.intercept) / frame.slope).astype(np.int32)
+    return dataclasses.replace(
+        parts[0],
+        frames=tuple(frame for part in parts for frame in part.frames),
+        problems=tuple(problems.values()),
+        paths=tuple(path for part in parts for path in part.paths),
+    )
 
 
 @contextlib.contextmanager
-def _errors_named(path):
+def errors_named(path):
     """Turns whatever pydicom raises on a damaged file into one line that names the file.
 
     pydicom raises about everything from EOFError to AttributeError there, so all of it is caught.
@@ -281,6 +258,9 @@ def _errors_named(path):
     except (InputError, MemoryError, ImportError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # the system's word, not the file's
+            raise InputError(f"DICOM: {path} cannot be read: {error.strerror}; check its permissions and "
+                             "the disk") from error  # fmt: skip
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"DICOM: {path} is damaged or truncated: {reason}; copy or export it again"
@@ -318,10 +298,12 @@ def _read_one_frame(dataset, path, index, groups):
     slope = find("PixelValueTransformationSequence", "RescaleSlope")
     intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
     image_type = find("CTImageFrameTypeSequence", "FrameType") or dataset.get("ImageType") or ()
+    image_type = [image_type] if isinstance(image_type, str) else image_type
+    measures = [find("PixelMeasuresSequence", name) for name in ("SpacingBetweenSlices", "SliceThickness")]
     return Frame(
         path=pathlib.Path(path),
         index=index,
-        sop_uid=str(dataset.get("SOPInstanceUID", "")),
+        sop_uid=_text(dataset, "SOPInstanceUID"),
         size_yx=(int(dataset.Rows), int(dataset.Columns)),
         position_xyz_mm=_numbers(find("PlanePositionSequence", "ImagePositionPatient"), 3, path),
         orientation=_unit_cosines(find("PlaneOrientationSequence", "ImageOrientationPatient"), path),
@@ -329,11 +311,31 @@ def _read_one_frame(dataset, path, index, groups):
         slope=_number(slope, 1.0),
         intercept=_number(intercept, 0.0),
         padding=_read_padding(dataset),
-        image_type=tuple(
-            str(word).upper() for word in ([image_type] if isinstance(image_type, str) else image_type)
-        ),
-        acquisition=str(dataset.get("AcquisitionNumber") or ""),
-    )
+        image_type=tuple(str(word).upper() for word in image_type),
+        acquisition=str(find("FrameContentSequence", "FrameAcquisitionNumber")
+                        or dataset.get("AcquisitionNumber") or ""),
+        number=int(dataset.get("InstanceNumber") or 0),
+        location_mm=_hint(dataset.get("SliceLocation")),
+        step_mm=next((mm for mm in map(_hint, measures) if mm and mm > 0), None),
+        field_mm=_hint(dataset.get("ReconstructionDiameter")),
+        times=(_text(dataset, "AcquisitionTime"), _text(dataset, "TemporalPositionIdentifier")),
+        kernel=_text(dataset, "ConvolutionKernel"),
+        needs_dataset=_needs_dataset(dataset),
+    )  # fmt: skip
+
+
+def _needs_dataset(dataset):
+    syntax = (getattr(dataset, "file_meta", None) or {}).get("TransferSyntaxUID")
+    return not syntax or syntax.is_deflated
+
+
+def _hint(value):
+    """Returns a number that only helps, None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
 
 
 def _number(value, default):
@@ -391,27 +393,30 @@ def _as_stored(value, dataset):
 
 def _find_file_problems(dataset, path):
     problems = []
-    bits, color = int(dataset.get("BitsStored") or 16), str(dataset.get("PhotometricInterpretation", ""))
-    if bits <= 8 or color != "MONOCHROME2" or int(dataset.get("SamplesPerPixel") or 1) != 1:
+    bits, color = int(dataset.get("BitsStored") or 16), _text(dataset, "PhotometricInterpretation")
+    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+        text = (
+            f"{path} holds a colour picture ({color}), expected 12 or 16 bits in HU; export the original CT"
+        )
+        problems.append(Finding(ERROR, "colour", text))
+    elif bits <= 8 or color not in ("MONOCHROME1", "MONOCHROME2", ""):
         text = (
             f"{path} holds a picture ({bits} bits, {color}), expected 12 or 16 bits in HU; export "
             "the original CT"
         )
         problems.append(Finding(ERROR, "8-bit", text))
-    kind = str(dataset.get("RescaleType") or "").strip().upper()
+    elif color == "MONOCHROME1":
+        text = "MONOCHROME1: the images are meant to be shown inverted; their values are taken as HU all the same"
+        problems.append(Finding(WARNING, "monochrome1", text))
+    kind = _text(dataset, "RescaleType").upper()
     if kind not in _HU_TYPES:
         problems.append(Finding(ERROR, "rescale-type", f"{path} holds values of type {kind!r}, expected HU"))
-    if str(dataset.get("LossyImageCompression", "")) == "01":
+    if _text(dataset, "LossyImageCompression") == "01":
         text = "the images were compressed with loss: small nodules may be altered"
         problems.append(Finding(WARNING, "lossy", text))
     return problems
 
 
 def normal(frame):
+    """Returns the unit vector across a slice, float64 [3], LPS."""
     return np.cross(frame.orientation[:3], frame.orientation[3:])
-
-
-def list_findings(chosen, others):
-    """Returns findings that name the chosen series and list the others."""
-    findings = [Finding(INFO, "series", f"segmented: {chosen}")]
-    return findings + [Finding(INFO, "other-series", f"not segmented: {one}") for one in others]

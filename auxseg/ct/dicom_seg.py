@@ -111,28 +111,31 @@ def _free_series_number(scan):
 
 
 def _seg_sources(masks, scan, start, stop):
-    """Returns (source datasets, uint8 [frames, rows, columns] in their order)."""
-    from auxseg.ct import dicom
+    """Returns (source datasets, uint8 [frames, rows, columns] in their order); of slices that exist."""
+    from auxseg.ct import dicom_pixels
 
     volume = scan.volume
     first = np.zeros(3, int)
     axis = scan.orientation.axes[2]
     first[axis] = volume.stored.size_xyz[axis] - stop if scan.orientation.flips[2] else start
     stored = geometry.from_canonical(masks, scan.orientation)
-    sources = dicom.read_sources(volume)
+    sources = dicom_pixels.read_sources(volume)
+    parts = {number: stored[place - first[2]] for number, place in enumerate(volume.places)
+             if first[2] <= place < first[2] + len(stored)}  # fmt: skip
     if len(sources) == len(volume.frames):
-        chosen = [k for k in range(len(stored)) if stored[k].any()] or [0]
+        chosen = [number for number, part in parts.items() if part.any()] or [next(iter(parts), 0)]
         frames = np.zeros((len(chosen), *volume.frames[0].size_yx), np.uint8)
-        for place, k in enumerate(chosen):
-            _paste(frames[place], stored[k], first)
-        return [sources[first[2] + k] for k in chosen], frames
+        for frame, number in zip(frames, chosen):
+            if number in parts:
+                _paste(frame, parts[number], first)
+        return [sources[number] for number in chosen], frames
     if len(sources) > 1:
         raise InputError(
             f"--format=dicom-seg: {scan.path} spreads its frames over several files; use another format"
         )
     frames = np.zeros((int(sources[0].NumberOfFrames), *volume.frames[0].size_yx), np.uint8)
-    for k in range(len(stored)):
-        _paste(frames[volume.frames[first[2] + k].index], stored[k], first)
+    for number, part in parts.items():
+        _paste(frames[volume.frames[number].index], part, first)
     return sources, frames
 
 

@@ -1,4 +1,8 @@
-"""Makes one volume of a DICOM series: sorts its slices, finds what does not belong, computes the geometry."""
+"""Makes one volume of a DICOM series: finds what belongs together, sorts it, computes the geometry.
+
+What a network can segment is made a volume, with a finding for whatever is doubtful. Findings that are errors
+stop a scan unless --force is given; only what cannot be a volume at all raises.
+"""
 
 from __future__ import annotations
 
@@ -7,63 +11,89 @@ import dataclasses
 import numpy as np
 
 from auxseg.base.errors import InputError
-from auxseg.ct import dicom
+from auxseg.ct import stacks
 from auxseg.ct.checks import ERROR, WARNING, Finding
-from auxseg.ct.dicom import Frame, Series
+from auxseg.ct.dicom import Frame, Series, normal
 from auxseg.ct.geometry import Geometry
+from auxseg.ct.slice_line import fit_line
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """A checked series: frames in order, evenly spaced, one orientation.
+    """A series as a stack of slices, in order.
 
     Attributes:
         series: the series it comes from.
-        frames: by position along the slice normal.
-        stored: geometry of the array [frame, row, column]; a tilted gantry makes the third column of the
+        frames: the images that exist, by position along the slice normal.
+        places: the plane of `stored` that each frame is; planes without one are missing slices.
+        stored: geometry of the array [plane, row, column]; a tilted gantry makes the third column of the
             direction oblique to the other two.
         tilt_degrees: angle between the line of slice origins and the slice normal.
-        findings: what was noticed and is no error.
+        widths_mm: thickness that each plane stands for, float64 [planes], None where all are alike.
+        has_geometry: False where the pixel size is not known.
+        findings: what was noticed; an error among them stops a scan unless --force is given.
     """
 
     series: Series
     frames: tuple[Frame, ...]
+    places: tuple[int, ...]
     stored: Geometry
     tilt_degrees: float
+    widths_mm: np.ndarray | None
+    has_geometry: bool
     findings: tuple[Finding, ...]
 
 
-def create_volume(series, *, allow_one=True):
-    """Returns a series as a checked `Volume`.
+def create_volume(series):
+    """Returns a series as a `Volume`.
 
     Args:
-        series: from `choose_series`.
-        allow_one: whether a single image is a volume of one slice.
+        series: `dicom.Series` with frames.
 
     Raises:
-        InputError: the modality is no CT, or the images make no even stack: pictures of 8 bits, mixed
-            orientations or sizes, two acquisitions, missing or unevenly spaced slices.
+        InputError: the images can be no stack: colour pictures.
     """
     where = str(series)
-    if series.modality != "CT":
-        raise InputError(f"DICOM: {where} is {series.modality!r}, expected 'CT'")
     for problem in series.problems:
-        if problem.severity == ERROR:
+        if problem.code == "colour":
             raise InputError(f"DICOM: {problem.text}, in {where}")
-    frames, findings = _drop_localizers(series)
-    _check_alike(frames, where)
-    frames, duplicates = _drop_duplicates(_sorted_frames(frames), where)
-    if len(frames) == 1 and not allow_one:
-        raise InputError(f"DICOM: {where} has one image, expected the slices of a scan")
-    stored, tilt = _stack_geometry(frames, where)
-    findings += duplicates + [p for p in series.problems if p.severity != ERROR] + _rescale_findings(frames)
-    if tilt:
+    findings = [*_modality_findings(series), *_prefixed(series.problems, where)]
+    frames, more = stacks.drop_localizers(series)
+    frames, placed, has_geometry = _give_places(frames, where)
+    findings += more + placed
+    frames, mixed = stacks.keep_one_kind(frames, where)
+    frames, doubled = stacks.keep_one_a_place(frames, where)
+    line, frames, uneven = _fit_frames(frames, where)
+    findings += [*mixed, *doubled, *uneven, *line.findings, *_rescale_findings(frames)]
+    if line.tilt_degrees:
         text = (
-            f"gantry tilt of {tilt:.1f} degrees: slices are kept as they are, their places follow "
-            "the positions"
+            f"gantry tilt of {line.tilt_degrees:.1f} degrees: slices are kept as they are, their places follow "
+            "the positions; a NIfTI mask says so in its sform alone, which some readers pass over: --format=nrrd "
+            "or mha"
         )
         findings.append(Finding(WARNING, "tilt", text))
-    return Volume(series, tuple(frames), stored, tilt, tuple(findings))
+    return Volume(
+        series, tuple(frames), tuple(int(k) for k in line.places), _create_geometry(frames[0], line),
+        line.tilt_degrees, line.widths_mm, has_geometry, tuple(findings),
+    )  # fmt: skip
+
+
+def _modality_findings(series):
+    if series.modality == "CT":
+        return []
+    if series.modality:
+        text = f"DICOM: {series} is {series.modality!r}, expected 'CT' (predict --force goes on)"
+        return [Finding(ERROR, "modality", text)]
+    return [Finding(WARNING, "modality", f"{series} does not say that it is CT: taken as one")]
+
+
+def _prefixed(problems, where):
+    return [
+        dataclasses.replace(one, text=f"DICOM: {one.text}, in {where}") if one.severity == ERROR else one
+        for one in problems
+    ]
 
 
 def _rescale_findings(frames):
@@ -78,134 +108,110 @@ def _rescale_findings(frames):
     return [Finding(WARNING, "rescale", text)]
 
 
-def _drop_localizers(series):
-    """Returns the frames that are no scout view, and a finding where some were."""
-    frames = [frame for frame in series.frames if "LOCALIZER" not in frame.image_type]
-    dropped = len(series.frames) - len(frames)
-    if not frames:
-        raise InputError(f"DICOM: {series} holds scout views (localizers) only; give the axial series")
-    findings = [Finding(WARNING, "localizer", f"{dropped} scout views left out")] if dropped else []
-    return frames, findings
+def _has_place(frame):
+    return None not in (frame.position_xyz_mm, frame.orientation, frame.spacing_yx_mm)
 
 
-def _check_alike(frames, where):
-    """Raises where frames differ in orientation, size or pixel size, or have no position."""
-    missing = [
-        frame for frame in frames if None in (frame.position_xyz_mm, frame.orientation, frame.spacing_yx_mm)
-    ]
-    if missing:
-        raise InputError(
-            f"DICOM: {len(missing)} of {len(frames)} images have no position, orientation or pixel "
-            f"spacing, such as {missing[0].path}, in {where}; export the original CT, not a secondary "
-            "capture"
-        )
-    kinds = {}
-    for frame in frames:
-        key = (
-            frame.size_yx,
-            tuple(np.round(frame.orientation, 2) + 0.0),
-            tuple(np.round(frame.spacing_yx_mm, 3)),
-        )
-        kinds.setdefault(key, []).append(frame)
-    if len(kinds) > 1:
-        parts = [
-            f"{len(group)} of {rows}x{columns} along {list(map(float, cosines))} at {float(spacing[0])} mm"
-            for ((rows, columns), cosines, spacing), group in kinds.items()
-        ]
-        raise InputError(f"DICOM: mixed images in {where}: {'; '.join(parts)}; keep one kind in the folder")
+def _give_places(frames, where):
+    """Returns (frames with a place, findings, whether the pixel size is known).
 
-
-def _sorted_frames(frames):
-    normal = dicom.normal(frames[0])
-    return sorted(
-        frames, key=lambda frame: (float(normal @ frame.position_xyz_mm), frame.sop_uid, frame.index)
-    )
-
-
-def _drop_duplicates(frames, where):
-    """Returns frames without copies of one another, and a finding where there were any.
-
-    Raises:
-        InputError: different images at one position.
+    A few images without a place among others are left out; where none has one, what there is takes its part:
+    SliceLocation, else the image number, and the axes of a transverse slice.
     """
-    normal = dicom.normal(frames[0])
-    kept, num_copies = [frames[0]], 0
-    for frame in frames[1:]:
-        apart_mm = float(normal @ np.subtract(frame.position_xyz_mm, kept[-1].position_xyz_mm))
-        if apart_mm > 0.01:
-            kept.append(frame)
-            continue
-        if not np.array_equal(dicom.read_frame(frame), dicom.read_frame(kept[-1])):
-            raise InputError(_several_images_message(frames, frame, where))
-        num_copies += 1
-    text = f"{num_copies} images are copies of others and were left out"
-    return kept, [Finding(WARNING, "duplicates", text)] if num_copies else []
+    placed = [frame for frame in frames if _has_place(frame)]
+    without = len(frames) - len(placed)
+    if not without:
+        return frames, [], True
+    if len(placed) > without:
+        text = f"{without} images without a position, orientation or pixel spacing left out, of {where}"
+        return placed, [Finding(WARNING, "no-position", text)], True
+    findings = []
+    located = all(frame.location_mm is not None for frame in frames)
+    if not all(frame.position_xyz_mm for frame in frames):
+        source = "SliceLocation" if located else "the image numbers"
+        text = (
+            f"DICOM: {where}: {without} of {len(frames)} images have no position (ImagePositionPatient), such as "
+            f"{frames[0].path}; slices are ordered by {source}; export the original CT"
+        )
+        severity = WARNING if located or len(frames) == 1 else ERROR
+        findings.append(
+            Finding(
+                severity, "no-position", text + ("" if severity == WARNING else " (predict --force goes on)")
+            )
+        )
+    if not all(frame.orientation for frame in frames):
+        text = f"{where}: no orientation (ImageOrientationPatient): taken as transverse, head first, supine"
+        findings.append(Finding(WARNING, "no-orientation", text))
+    spacing, unknown = _find_spacing(frames, where)
+    findings += unknown
+    given = [_give_place(frame, rank, located, spacing) for rank, frame in enumerate(_by_number(frames))]
+    return given, findings, not any(one.severity == ERROR for one in unknown)
 
 
-def _several_images_message(frames, frame, where):
-    numbers = sorted({one.acquisition for one in frames})
-    hint = f" (acquisitions {', '.join(numbers)})" if len(numbers) > 1 else ""
-    place = ", ".join(f"{v:.1f}" for v in frame.position_xyz_mm)
-    return (
-        f"DICOM: different images at one position ({place}) mm{hint}, expected one image a slice, in "
-        f"{where}; put each acquisition in a folder of its own"
+def _by_number(frames):
+    return sorted(frames, key=lambda frame: (frame.number, frame.sop_uid, frame.index))
+
+
+def _find_spacing(frames, where):
+    """Returns (pixel size for images without one, findings)."""
+    if all(frame.spacing_yx_mm for frame in frames):
+        return None, []
+    columns = frames[0].size_yx[1]
+    if frames[0].field_mm:
+        mm = frames[0].field_mm / columns
+        text = f"{where}: no pixel spacing: {mm:.3g} mm by the ReconstructionDiameter"
+        return (mm, mm), [Finding(WARNING, "no-spacing", text)]
+    text = (
+        f"DICOM: {where}: images have no pixel spacing, such as {frames[0].path}; export the original CT, not a "
+        "secondary capture (predict --force goes on, without millimetres)"
+    )
+    return (1.0, 1.0), [Finding(ERROR, "no-spacing", text)]
+
+
+def _give_place(frame, rank, located, spacing):
+    height = frame.location_mm if located else rank * (frame.step_mm or 1.0)
+    orientation = frame.orientation or AXIAL
+    across = np.cross(orientation[:3], orientation[3:])
+    return dataclasses.replace(
+        frame,
+        position_xyz_mm=frame.position_xyz_mm or tuple(float(v) for v in height * across),
+        orientation=orientation,
+        spacing_yx_mm=frame.spacing_yx_mm or spacing,
     )
 
 
-def _stack_geometry(frames, where):
-    """Returns the stored `Geometry` of frames in order and the tilt in degrees (0.0 without)."""
-    first, row, column = frames[0], *np.reshape(frames[0].orientation, (2, 3))
-    normal = np.cross(row, column)
-    positions = np.array([frame.position_xyz_mm for frame in frames])
-    heights = positions @ normal
-    step_mm, tilt, third = 1.0, 0.0, normal
-    if len(frames) > 1:
-        _check_even(heights, frames, where)
-        way = positions[-1] - positions[0]
-        sideways_mm = np.linalg.norm(way - (way @ normal) * normal)
-        step_mm = float(heights[-1] - heights[0]) / (len(frames) - 1)
-        if sideways_mm > 0.5 * min(first.spacing_yx_mm):
-            third = way / np.linalg.norm(way)
-            step_mm = float(np.linalg.norm(way)) / (len(frames) - 1)
-            tilt = float(np.degrees(np.arccos(np.clip(third @ normal, -1, 1))))
-            _check_line(positions, min(first.spacing_yx_mm), where)
-    matrix = np.stack([row, column, third], axis=1)
-    geometry = Geometry(
-        size_xyz=(first.size_yx[1], first.size_yx[0], len(frames)),
-        spacing_xyz_mm=(first.spacing_yx_mm[1], first.spacing_yx_mm[0], step_mm),
-        origin_xyz_mm=first.position_xyz_mm,
+def _fit_frames(frames, where):
+    """Returns (their `Line`, frames, findings); of two interleaved acquisitions one is kept."""
+    line = _fit(frames, where)
+    groups = {}
+    for frame in frames:
+        groups.setdefault(frame.acquisition, []).append(frame)
+    if line.widths_mm is None or len(groups) == 1:
+        return line, frames, []
+    best = max(groups.values(), key=len)
+    alone = _fit(best, where)
+    span = np.ptp(stacks.find_heights(best)) / np.ptp(stacks.find_heights(frames))
+    if alone.widths_mm is not None or alone.findings or span < 0.75:
+        return line, frames, []
+    text = (
+        f"several acquisitions between one another in {where}: number {best[0].acquisition!r} with {len(best)} "
+        f"images is segmented, {len(frames) - len(best)} images are left out"
+    )
+    return alone, best, [Finding(WARNING, "acquisitions", text)]
+
+
+def _fit(frames, where):
+    positions = [frame.position_xyz_mm for frame in frames]
+    pixel_mm = min(frames[0].spacing_yx_mm)
+    return fit_line(positions, normal(frames[0]), pixel_mm, where, lone_step_mm=frames[0].step_mm or 1.0)
+
+
+def _create_geometry(first, line):
+    row, column = np.reshape(first.orientation, (2, 3))
+    matrix = np.stack([row, column, line.third], axis=1)
+    return Geometry(
+        size_xyz=(first.size_yx[1], first.size_yx[0], int(line.places[-1]) + 1),
+        spacing_xyz_mm=(first.spacing_yx_mm[1], first.spacing_yx_mm[0], line.step_mm),
+        origin_xyz_mm=line.origin_xyz_mm,
         direction=tuple(float(v) + 0.0 for v in matrix.ravel()),
     )
-    return geometry, tilt
-
-
-def _check_even(heights, frames, where):
-    """Raises where the distances between slices differ by more than a tenth."""
-    steps = np.diff(heights)
-    usual = float(np.median(steps))
-    odd = np.flatnonzero(np.abs(steps - usual) > max(0.1 * usual, 0.02))
-    if not odd.size:
-        return
-    multiples = steps[odd] / usual
-    at = ", ".join(f"{heights[k]:.1f}" for k in odd[:3]) + (", ..." if odd.size > 3 else "")
-    if np.all(multiples > 1.5) and np.all(np.abs(multiples - np.rint(multiples)) < 0.1 * multiples):
-        missing = int(np.rint(multiples).sum() - odd.size)
-        raise InputError(
-            f"DICOM: {missing} missing slices: after {at} mm along the normal the next lies more than "
-            f"{usual:.3g} mm away, expected every slice of {where}; fetch the whole series again"
-        )
-    raise InputError(
-        f"DICOM: uneven slices: {steps.min():.3g} to {steps.max():.3g} mm apart (first at {at} mm), expected "
-        f"{usual:.3g} mm throughout, in {where}; keep one stack of even spacing in the folder"
-    )
-
-
-def _check_line(positions, pixel_mm, where):
-    """Raises where slice origins do not lie on one line, to a pixel."""
-    line = positions[0] + np.linspace(0, 1, len(positions))[:, None] * (positions[-1] - positions[0])
-    apart_mm = np.linalg.norm(positions - line, axis=1).max()
-    if apart_mm > pixel_mm + 0.1 * np.linalg.norm(positions[1] - positions[0]):
-        raise InputError(
-            f"DICOM: slice positions lie up to {apart_mm:.1f} mm off one line, expected a straight stack, in "
-            f"{where}; keep one stack in the folder"
-        )

@@ -58,11 +58,13 @@ def _examine_scan(scan):
     values = find_label_values(scan)
     if values is not None:
         more, findings = examine_labels(scan, values)
-        return Examination(title, (*facts, *more), (*scan.findings, *findings))
+        own = [one for one in scan.findings if one.code != "constant-slices"]  # a label map has empty ones
+        return Examination(title, (*facts, *more), (*own, *findings))
     indices = checks.pick_slices(scan.num_slices, NUM_SLICES)
     images = np.concatenate([scan.read(int(k), int(k) + 1) for k in indices])
     spacing = scan.geometry.spacing_zyx_mm[1:] if scan.has_geometry else None
     findings = checks.check_scan(images, spacing_yx_mm=spacing, native_dtype=scan.dtype)
+    findings = checks.without_known(findings, scan.findings)
     facts += describe_values(images)
     if not any(finding.severity == ERROR for finding in findings):
         more, remarks = describe_anatomy(images, spacing)

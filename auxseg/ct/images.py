@@ -1,6 +1,6 @@
 """CT scans from disk in millimetres and HU, in one orientation whatever the file's own.
 
-Formats: `.mhd`/`.mha`, `.nrrd`/`.nhdr` by SimpleITK, `.nii`/`.nii.gz` by nibabel. Points are in LPS, as in DICOM and
+Formats: `.mhd`/`.mha`, `.nrrd`/`.nhdr`, and `.nii`/`.nii.gz` by nibabel. Points are in LPS, as in DICOM and
 ITK: +x is the patient's left, +y posterior, +z superior.
 
 Canonical orientation: canonical axis x is the stored axis nearest to the patient's right-to-left line and
@@ -22,14 +22,14 @@ import tempfile
 import numpy as np
 
 from auxseg.base.errors import InputError
-from auxseg.ct import headers, nifti
+from auxseg.ct import headers, metaimage, nifti, nrrd, values
+from auxseg.ct import voxels as voxels_lib
 from auxseg.ct.geometry import (
     Geometry,
     Orientation,
     direction_matrix,
     find_orientation,
     format_numbers,
-    format_size,
     to_canonical,
     to_canonical_geometry,
 )
@@ -44,31 +44,36 @@ class Header:
         stored: geometry as the file has it.
         geometry: the same grid in canonical orientation.
         orientation: the way from `stored` to `geometry`.
+        voxels: where MetaImage and NRRD have their values, None for NIfTI.
     """
 
     path: pathlib.Path
     stored: Geometry
     geometry: Geometry
     orientation: Orientation
+    voxels: voxels_lib.Voxels | None = None
 
 
 def read_header(path):
     """Returns the `Header` of a scan file.
 
     Raises:
-        InputError: the file is missing, is no scan, is not three-dimensional, or is shorter than its header
-            says (MetaImage, also longer; NIfTI).
+        InputError: the file is missing, is no scan, is not three-dimensional, or is shorter or longer than its
+            header says (NIfTI: shorter).
     """
     path = headers.check_scan_path(path)
-    if path.suffix.lower() in (".mhd", ".mha"):
-        headers.check_metaimage_size(path)
-    if nifti.is_nifti(path):
-        headers.check_nifti_size(path)
-        stored = _checked(nifti.read_geometry(path), path)
-    else:
-        stored = _checked(_itk_geometry(_open(path), path), path)
+    voxels = None
+    with headers.errors_of_system(path):
+        if nifti.is_nifti(path):
+            headers.check_nifti_size(path)
+            stored = _checked(nifti.read_geometry(path), path)
+        else:
+            read = metaimage.read_voxels if path.suffix.lower() in (".mhd", ".mha") else nrrd.read_voxels
+            voxels = read(path)
+            stored = _checked(voxels.stored, path)
+            voxels_lib.check_length(voxels)
     orientation = find_orientation(stored)
-    return Header(path, stored, to_canonical_geometry(stored, orientation), orientation)
+    return Header(path, stored, to_canonical_geometry(stored, orientation), orientation, voxels)
 
 
 def read_geometry(path):
@@ -111,7 +116,7 @@ def read_slices(path, indices_z, *, header=None):
     """
     header = header or read_header(path)
     indices = [int(index) for index in indices_z]
-    if len(indices) == 1 or (indices and _is_plain(header.path)):
+    if len(indices) == 1 or (indices and _is_plain(header)):
         return np.stack([read_slice(path, index, header=header) for index in indices])
     for index in indices:
         _check_slice(header, index)
@@ -169,34 +174,9 @@ def _check_slice(header, index_z):
         raise InputError(f"slice index: got {index_z}, expected 0 to {num_slices - 1}, in {header.path}")
 
 
-def _is_plain(path):
+def _is_plain(header):
     """Returns whether a file's voxels lie uncompressed, so that a slice can be read alone."""
-    if path.suffix.lower() not in (".mhd", ".mha"):
-        return False
-    return headers.read_metaimage_fields(path).get("CompressedData", "False").lower() != "true"
-
-
-def _open(path):
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"scan file: {path} cannot be read: {_reason(error)}") from error
-    return reader
-
-
-def _execute(reader, path):
-    """Returns the stored voxels, [z, y, x]."""
-    import SimpleITK as sitk
-
-    try:
-        return sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise InputError(f"scan file: {path} is damaged or incomplete: {_reason(error)}") from error
+    return header.voxels is not None and header.voxels.encoding == "raw"
 
 
 def _read_block(header, start, stop):
@@ -208,29 +188,9 @@ def _read_block(header, start, stop):
     if nifti.is_nifti(header.path):
         block = nifti.read_block(header.path, first, size)
     else:
-        reader = _open(header.path)
-        reader.SetExtractIndex(first)
-        reader.SetExtractSize(size)
-        block = _execute(reader, header.path)
+        array = voxels_lib.open_array(header.voxels)
+        block = np.array(array[tuple(slice(k, k + n) for k, n in zip(first[::-1], size[::-1]))])
     return to_canonical(block, header.orientation)
-
-
-def _reason(error):
-    """Returns the last line of an ITK message that says anything, without its C++ preamble."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].split("): ", 1)[-1][:200] if lines else "no reason given"
-
-
-def _itk_geometry(reader, path):
-    size = reader.GetSize()
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise InputError(
-            f"scan file: {path} has size {format_size(size)} with {reader.GetNumberOfComponents()} values a voxel, "
-            "expected three dimensions and one value a voxel"
-        )
-    return Geometry(
-        tuple(int(n) for n in size), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
-    )
 
 
 def _checked(geometry, path):
@@ -267,27 +227,15 @@ def _move_into_place(folder, path):
         os.replace(file, path.parent / file.name)
 
 
-def to_hu(array, path):
-    """Returns values as int16 HU, rounded.
-
-    Raises:
-        InputError: values that are not finite or lie beyond int16.
-    """
-    if array.dtype == np.int16:
-        return array
-    if array.dtype.kind not in "iuf":
-        raise InputError(f"scan: {path} has values of type {array.dtype}, expected numbers")
-    low, high = array.min(), array.max()
-    if not (-32768 <= low and high <= 32767):
-        raise InputError(
-            f"scan: {path} has values from {low} to {high}, expected HU (finite, -32768 to 32767)"
-        )
-    return np.rint(array).astype(np.int16)
-
-
 def value_type(header):
     """Returns the values' type by its NumPy name, after a slope and an intercept were applied."""
-    return str(_read_block(header, 0, 1).dtype)
+    return str(_read_block(header, 0, 1).dtype.newbyteorder("="))
+
+
+def check_values(header, path):
+    """Returns the findings about values of a file that are no finite HU; reads all of it."""
+    slices = (_read_block(header, k, k + 1) for k in range(header.geometry.size_xyz[2]))
+    return values.check_values(slices, np.dtype(value_type(header)), path)
 
 
 def file_reader(header, path):
@@ -298,6 +246,6 @@ def file_reader(header, path):
             block = _read_block(header, int(start), int(stop))
         except InputError as error:
             raise InputError(f"scan: {path} is damaged or truncated; copy or export it again") from error
-        return np.ascontiguousarray(to_hu(block, path))
+        return np.ascontiguousarray(values.to_hu(block, path))
 
     return read

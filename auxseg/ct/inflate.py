@@ -6,9 +6,7 @@ holds more (or less) than that is refused.
 
 from __future__ import annotations
 
-import bz2
 import gzip
-import os
 import zipfile
 import zlib
 
@@ -17,35 +15,33 @@ import numpy as np
 from auxseg.base import npz
 from auxseg.base.errors import InputError
 from auxseg.ct import headers
-from auxseg.ct.headers import MAX_BYTES, NIFTI_SLACK
+from auxseg.ct.headers import MAX_BYTES
 
 _BLOCK = 1 << 20
+_SLACK = 1 << 16
+"""Bytes beyond what a NIfTI header says that are still unpacked."""
 
 
-def inflate(path, scratch):
-    """Returns the path of an uncompressed copy in `scratch`, or `path` itself where nothing is compressed.
+def inflate_nifti(path, scratch):
+    """Returns the path of an uncompressed copy in `scratch` of a `.nii.gz`, of any other file its own.
+
+    A copy may be longer than its header says by a little, which `headers.check_nifti` then finds.
 
     Args:
         path: a file with one of `headers.SUFFIXES`.
         scratch: folder for the copy.
 
     Raises:
-        InputError: the compressed data are damaged, truncated, or of another length than the header says.
+        InputError: the compressed data are damaged, or far longer than the header says.
     """
-    name = path.name.lower()
-    headers.check_scan_path(path)
+    if not path.name.lower().endswith(".nii.gz"):
+        return path
     try:
-        if name.endswith(".nii.gz"):
-            return _inflate_nifti(path, scratch)
-        if name.endswith((".mhd", ".mha")):
-            return _inflate_metaimage(path, scratch)
-        if name.endswith((".nrrd", ".nhdr")):
-            return _inflate_nrrd(path, scratch)
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, IndexError, OverflowError) as error:
+        return _inflate_nifti(path, scratch)
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"scan: {path} is damaged or truncated: {error}; copy it again") from error
-    return path
 
 
 def inflate_npz(path, scratch):
@@ -112,92 +108,5 @@ def _inflate_nifti(path, scratch):
         expected = headers.expected_nifti_bytes(head) if len(head) == 352 else 0
         if expected == 0:
             raise InputError(f"scan: {path} is no NIfTI file: its header is none; copy or export it again")
-        _copy(packed, file, max(0, expected - 352) + NIFTI_SLACK, path)
+        _copy(packed, file, max(0, expected - 352) + _SLACK, path)
     return target
-
-
-def _inflate_metaimage(path, scratch):
-    with open(path, "rb") as file:
-        lines = headers.header_lines(file, lambda line: line.partition("=")[0].strip() == "ElementDataFile")
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-        if fields.get("CompressedData", "False").lower() != "true":
-            return path
-        local = fields["ElementDataFile"] == "LOCAL"
-        data = path if local else headers.find_beside(path, fields["ElementDataFile"])
-        expected = headers.expected_metaimage_bytes(
-            {**fields, "CompressedData": "False", "HeaderSize": 0}, path
-        )
-        with open(data, "rb") as packed:
-            packed.seek(file.tell() if local else 0)
-            _inflate_zlib(packed, scratch / "scan.raw", expected, path)
-    dropped = ("CompressedData", "CompressedDataSize", "ElementDataFile", "HeaderSize")
-    kept = [line for line in lines if line.partition("=")[0].strip() not in dropped]
-    plain = scratch / "scan.mhd"
-    plain.write_text(
-        "\n".join([*kept, "CompressedData = False", "ElementDataFile = scan.raw", ""]), "latin-1"
-    )
-    return plain
-
-
-def _inflate_zlib(packed, target, max_bytes, path):
-    stream = _ZlibStream(packed)
-    with open(target, "wb") as file:
-        _copy(stream, file, max_bytes, path)
-    if not stream.inflater.eof:
-        raise ValueError("the compressed voxels end too early")
-
-
-class _ZlibStream:
-    """Reads the inflated bytes of a zlib stream, as `gzip.open` does those of a gzip file."""
-
-    def __init__(self, packed):
-        self.packed, self.inflater, self.left = packed, zlib.decompressobj(), b""
-
-    def read(self, size):
-        """Returns up to `size` bytes, none at the end of either stream."""
-        while not self.inflater.eof:
-            block = self.left or self.packed.read(_BLOCK)
-            if not block:
-                return b""
-            data = self.inflater.decompress(block, size)
-            self.left = self.inflater.unconsumed_tail
-            if data:
-                return data
-        return b""
-
-
-def _inflate_nrrd(path, scratch):
-    """Returns an uncompressed NRRD, header and voxels in one file, after checking the voxels' length."""
-    with open(path, "rb") as file:
-        lines = headers.header_lines(file, lambda line: not line.strip(), path.suffix.lower() == ".nhdr")
-        fields = {
-            key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)
-        }
-        encoding = fields.get("encoding", "raw").lower()
-        name = fields.get("data file", fields.get("datafile"))
-        skips = {fields.get(key, "0") for key in ("line skip", "lineskip", "byte skip", "byteskip")}
-        if (name and (len(name.split()) > 1 or name == "LIST")) or skips != {"0"}:
-            raise InputError(
-                f"scan: {path} spreads or hides its voxels (data file, skip); store it as one plain NRRD"
-            )
-        data = headers.find_beside(path, name) if name else path
-        opener = {"raw": open, "gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}.get(
-            encoding
-        )
-        if opener is None:
-            raise InputError(f"scan: {path} has the encoding {encoding!r}, expected raw, gzip or bzip2")
-        if encoding == "raw":
-            found = os.path.getsize(data) - (0 if name else file.tell())
-            headers.check_nrrd_length(fields, found, path)
-            return path
-        raw = scratch / "scan.raw"
-        with open(data, "rb") as packed:
-            packed.seek(0 if name else file.tell())
-            with opener(packed) as stream, open(raw, "wb") as target:
-                _copy(stream, target, headers.expected_nrrd_bytes(fields), path)
-    headers.check_nrrd_length(fields, os.path.getsize(raw), path)
-    dropped = ("encoding", "data file", "datafile")
-    kept = [line for line in lines if line.strip() and line.partition(":")[0].strip().lower() not in dropped]
-    plain = scratch / "scan.nhdr"
-    plain.write_text("\n".join([*kept, "encoding: raw", "data file: scan.raw", "", ""]), "latin-1")
-    return plain

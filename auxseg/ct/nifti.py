@@ -14,6 +14,7 @@ import struct
 import numpy as np
 
 from auxseg.base.errors import InputError
+from auxseg.ct import own
 from auxseg.ct.checks import WARNING, Finding
 from auxseg.ct.geometry import Geometry, index_to_mm
 
@@ -138,6 +139,7 @@ def create_header(geometry, dtype):
         for name in _FORMS:
             header[name] = geometry.nifti[name]
         header["pixdim"][:4] = geometry.nifti["pixdim"][:4]
+    header["descrip"] = own.MARK.encode("ascii")
     header["vox_offset"], header["scl_slope"], header["scl_inter"] = 352, 1, 0
     return header.binaryblock + bytes(4)
 

@@ -8,39 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
-import re
 from collections.abc import Callable
 
 import numpy as np
 
-from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.base.files import create_array
-from auxseg.ct import archive, dicom, dicom_volume, headers, inflate, nifti
+from auxseg.ct import archive, dicom_scan, dicom_volume, headers, inflate, nifti, values, voxels
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
+from auxseg.ct.find import Skipped, find_scans
 from auxseg.ct.geometry import Geometry, Orientation, find_orientation, to_canonical, to_canonical_geometry
-from auxseg.ct.images import file_reader, read_header, to_hu, value_type
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A scan that was found and not yet opened.
-
-    Attributes:
-        name: unique among those found together, usable as a file name.
-        path: the file or, for DICOM, the folder.
-        kind: 'dicom', 'file', 'npz', 'zip', or 'broken'.
-        series: the series of one DICOM study.
-        problem: for 'broken': the one line that says why.
-    """
-
-    name: str
-    path: pathlib.Path
-    kind: str
-    series: tuple[dicom.Series, ...] = ()
-    problem: str = ""
+from auxseg.ct.images import check_values, file_reader, read_header, value_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +36,10 @@ class Scan:
         dtype: type of the stored values.
         has_geometry: False for NPZ without a spacing, whose millimetres mean nothing.
         read: (start, stop) -> int16 [stop - start, H, W] in HU, canonical, slices from inferior to superior.
-        findings: what was noticed on opening.
+        findings: what was noticed on opening; an error among them stops a scan unless --force is given.
         volume: the DICOM volume, or None.
+        skipped: series of the study that are not segmented.
+        widths_mm: thickness that each slice stands for, float64 [D], None where all are alike.
     """
 
     name: str
@@ -72,6 +53,8 @@ class Scan:
     read: Callable[[int, int], np.ndarray]
     findings: tuple[Finding, ...] = ()
     volume: dicom_volume.Volume | None = None
+    skipped: tuple[Skipped, ...] = ()
+    widths_mm: np.ndarray | None = None
 
     @property
     def num_slices(self):
@@ -79,37 +62,14 @@ class Scan:
         return self.geometry.size_xyz[2]
 
 
-def find_scans(path):
-    """Returns the scans that a path holds, as a list of `Source` in the order of their names.
-
-    A file is one scan. In a folder (and its subfolders) every scan file, zip and NPZ is one, and all DICOM
-    files of one study are one. Other files are passed over.
-
-    Raises:
-        InputError: nothing there that could be a scan.
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise InputError(f"--input: {path} does not exist")
-    files = [path] if path.is_file() else _list_files(path)
-    sources = [_file_source(file) for file in files if _kind(file)]
-    dicom_files = [file for file in files if not _kind(file) and _looks_like_dicom(file)]
-    sources += _dicom_sources(dicom_files, path if path.is_dir() else path.parent)
-    if not sources:
-        what = f"none of its {len(files)} files is one" if path.is_dir() else "it is none"
-        raise InputError(
-            f"--input: no scan in {path}: {what}; expected DICOM, a zip, .npz, or {', '.join(headers.SUFFIXES)}"
-        )
-    return _with_unique_names(sorted(sources, key=lambda source: (source.name, str(source.path))))
-
-
-def open_scan(source, scratch, *, series=None):
+def open_scan(source, scratch, *, series=None, force=False):
     """Returns the `Scan` of a `Source`.
 
     Args:
         source: from `find_scans`.
         scratch: folder for temporary files, which must outlive the scan.
         series: SeriesInstanceUID or SeriesNumber to take of a DICOM study, or None for the chest CT.
+        force: leave out DICOM images that cannot be read.
 
     Raises:
         InputError: the scan cannot be used; the line says why.
@@ -118,94 +78,13 @@ def open_scan(source, scratch, *, series=None):
     if source.kind == "broken":
         raise InputError(source.problem)
     if source.kind == "zip":
-        return _open_zip(source, scratch, series)
+        return _open_zip(source, scratch, series, force)
     if source.kind == "dicom":
-        return _open_dicom(source, scratch, series)
+        return _open_dicom(source, scratch, series, force)
     return _open_npz(source, scratch) if source.kind == "npz" else _open_file(source, scratch)
 
 
-def _list_files(folder):
-    """Returns the files of a folder and its subfolders, and links to nothing; no pipes or devices."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [pathlib.Path(parent, name) for name in sorted(files) if not name.startswith(".")]
-    return [path for path in found if path.is_file() or (path.is_symlink() and not path.exists())]
-
-
-def _kind(path):
-    """Returns what a file is by its name: 'file', 'npz', 'zip', or '' for perhaps DICOM."""
-    name = path.name.lower()
-    if name.endswith(headers.SUFFIXES):
-        return "file"
-    return {".npz": "npz", ".zip": "zip"}.get(path.suffix.lower(), "")
-
-
-def _looks_like_dicom(path):
-    return dicom.is_dicom(path) or path.suffix.lower() in (".dcm", ".dicom")
-
-
-def _file_source(path):
-    name = path.name
-    for suffix in sorted((*headers.SUFFIXES, ".npz", ".zip"), key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
-    if not path.exists():
-        return Source(_file_name(name), path, "broken", problem=f"scan: {path} is a link to nothing")
-    return Source(_file_name(name), path, _kind(path))
-
-
-def _file_name(text):
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "scan"
-
-
-def _with_unique_names(sources):
-    """Returns the sources with '_2', '_3', ... after names that would be used twice."""
-    used, unique = set(), []
-    for source in sources:
-        name, count = source.name, 2
-        while name.lower() in used:
-            name, count = f"{source.name}_{count}", count + 1
-        used.add(name.lower())
-        unique.append(dataclasses.replace(source, name=name))
-    return unique
-
-
-def _dicom_sources(files, root):
-    """Returns one source a study; a damaged file makes the studies of its folder unusable."""
-    if not files:
-        return []
-    good, damaged = [], {}
-    if len(files) > 2000:
-        files = progress.track(files, total=len(files), label="reading DICOM headers", unit="file")
-    for path in files:
-        try:
-            good.append(dicom.read_file(path))
-        except InputError as error:
-            damaged.setdefault(path.parent, str(error))
-    good = [one for one in good if one is not None]
-    studies = {}
-    for one in dicom.merge_series(good):
-        studies.setdefault(one.study_uid, []).append(one)
-    sources = [_study_source(series, root, damaged) for series in studies.values()]
-    touched = {frame.path.parent for one in good for frame in one.frames}
-    lost = [(folder, text) for folder, text in damaged.items() if folder not in touched]
-    return sources + [Source(_file_name(f.name), f, "broken", problem=text) for f, text in lost]
-
-
-def _study_source(series, root, damaged):
-    folders = sorted({frame.path.parent for one in series for frame in one.frames})
-    common = pathlib.Path(os.path.commonpath(folders)) if folders else root
-    hits = [damaged[folder] for folder in folders if folder in damaged]
-    inside = common.relative_to(root).parts if common.is_relative_to(root) else ()
-    name = _file_name("-".join(inside) or common.resolve().name)
-    if hits:
-        return Source(name, common, "broken", problem=hits[0])
-    return Source(name, common, "dicom", tuple(series))
-
-
-def _open_zip(source, scratch, series):
+def _open_zip(source, scratch, series, force):
     folder = scratch / "unzipped"
     folder.mkdir()
     archive.unpack_zip(source.path, folder)
@@ -216,7 +95,9 @@ def _open_zip(source, scratch, series):
             raise InputError(
                 f"zip: {source.path} holds {len(inside)} scans{names}, expected one; unpack it first"
             )
-        scan = open_scan(dataclasses.replace(inside[0], name=source.name), scratch, series=series)
+        scan = open_scan(
+            dataclasses.replace(inside[0], name=source.name), scratch, series=series, force=force
+        )
 
     def read(start, stop):
         with _named(folder, source.path):
@@ -225,42 +106,44 @@ def _open_zip(source, scratch, series):
     return dataclasses.replace(scan, path=source.path, read=read)
 
 
-def _open_dicom(source, scratch, wanted):
-    chosen, others = dicom.choose_series(source.series, wanted)
-    volume = dicom_volume.create_volume(chosen)
+def _open_dicom(source, scratch, wanted, force):
+    volume, findings, skipped = dicom_scan.choose_volume(source, wanted, force=force)
     orientation = find_orientation(volume.stored)
     geometry = to_canonical_geometry(volume.stored, orientation)
+    read_plane = dicom_scan.create_read_plane(volume)
     if orientation.axes[2] == 2:
-        read = _dicom_reader(volume, orientation)
+        read = _plane_reader(read_plane, volume.stored.size_xyz[2], orientation)
     else:
-        read = _array_reader(to_canonical(_spool(volume, scratch), orientation))
-    findings = (
-        *dicom.list_findings(chosen, others),
-        *volume.findings,
-        *_oblique(geometry, volume.tilt_degrees),
-    )
-    return Scan(source.name, source.path, "DICOM", volume.stored, geometry, orientation, "int16", True, read,
-                findings, volume)  # fmt: skip
+        read = _array_reader(to_canonical(_spool(read_plane, volume.stored, scratch), orientation))
+    findings = (*source.findings, *findings, *volume.findings, *_oblique(geometry, volume.tilt_degrees))
+    return Scan(source.name, source.path, "DICOM", volume.stored, geometry, orientation, "int16",
+                volume.has_geometry, read, findings, volume, skipped, _canonical_widths(volume, orientation))  # fmt: skip
 
 
-def _dicom_reader(volume, orientation):
-    """Returns the `read` of frames that are transverse slices already."""
-    flipped, count = orientation.flips[2], len(volume.frames)
+def _canonical_widths(volume, orientation):
+    """Returns the thickness in mm of each transverse slice, None where all are alike or unknown."""
+    if volume.widths_mm is None or orientation.axes[2] != 2:
+        return None
+    return volume.widths_mm[::-1] if orientation.flips[2] else volume.widths_mm
+
+
+def _plane_reader(read_plane, count, orientation):
+    """Returns the `read` of planes that are transverse slices already."""
+    flipped = orientation.flips[2]
 
     def read(start, stop):
-        frames = volume.frames[count - stop : count - start] if flipped else volume.frames[start:stop]
-        images = np.stack([dicom.read_frame(frame) for frame in frames])
+        planes = range(count - stop, count - start) if flipped else range(start, stop)
+        images = np.stack([read_plane(plane) for plane in planes])
         return np.ascontiguousarray(to_canonical(images, orientation))
 
     return read
 
 
-def _spool(volume, scratch):
-    """Returns all frames as an array on disk, for stacks that are not transverse."""
-    shape = volume.stored.shape_zyx
-    array = create_array(scratch / "frames.npy", np.int16, shape)
-    for index, frame in enumerate(volume.frames):
-        array[index] = dicom.read_frame(frame)
+def _spool(read_plane, stored, scratch):
+    """Returns all planes as an array on disk, for stacks that are not transverse."""
+    array = create_array(scratch / "frames.npy", np.int16, stored.shape_zyx)
+    for plane in range(len(array)):
+        array[plane] = read_plane(plane)
     return array
 
 
@@ -287,14 +170,15 @@ def _open_npz(source, scratch):
         "orientation is not stated: rows are taken from front to back, columns from the patient's "
         "right to left"
     )
-    findings = [Finding(INFO, "orientation", text), *_check_axes(images.shape)]
+    findings = [*source.findings, Finding(INFO, "orientation", text), *_check_axes(images.shape)]
+    findings += values.check_values(images, images.dtype, source.path)
     if not known:
         text = "NPZ without 'spacing_zyx_mm': sizes are in voxels, millimetres are left empty"
         findings.append(Finding(WARNING, "no-spacing", text))
     orientation = find_orientation(geometry)
 
     def read(start, stop):
-        return np.ascontiguousarray(to_hu(images[start:stop], source.path))
+        return np.ascontiguousarray(values.to_hu(images[start:stop], source.path))
 
     return Scan(source.name, source.path, "NPZ", geometry, geometry, orientation, dtype, known, read,
                 tuple(findings))  # fmt: skip
@@ -333,34 +217,46 @@ def _load_npz(path, scratch):
             raise InputError(f"NPZ: {path} has spacing_zyx_mm {spacing}, expected three numbers above 0")
         spacing = [float(v) for v in spacing]
     volume = image[None] if image.ndim == 2 else image
-    _check_range(volume, path)
+    _check_scaled(volume, path)
     return volume, spacing, str(image.dtype)
 
 
-def _check_range(volume, path):
-    """Raises where values on disk are no HU, looking at a slice at a time."""
-    if volume.dtype == np.int16:
+def _check_scaled(volume, path):
+    """Raises where floating point values on disk were scaled to 1, looking at a slice at a time."""
+    if volume.dtype.kind != "f":
         return
-    ends = [(one.min(), one.max()) for one in volume]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
-    if volume.dtype.kind == "f" and low >= -1 and high <= 1:
+    ends = [(np.fmin.reduce(one, axis=None), np.fmax.reduce(one, axis=None)) for one in volume]
+    low, high = np.fmin.reduce([low for low, _ in ends]), np.fmax.reduce([high for _, high in ends])
+    if low >= -1 and high <= 1:
         raise InputError(f"scan: {path} has values from {low:.3g} to {high:.3g}, scaled to 1; expected HU")
-    for one in volume:
-        to_hu(one, path)
 
 
 def _open_file(source, scratch):
-    plain = inflate.inflate(source.path, scratch)
-    with _named(plain, source.path):
-        header = read_header(plain)
-        dtype = value_type(header)
-        headers.check_nifti(plain)
-    read = file_reader(header, source.path)
+    with headers.errors_of_system(source.path):
+        plain = inflate.inflate_nifti(source.path, scratch)
+        with _named(plain, source.path):
+            header = read_header(plain)
+            if header.voxels is not None:
+                header = dataclasses.replace(
+                    header, voxels=voxels.to_plain(header.voxels, scratch / "scan.raw")
+                )
+            findings = [*headers.check_nifti(plain), *check_values(header, source.path)]
     name = source.path.name.lower()
     kind = "NIfTI" if ".nii" in name else "NRRD" if name.endswith((".nrrd", ".nhdr")) else "MetaImage"
-    findings = (*_oblique(header.geometry), *(nifti.list_findings(header.stored) if kind == "NIfTI" else ()))
+    findings += [*_oblique(header.geometry), *_header_findings(header)]
     grid = (header.stored, header.geometry, header.orientation)
-    return Scan(source.name, source.path, kind, *grid, dtype, True, read, findings)
+    known = header.voxels is None or header.voxels.has_geometry
+    return Scan(source.name, source.path, kind, *grid, value_type(header), known, file_reader(header, source.path),
+                (*source.findings, *findings))  # fmt: skip
+
+
+def _header_findings(header):
+    if header.voxels is None:
+        return nifti.list_findings(header.stored)
+    if header.voxels.has_geometry:
+        return header.voxels.findings
+    text = "the header states no spacing: sizes are in voxels, millimetres are left empty"
+    return (*header.voxels.findings, Finding(WARNING, "no-spacing", text))
 
 
 @contextlib.contextmanager

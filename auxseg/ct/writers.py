@@ -11,7 +11,7 @@ import numpy as np
 
 from auxseg.base import files
 from auxseg.base.errors import InputError, check_choice
-from auxseg.ct import nifti
+from auxseg.ct import nifti, own
 from auxseg.ct.geometry import Geometry, from_canonical, index_to_mm
 
 VOLUME_FORMATS = ("nii.gz", "nii", "nrrd", "mha", "npz")
@@ -34,7 +34,7 @@ def check_format(name, scan):
     """Returns the format if a scan can be written in it.
 
     Raises:
-        InputError: unknown; DICOM-SEG without a DICOM input that it can refer to, or without highdicom; NIfTI of a tilted stack.
+        InputError: unknown; DICOM-SEG without a DICOM input that it can refer to, or without highdicom.
     """
     check_choice("--format", name, FORMATS)
     if name == "dicom-seg":
@@ -49,11 +49,6 @@ def check_format(name, scan):
         from auxseg.ct import dicom_seg
 
         dicom_seg.check_dicom_seg(scan)
-    elif name.startswith("nii") and scan.stored.nifti is None and not is_orthogonal(scan.stored):
-        raise InputError(
-            f"--format={name}: {scan.path} has axes at no right angle (gantry tilt), which NIfTI readers "
-            "refuse; use --format=nrrd, mha or dicom-seg"
-        )
     return name
 
 
@@ -100,7 +95,7 @@ def _write_nrrd(file, slices, geometry, dtype):
     matrix = np.reshape(geometry.direction, (3, 3)) * geometry.spacing_xyz_mm
     directions = " ".join(_nrrd_vector(column) for column in matrix.T)
     lines = [
-        "NRRD0004", f"type: {'unsigned char' if dtype == 'uint8' else 'float'}", "dimension: 3",
+        "NRRD0004", f"content: {own.MARK}", f"type: {'unsigned char' if dtype == 'uint8' else 'float'}", "dimension: 3",
         "space: left-posterior-superior", f"sizes: {' '.join(map(str, geometry.size_xyz))}",
         f"space directions: {directions}", "kinds: domain domain domain", "endian: little", "encoding: gzip",
         f"space origin: {_nrrd_vector(geometry.origin_xyz_mm)}", "", "",
@@ -119,7 +114,7 @@ def _write_metaimage(file, slices, geometry, dtype):
     """Writes the header with room for the compressed size, the voxels, then the size."""
     columns = np.reshape(geometry.direction, (3, 3)).T.ravel()
     lines = [
-        "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
+        "ObjectType = Image", f"Comment = {own.MARK}", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
         "CompressedData = True", f"CompressedDataSize = {'':20}", f"TransformMatrix = {_words(columns)}",
         f"Offset = {_words(geometry.origin_xyz_mm)}", "CenterOfRotation = 0 0 0",
         f"ElementSpacing = {_words(geometry.spacing_xyz_mm)}", f"DimSize = {_words(geometry.size_xyz)}",

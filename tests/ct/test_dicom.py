@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from auxseg.base.errors import InputError
-from auxseg.ct import geometry, scans
+from auxseg.ct import checks, geometry, scans
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 SPACING = (6.0, 6.0, 6.0)
@@ -30,8 +30,14 @@ def _open(path, scratch, **kwargs):
 
 
 def _read(path, scratch, **kwargs):
+    """Returns what is segmented without --force."""
     scan = _open(path, scratch, **kwargs)
+    checks.raise_errors(scan.findings, path)
     return scan.read(0, scan.num_slices)
+
+
+def _findings(scan, code):
+    return [finding for finding in scan.findings if finding.code == code]
 
 
 def _refused(path, scratch, match, **kwargs):
@@ -137,13 +143,16 @@ def test_the_chest_is_chosen_and_the_others_listed(tmp_path, volume):
     dicom_files.write_series(folder, volume[:6], number=1, description="ABDOMEN", prefix="A")
     dicom_files.write_series(folder, volume, number=2, description="chest lung 1mm", prefix="B")
     dicom_files.write_series(
-        folder, volume[::2], number=4, description="chest", spacing_zyx=(12, 6, 6), prefix="C"
+        folder, volume[::2], number=4, description="chest", spacing_zyx=(4, 6, 6), prefix="C"
     )
     dicom_files.write_series(folder, volume, number=7, description="CHEST", modality="PT", prefix="D")
     scan = _open(folder, tmp_path / "s")
     assert scan.num_slices == len(volume)
     texts = [finding.text for finding in scan.findings]
-    assert "chest lung 1mm" in texts[0] and len([t for t in texts if t.startswith("not segmented")]) == 3
+    assert "chest lung 1mm" in texts[0] and "original, 24 places over 46 mm, the best of 4" in texts[0]
+    reasons = {finding.text.split(": ")[-1] for finding in _findings(scan, "other-series")}
+    assert reasons == {"a shorter extent", "12 places", "no CT"}
+    assert [(one.series.number, one.count) for one in scan.skipped] == [(1, 6), (4, 12), (7, 24)]
     assert len(_read(folder, tmp_path / "s", series="4")) == len(volume[::2])
     _refused(folder, tmp_path / "s", "--series: got '9'.*ABDOMEN", series="9")
     _refused(folder, tmp_path / "s", "is 'PT', expected 'CT'", series="7")
@@ -155,18 +164,111 @@ def test_two_studies_are_two_scans(tmp_path, volume):
     assert [source.name for source in scans.find_scans(tmp_path / "in")] == ["anna", "bert"]
 
 
-def test_missing_slices(tmp_path, volume):
+def test_missing_slices_are_filled_and_named(tmp_path, volume):
+    """What lies beyond the gap stays where it is; a filled slice is the mean of its neighbours."""
     keep = [k for k in range(len(volume)) if k not in (5, 11, 12)]
     dicom_files.write_series(tmp_path / "in", volume, spacing_zyx=SPACING, keep=keep)
-    _refused(tmp_path / "in", tmp_path / "s", "3 missing slices: after 34.0, 70.0 mm")
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    assert scan.stored == geometry.Geometry((56, 48, 24), (6.0, 6.0, 6.0), (-60.0, -50.0, 10.0))
+    got = scan.read(0, 24)
+    np.testing.assert_array_equal(got[keep], volume[keep])
+    np.testing.assert_array_equal(got[5], np.rint((volume[4].astype(float) + volume[6]) / 2))
+    np.testing.assert_array_equal(got[11], np.rint((2.0 * volume[10] + volume[13]) / 3))
+    (finding,) = _findings(scan, "missing-slices")
+    assert finding.severity == "warning" and "3 missing slices: after 34.0, 70.0 mm" in finding.text
+    assert scan.widths_mm is None and len(scan.volume.frames) == 21
 
 
-def test_uneven_slices(tmp_path, volume):
+def test_many_missing_slices_need_force(tmp_path, volume):
+    dicom_files.write_series(tmp_path / "in", volume, spacing_zyx=SPACING, keep=[*range(9), *range(17, 24)])
+    _refused(tmp_path / "in", tmp_path / "s", "8 missing slices: after 58.0 mm .*--force")
+    assert _open(tmp_path / "in", tmp_path / "t").num_slices == 24
+
+
+def test_uneven_slices_keep_their_real_distances(tmp_path, volume):
+    """2 mm apart, then 3 mm: a grid of 2 mm, and widths that add up to the stack's height."""
+    heights = np.concatenate([np.arange(10) * 2.0, 21 + np.arange(14) * 3.0])
+
     def edit(one, index):
-        one.ImagePositionPatient = ["-60", "-50", str(index * 2.0 + (1.0 if index > 9 else 0.0))]
+        one.ImagePositionPatient = ["-60", "-50", str(heights[index])]
 
     dicom_files.write_series(tmp_path / "in", volume, edit=edit)
-    _refused(tmp_path / "in", tmp_path / "s", "uneven slices: 2 to 3 mm")
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    (finding,) = _findings(scan, "uneven")
+    assert finding.severity == "warning" and "uneven slices: 2 to 3 mm apart" in finding.text
+    assert scan.stored.spacing_xyz_mm[2] == 2.0
+    places = np.array(scan.volume.places)
+    assert np.abs(heights - places * 2.0).max() <= 1.0
+    assert scan.widths_mm.sum() == pytest.approx(60 + scan.widths_mm[0] / 2 + scan.widths_mm[-1] / 2)
+    assert scan.widths_mm[:9] == pytest.approx([2.0] * 9)
+    for plane, image in zip(places, volume):
+        np.testing.assert_array_equal(scan.read(plane, plane + 1)[0], image)
+
+
+def test_positions_rounded_to_a_tenth_of_a_millimetre(tmp_path):
+    volume = np.tile(chest.draw((6, 16, 16), (20.0, 20.0, 20.0)), (10, 1, 1))
+
+    def edit(one, index):
+        one.ImagePositionPatient = ["-60", "-50", f"{index * 0.625:.1f}"]
+
+    dicom_files.write_series(tmp_path / "in", volume, edit=edit)
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    checks.raise_errors(scan.findings, "")
+    assert scan.num_slices == 60 and scan.stored.spacing_xyz_mm[2] == pytest.approx(0.625, abs=0.001)
+
+
+@pytest.mark.parametrize(("off_mm", "severity"), [(0.3, None), (1.5, "warning"), (20.0, "error")])
+def test_the_line_of_slices_is_checked_slice_by_slice(tmp_path, volume, off_mm, severity):
+    """Slices in the middle, so that the ends say nothing; pixels of 1 mm."""
+
+    def edit(one, index):
+        one.ImagePositionPatient = [str(-60 + (off_mm if 9 <= index < 12 else 0.0)), "-50", str(index * 2.0)]
+
+    dicom_files.write_series(tmp_path / "in", volume, edit=edit)
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    found = [(one.severity, one.text[:8]) for one in _findings(scan, "line")]
+    assert found == ([(severity, "3 slices")] if severity else [])
+    assert scan.stored.origin_xyz_mm == (-60.0, -50.0, 0.0) and scan.volume.tilt_degrees == 0.0
+
+
+def test_an_orientation_that_jitters_is_one_orientation(tmp_path, volume):
+    """Around a cosine that rounds up and down."""
+
+    def edit(one, index):
+        tilt = 0.005 + (1e-6 if index % 2 else -1e-6)
+        one.ImageOrientationPatient = [f"{v:.10g}" for v in (1, 0, 0, 0, np.sqrt(1 - tilt**2), tilt)]
+
+    dicom_files.write_series(tmp_path / "in", volume, edit=edit)
+    np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume)
+
+
+def test_a_screenshot_and_frames_of_another_size_are_left_out(tmp_path, volume):
+    dicom_files.write_series(tmp_path / "in", volume, series="1.2.3")
+
+    def strip(one, index):
+        del one.ImagePositionPatient, one.ImageOrientationPatient, one.PixelSpacing
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = "1.2.3.99"
+
+    dicom_files.write_series(tmp_path / "in", volume[:1], series="1.2.3", edit=strip, prefix="S")
+    dicom_files.write_series(tmp_path / "in", volume[:2, :20], series="1.2.3", prefix="T")
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, 24), volume)
+    assert "1 images without a position" in _findings(scan, "no-position")[0].text
+    (mixed,) = _findings(scan, "mixed-images")
+    assert (
+        mixed.severity == "warning" and "2 of 20x56" in mixed.text and "2 images are left out" in mixed.text
+    )
+
+
+def test_half_of_the_chest_is_not_left_out_in_silence(tmp_path, volume):
+    """Another pixel size from the middle on."""
+
+    def edit(one, index):
+        one.PixelSpacing = ["1", "1"] if index < 13 else ["0.8", "0.8"]
+
+    dicom_files.write_series(tmp_path / "in", volume, edit=edit)
+    _refused(tmp_path / "in", tmp_path / "s", "mixed images.*11 images are left out.*--force")
+    assert _open(tmp_path / "in", tmp_path / "t").num_slices == 13
 
 
 def test_copies_are_dropped_and_named(tmp_path, volume):
@@ -184,17 +286,53 @@ def test_two_acquisitions_in_one_series(tmp_path, volume):
         one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"1.2.5.{index + 1}"
 
     uid = "1.2.840.1"
-    dicom_files.write_series(tmp_path / "in", volume, series=uid)
+    dicom_files.write_series(tmp_path / "in", volume[:10], series=uid)
     dicom_files.write_series(tmp_path / "in", volume - 30, series=uid, edit=edit, prefix="B")
-    _refused(tmp_path / "in", tmp_path / "s", r"different images at one position .*acquisitions 1, 2")
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, 24), np.clip(volume - 30, -1024, None))
+    (finding,) = _findings(scan, "acquisitions")
+    assert finding.severity == "warning"
+    assert (
+        "acquisition '2' with 24 images is segmented, 10 images of acquisition '1' are left" in finding.text
+    )
 
 
-def test_mixed_orientations(tmp_path, volume):
+def test_acquisitions_between_one_another(tmp_path, volume):
+    """No two images at one place, and yet two stacks."""
+    uid = "1.2.840.1"
+
+    def edit(one, index):
+        one.AcquisitionNumber = 2
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"1.2.5.{index + 1}"
+
+    dicom_files.write_series(tmp_path / "in", volume, series=uid)
+    other = {"origin": (-60.0, -50.0, 10.6), "spacing_zyx": (4.0, 1.0, 1.0), "prefix": "B"}
+    dicom_files.write_series(tmp_path / "in", volume[::2], series=uid, edit=edit, **other)
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, 24), volume)
+    assert "12 images are left out" in _findings(scan, "acquisitions")[0].text
+
+
+def test_images_that_nothing_tells_apart_need_force(tmp_path, volume):
+    def edit(one, index):
+        one.InstanceNumber = index + 101
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = f"1.2.5.{index + 1}"
+
+    dicom_files.write_series(tmp_path / "in", volume, series="1.2.8")
+    dicom_files.write_series(tmp_path / "in", volume - 30, series="1.2.8", edit=edit, prefix="B")
+    _refused(tmp_path / "in", tmp_path / "s", "different images at one position.*--force")
+    scan = _open(tmp_path / "in", tmp_path / "t")
+    np.testing.assert_array_equal(scan.read(0, 24), volume)
+
+
+def test_other_orientations_are_left_out(tmp_path, volume):
     dicom_files.write_series(tmp_path / "in", volume, series="1.2.3")
     dicom_files.write_series(
         tmp_path / "in", volume[:3], series="1.2.3", orientation=(1, 0, 0, 0, 0, -1), prefix="B"
     )
-    _refused(tmp_path / "in", tmp_path / "s", "mixed images")
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, 24), volume)
+    assert "3 images are left out" in _findings(scan, "mixed-images")[0].text
 
 
 def test_a_scout_view_is_left_out(tmp_path, volume):
@@ -223,11 +361,14 @@ def test_a_tilted_gantry_keeps_its_places(tmp_path, volume):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda one: setattr(one, "Modality", "MR"), "no CT image series"),
+        (lambda one: setattr(one, "Modality", "MR"), "is 'MR', expected 'CT' .predict --force"),
+        (lambda one: setattr(one, "Modality", "SEG"), "no scan in"),
         (lambda one: setattr(one, "RescaleType", "OD"), "values of type 'OD', expected HU"),
         (lambda one: setattr(one, "BitsStored", 8), "holds a picture .8 bits"),
         (lambda one: setattr(one, "PhotometricInterpretation", "RGB"), "holds a picture"),
-        (lambda one: delattr(one, "ImagePositionPatient"), "have no position"),
+        (lambda one: setattr(one, "SamplesPerPixel", 3), "holds a colour picture"),
+        (lambda one: delattr(one, "ImagePositionPatient"), "have no position.*image numbers.*--force"),
+        (lambda one: delattr(one, "PixelSpacing"), "have no pixel spacing.*--force"),
         (lambda one: setattr(one, "PixelSpacing", ["0", "1"]), "pixel spacing of .0.0, 1.0. mm"),
         (
             lambda one: setattr(one, "ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"]),
@@ -292,3 +433,116 @@ def test_reading_says_nothing_on_the_side(tmp_path, volume, capfd):
         warnings.simplefilter("error")
         _read(tmp_path / "in", tmp_path / "s")
     assert capfd.readouterr() == ("", "")
+
+
+def _change(**values):
+    def edit(one, index):
+        for name, value in values.items():
+            if value is None:
+                delattr(one, name)
+            else:
+                setattr(one, name, value)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "code"),
+    [
+        (_change(Modality=""), "modality"),
+        (_change(PhotometricInterpretation="MONOCHROME1"), "monochrome1"),
+        (_change(ImageOrientationPatient=None), "no-orientation"),
+    ],
+)
+def test_what_is_doubtful_is_segmented_with_a_warning(tmp_path, volume, edit, code):
+    dicom_files.write_series(tmp_path / "in", volume, edit=edit)
+    np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume)
+    assert [one.severity for one in _findings(_open(tmp_path / "in", tmp_path / "t"), code)] == ["warning"]
+
+
+def test_slice_locations_stand_for_positions(tmp_path, volume):
+    def edit(one, index):
+        del one.ImagePositionPatient
+        one.SliceLocation, one.InstanceNumber = str(100 - 2.5 * index), index
+
+    dicom_files.write_series(tmp_path / "in", volume[::-1], edit=edit)
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, 24), volume)
+    assert scan.stored.spacing_xyz_mm[2] == 2.5
+    assert "ordered by SliceLocation" in _findings(scan, "no-position")[0].text
+
+
+def test_force_leaves_out_what_cannot_be_read(tmp_path, volume):
+    paths = dicom_files.write_series(tmp_path / "in", volume)
+    paths[4].write_bytes(paths[4].read_bytes()[:-200])
+    paths[9].write_bytes(paths[9].read_bytes()[:400])
+    scan = _open(tmp_path / "in", tmp_path / "s", force=True)
+    got = scan.read(0, 24)
+    np.testing.assert_array_equal(np.delete(got, [4, 9], 0), np.delete(volume, [4, 9], 0))
+    assert "2 missing slices" in _findings(scan, "missing-slices")[0].text
+
+
+@pytest.mark.parametrize("some", [True, False])
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "ImplicitVRLittleEndian"])
+def test_files_without_a_preamble(tmp_path, volume, some, syntax):
+    """As GDCM reads them: the data set from the first byte on, without a suffix."""
+    paths = dicom_files.write_series(tmp_path / "in", volume)
+    for number, path in enumerate(paths):
+        one = pydicom.dcmread(path)
+        if some and number % 3:
+            continue
+        uid = getattr(pydicom.uid, syntax)
+        bare = pydicom.Dataset(one)
+        del bare.is_decompressed
+        path.unlink()
+        pydicom.dcmwrite(path.with_suffix(""), bare, implicit_vr=uid.is_implicit_VR, little_endian=True)
+        assert path.with_suffix("").read_bytes()[128:132] != b"DICM"
+    np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume)
+
+
+def test_a_deflated_series(tmp_path, volume):
+    def edit(one, index):
+        one.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+
+    dicom_files.write_series(tmp_path / "in", volume[:4], edit=edit)
+    np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume[:4])
+
+
+def _write_study(folder, volume, *others):
+    """Writes a chest of 12 places as series 3 and other series: (volume, keyword arguments)."""
+    dicom_files.write_series(folder, volume[:12], number=3, description="CHEST", prefix="A")
+    for number, (values, kwargs) in enumerate(others):
+        settings = {"number": number + 1, "description": "CHEST", "prefix": f"B{number}", **kwargs}
+        dicom_files.write_series(folder, values, **settings)
+
+
+def test_images_of_one_place_are_no_scan(tmp_path, volume):
+    """A bolus series has more images than the chest, all at one place."""
+    bolus = np.repeat(volume[:1], 20, 0) + np.arange(20, dtype=np.int16)[:, None, None]
+    _write_study(tmp_path / "in", volume, (bolus, {"step": (0, 0, 0)}))
+    np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume[:12])
+
+
+def test_original_images_come_before_derived_ones(tmp_path, volume):
+    """A maximum intensity projection, one image longer."""
+    edit = _change(ImageType=["DERIVED", "SECONDARY", "MIP"])
+    _write_study(tmp_path / "in", volume, (volume[:13], {"edit": edit}))
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, 12), volume[:12])
+    assert [one.reason for one in scan.skipped] == ["derived"]
+
+
+def test_extent_comes_before_the_number_of_places(tmp_path, volume):
+    """Thin slices of a part of the chest are no chest."""
+    _write_study(tmp_path / "in", volume, (volume, {"spacing_zyx": (0.5, 1, 1)}))
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    assert scan.num_slices == 12 and [one.reason for one in scan.skipped] == ["a shorter extent"]
+
+
+def test_the_next_usable_series_is_taken(tmp_path, volume):
+    """The best one is of values that are no HU, the next one is."""
+    _write_study(tmp_path / "in", volume, (volume[:13], {"edit": _change(RescaleType="OD")}))
+    scan = _open(tmp_path / "in", tmp_path / "s")
+    np.testing.assert_array_equal(scan.read(0, 12), volume[:12])
+    assert "would come first and cannot be used: DICOM" in _findings(scan, "passed-over")[0].text
+    assert "values of type 'OD'" in scan.skipped[0].reason

@@ -155,13 +155,10 @@ def test_bad_files_are_one_line_errors(tmp_path):
     gone = "NDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = x.raw\n"
     (tmp_path / "gone.mhd").write_text(gone)
     (tmp_path / "noise.nii").write_bytes(bytes(range(256)) * 4)
-    ct_2d = sitk.GetImageFromArray(np.zeros((4, 4), np.int16))
-    sitk.WriteImage(ct_2d, str(tmp_path / "flat.mha"))
     expected = {
         "scan.mhd": "names no ElementDataFile",
         "gone.mhd": "names the voxel file x.raw, which is not beside it",
         "noise.nii": "cannot be read",
-        "flat.mha": "expected three dimensions",
         "absent.mhd": "does not exist",
         "scan.png": "expected a name that ends in .mhd",
     }

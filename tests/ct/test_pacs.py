@@ -114,10 +114,9 @@ def _check_segmentation(path, volume, expected):
 
 
 def _volume_of(path):
-    from auxseg.ct import dicom, dicom_volume, scans
+    from auxseg.ct import dicom_volume, find
 
-    found = scans.find_scans(path)[0]
-    return dicom_volume.create_volume(dicom.choose_series(found.series)[0])
+    return dicom_volume.create_volume(find.find_scans(path)[0].series[0])
 
 
 def test_round_trip_through_a_server(server, tmp_path):
@@ -180,18 +179,29 @@ def test_dicom_seg_lies_on_its_source(tmp_path, case, request):
     _check_segmentation(tmp_path / "out" / "mask.dcm", result.scan.volume, expected)
 
 
-def test_a_tilted_stack_goes_to_nrrd_and_not_to_nifti(tmp_path):
+def test_a_tilted_stack_keeps_its_places_in_every_format(tmp_path):
+    import nibabel
     import SimpleITK as sitk
-
-    from auxseg.base.errors import InputError
 
     dicom_files.write_series(tmp_path / "in", chest.draw(), spacing_zyx=(6, 6, 6), step=(0, 1.2, 6.0))
     network = [fake_network.create((56, 56))]
-    with pytest.raises(InputError, match="gantry tilt.*nrrd, mha or dicom-seg"):
-        outputs.predict(tmp_path / "in", tmp_path / "out", network, formats=("nii.gz",))
-    outputs.predict(tmp_path / "in", tmp_path / "out", network, formats=("nrrd", "mha"))
+    outputs.predict(tmp_path / "in", tmp_path / "out", network, formats=("nii.gz", "nrrd", "mha"))
+    expected = (-60 + 12, -50 + 18 + 8.4, 10 + 42)
     for form in ("nrrd", "mha"):
         mask = sitk.ReadImage(str(tmp_path / "out" / f"mask.{form}"))
         place = mask.TransformContinuousIndexToPhysicalPoint((2.0, 3.0, 7.0))
-        np.testing.assert_allclose(place, (-60 + 12, -50 + 18 + 8.4, 10 + 42), atol=1e-6)
+        np.testing.assert_allclose(place, expected, atol=1e-6)
+    affine = nibabel.load(tmp_path / "out" / "mask.nii.gz").affine
+    np.testing.assert_allclose((affine @ (2, 3, 7, 1))[:3] * (-1, -1, 1), expected, atol=1e-4)
     assert not writers.is_orthogonal(_volume_of(tmp_path / "in").stored)
+
+
+def test_a_dicom_seg_holds_the_slices_that_exist(tmp_path):
+    """Two slices are missing, and filled in the volume alone."""
+    keep = [k for k in range(24) if k not in (9, 14)]
+    dicom_files.write_series(tmp_path / "in", chest.draw(), spacing_zyx=(6, 6, 6), keep=keep)
+    network = [fake_network.create((56, 56))]
+    outputs.predict(tmp_path / "in", tmp_path / "out", network, formats=("dicom-seg",))
+    result = segment.segment(tmp_path / "in", network)
+    assert result.masks.shape[0] == 24 and result.masks[9].any()
+    _check_segmentation(tmp_path / "out" / "mask.dcm", result.scan.volume, result.masks[keep])
