@@ -16,7 +16,7 @@ From Python: `segment(PATH)`, or `segment(PATH, [load_network(RUN)])`.
 
 from __future__ import annotations
 
-import sys
+import re
 
 from absl import flags
 
@@ -25,6 +25,7 @@ from auxseg.base.errors import InputError, check_choice
 from auxseg.ct import writers
 from auxseg.prediction import outputs
 from auxseg.prediction.box import load_box
+from auxseg.prediction.rows import print_rows
 from auxseg.prediction.segment import Options
 from auxseg.runs.decisions import read_common_decision
 from auxseg.runs.networks import load_network
@@ -56,7 +57,9 @@ def _define_flags():
         "false_per_scan", 1.0, "false nodules accepted in a scan on average, with the networks in the box"
     )
     flags.DEFINE_bool("tuned", False, "nodule threshold and least size as `evaluate --tune` stored them")
-    flags.DEFINE_bool("force", False, "also segment what does not look like a chest CT")
+    flags.DEFINE_bool("force", False, "segment whatever is not plainly impossible, with warnings")
+    flags.DEFINE_bool("overwrite", False, "segment again what is done")
+    flags.DEFINE_string("part", "1/1", "K/N: the K-th of N parts of the scans, each for a machine of its own")
 
 
 def main(argv):
@@ -91,6 +94,7 @@ def main(argv):
     )
     for form in values.format:
         check_choice("--format", form, writers.FORMATS)
+    part = read_part(values.part)
     networks, box = load(values.workdir)
     rows = outputs.predict(
         values.input,
@@ -100,8 +104,10 @@ def main(argv):
         formats=values.format,
         series=values.series,
         box=box,
+        overwrite=values.overwrite,
+        part=part,
     )
-    return print_rows(rows, values.output)
+    return print_rows(rows, values.output, outputs.table_name(part))
 
 
 def load(workdir):
@@ -113,28 +119,17 @@ def load(workdir):
     return [box.lungs], box
 
 
-def print_rows(rows, output):
-    """Prints what was done and, last, what failed and why; returns the exit status."""
-    for row in rows:
-        if row["status"] != "failed":
-            print(_describe_row(row))
-    failed = [row for row in rows if row["status"] == "failed"]
-    if len(rows) > 1:
-        print(f"{len(rows) - len(failed)} of {len(rows)} scans done; results in {output}, table in scans.csv")
-    if failed:
-        print(f"failed: {len(failed)}", file=sys.stderr)
-        width = max(len(row["scan"]) for row in failed)
-        for row in failed:
-            print(f"  {row['scan']:{width}}  {row['reason']}", file=sys.stderr)
-    return 1 if failed else 0
+def read_part(text):
+    """Returns (k, n) of a text such as '3/8'.
 
-
-def _describe_row(row):
-    lungs = [f"{side} lung {row[f'{side}_lung_ml']:.0f} mL" for side in ("left", "right")
-             if row[f"{side}_lung_ml"] is not None]  # fmt: skip
-    warnings = f"; warning: {row['reason']}" if row["reason"] else ""
-    parts = [row["status"], *lungs, f"nodules {row['nodules']}"]
-    return f"{row['scan']}: {', '.join(parts)}{warnings}"
+    Raises:
+        InputError: it is none.
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    part = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part[0] <= part[1]:
+        raise InputError(f"--part: got {text!r}, expected K/N such as 3/8, K from 1 to N")
+    return part
 
 
 if __name__ == "__main__":

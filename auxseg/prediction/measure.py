@@ -20,9 +20,9 @@ def measure(masks, scan, start, probability_of=None):
 
     Positions are LPS in mm; 'slice' counts from 0, from inferior to superior; i, j, k is the voxel in the
     file. Areas and equivalent diameters (of the circle of that area) are those of the slice in which the
-    structure is largest. Volumes are empty for a single slice of a scan, millimetres where the voxel size is
-    not known. Lungs are measured without the nodules in them. 'kind' is 'mass' where the equivalent diameter is above
-    `MASS_MM`, else 'nodule'; 'probability' is empty where it is not known.
+    structure is largest. Unevenly spaced slices count with their real distances. Volumes are empty for a single slice
+    of a scan, millimetres where the voxel size is not known. Lungs are measured without the nodules in them. 'kind' is
+    'mass' where the equivalent diameter is above `MASS_MM`, else 'nodule'; 'probability' is empty where it is not known.
 
     Args:
         masks: uint8 [D, H, W], canonical.
@@ -38,17 +38,40 @@ def measure(masks, scan, start, probability_of=None):
     for value in (LEFT, RIGHT):
         piece = _whole_class(masks, value)
         if piece is not None:
-            rows.append(_measure_piece(CLASS_NAMES[value], "", piece, scan, start, voxel_mm3, pixel_mm2))
+            share = _mean_width(scan, start, lambda index, value=value: masks[index] == value, piece)
+            rows.append(
+                _measure_piece(CLASS_NAMES[value], "", piece, scan, start, share * voxel_mm3, pixel_mm2)
+            )
     components = find_components(masks, NODULE)
     for number, piece in enumerate(components.pieces, start=1):
         side = _find_side(masks, components, number)
-        row = _measure_piece(f"nodule_{number}", side, piece, scan, start, voxel_mm3, pixel_mm2)
+        share = _mean_width(
+            scan, start, lambda index, number=number: components.read(masks, index) == number, piece
+        )
+        row = _measure_piece(f"nodule_{number}", side, piece, scan, start, share * voxel_mm3, pixel_mm2)
         row["kind"] = "mass" if row["equivalent_diameter_mm"] > MASS_MM else "nodule"
         if probability_of is not None:
             index = piece.largest_slice
             row["probability"] = probability_of(index, components.read(masks, index) == number)
         rows.append(row)
     return rows
+
+
+def _mean_width(scan, start, read, piece):
+    """Returns the mean thickness of a structure's voxels as a share of the grid's step; 1.0 for even slices.
+
+    Args:
+        read: slice of the mask -> bool [H, W], the structure in it.
+        piece: its `Component`.
+    """
+    if scan.widths_mm is None:
+        return 1.0
+    slices = range(piece.slices[0], piece.slices[1] + 1)
+    pixels = np.array([np.count_nonzero(read(index)) for index in slices])
+    matrix = np.reshape(scan.geometry.direction, (3, 3))
+    step_mm = scan.geometry.spacing_xyz_mm[2] * abs(np.linalg.det(matrix))  # along the normal
+    widths = np.asarray(scan.widths_mm)[start + slices.start : start + slices.stop]
+    return float(pixels @ widths / pixels.sum() / step_mm)
 
 
 def _whole_class(masks, value):

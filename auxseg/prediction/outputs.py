@@ -17,18 +17,18 @@ from auxseg import __version__
 from auxseg.base import files, progress
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
-from auxseg.ct import dicom_seg, geometry, headers, scans, writers
-from auxseg.ct.checks import INFO, WARNING, Finding
-from auxseg.prediction import scan_page, segment
+from auxseg.ct import dicom_seg, find, geometry, headers, scans, writers
+from auxseg.ct.checks import WARNING, Finding
+from auxseg.prediction import done, rows, scan_page, segment
+from auxseg.prediction.done import DONE
 from auxseg.prediction.segment import Options
 
-DONE = "prediction.json"
 _NO_NODULES = Finding(
     WARNING, "no-nodules", "the networks in the box mark lungs alone: no nodule was looked for"
 )
 
 
-def write_segmentation(folder, result, networks, *, formats, settings):
+def write_segmentation(folder, result, networks, *, formats, settings, inputs=None):
     """Writes everything about one scan to a folder, `prediction.json` last.
 
     Args:
@@ -37,11 +37,12 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         networks: what made it.
         formats: of the mask, among `writers.FORMATS`; probabilities take the first that is a volume.
         settings: JSON types, kept to know a prediction of the same kind again.
+        inputs: `done.describe_input` of the scan.
     """
     scan, span = result.scan, (result.start, result.stop)
     names = []
     for form in formats:
-        names.append("mask.dcm" if form == "dicom-seg" else f"mask.{form}")
+        names.append(_mask_name(form))
         if form == "dicom-seg":
             makers = " + ".join(one.name for one in networks)
             checksum = networks[0].checksum
@@ -56,6 +57,9 @@ def write_segmentation(folder, result, networks, *, formats, settings):
     scan_page.write_pictures(folder, result, networks)
     about = {
         "settings": settings,
+        "input": inputs or {},
+        "series": rows.describe_series(scan.volume.series if scan.volume else None),
+        "skipped": [rows.describe_skipped(one) for one in scan.skipped],
         "scan": str(scan.path),
         "kind": scan.kind,
         "size_xyz": list(result.geometry.size_xyz),
@@ -70,6 +74,10 @@ def write_segmentation(folder, result, networks, *, formats, settings):
         "auxseg": __version__,
     }
     files.write_json(folder / DONE, about)
+
+
+def _mask_name(form):
+    return "mask.dcm" if form == "dicom-seg" else f"mask.{form}"
 
 
 def _total(result, name):
@@ -89,11 +97,23 @@ def _write_probabilities(folder, result, formats):
     return names
 
 
-def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), series=None, box=None):
+def predict(
+    path,
+    output,
+    networks,
+    *,
+    options=Options(),
+    formats=("nii.gz",),
+    series=None,
+    box=None,
+    overwrite=False,
+    part=(1, 1),
+):
     """Returns one dict a scan (name, status, seconds, lungs, nodules, reason), after writing all outputs.
 
     A scan that is done is skipped; one that fails is listed and the others go on. With several scans each
-    has a folder of its own in `output`, and `scans.csv` there has these rows.
+    has a folder of its own in `output`. `scans.csv` there has these rows, and one for everything else that was
+    handed in and is not segmented.
 
     Args:
         path: a scan, or a folder of scans.
@@ -103,23 +123,63 @@ def predict(path, output, networks, *, options=Options(), formats=("nii.gz",), s
         formats: of the masks.
         series: SeriesInstanceUID or SeriesNumber, where the input is one DICOM study.
         box: `box.Box` that the networks are of, which the outputs then name, or None.
+        overwrite: segment again what is done.
+        part: (k, n): the k-th of n parts of the scans, 1 to n, each for a machine of its own.
 
     Raises:
         InputError: nothing to do, or the only scan cannot be used.
     """
-    found = scans.find_scans(path)
-    if series is not None and len(found) > 1:
-        raise InputError(f"--series: {path} holds {len(found)} scans; give it with one of them")
-    settings = _describe_settings(networks, options, formats, series, box)
-    with _claimed(pathlib.Path(output)) as folder:
-        if len(found) == 1:
-            return [_predict_one(found[0], folder, networks, options, formats, settings, box, series, True)]
-        rows = []
-        for source in progress.track(found, total=len(found), label="segmenting", unit="scan"):
-            args = networks, options, formats, settings, box
-            rows.append(_predict_guarded(source, folder / source.name, *args))
-            files.write_csv(folder / "scans.csv", rows, digits=files.FEW_DIGITS)
-        return rows
+    found = find.survey(path)
+    if series is not None and len(found.sources) > 1:
+        raise InputError(f"--series: {path} holds {len(found.sources)} scans; give it with one of them")
+    job = _Job(
+        networks,
+        options,
+        tuple(formats),
+        series,
+        box,
+        overwrite,
+        _describe_settings(networks, options, formats, series, box),
+    )
+    with _claimed(pathlib.Path(output), part) as folder:
+        return _predict_all(found, folder, job, part)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is done to each scan: the arguments of `predict`, and its settings as JSON types."""
+
+    networks: list
+    options: Options
+    formats: tuple[str, ...]
+    series: str | None
+    box: object
+    overwrite: bool
+    settings: dict
+
+
+def _predict_all(found, output, job, part):
+    """Returns the rows of a part of the scans and of what was skipped, written to the table as they come."""
+    alone, chosen = len(found.sources) == 1, found.sources[part[0] - 1 :: part[1]]
+    _clear([output] if alone else [output / source.name for source in chosen])
+    others = (
+        [rows.create_skipped_row(rows.describe_skipped(one)) for one in found.skipped] if part[0] == 1 else []
+    )
+    segmented = []
+    tracked = chosen if alone else progress.track(chosen, total=len(chosen), label="segmenting", unit="scan")
+    for source in tracked:
+        row, more = _predict_one(source, output, job, True) if alone else _predict_guarded(
+            source, output / source.name, job
+        )  # fmt: skip
+        segmented.append(row)
+        others += more
+        files.write_csv(output / table_name(part), [*segmented, *others], digits=files.FEW_DIGITS)
+    return [*segmented, *others]
+
+
+def table_name(part):
+    """Returns the name of the table of a part (k, n) of the scans."""
+    return "scans.csv" if part[1] == 1 else f"scans-{part[0]}-of-{part[1]}.csv"
 
 
 def _describe_settings(networks, options, formats, series, box):
@@ -134,28 +194,34 @@ def _describe_settings(networks, options, formats, series, box):
 
 
 @contextlib.contextmanager
-def _claimed(output):
-    """Holds an output folder for one process and clears what a killed one left behind."""
+def _claimed(output, part=(1, 1)):
+    """Holds an output folder, or a part of its scans, for one process."""
     if output.is_file() or output.name.lower().endswith((*headers.SUFFIXES, ".dcm", ".npz", ".zip")):
         raise InputError(f"--output: got {output}, expected a folder; the mask's format is --format")
-    with files.locked(output, name="--output", hint="give another folder"):
-        _clear(output)
-        yield output
+    held = output if part[1] == 1 else output / f".part-{part[0]}-of-{part[1]}"
+    try:
+        with files.locked(held, name="--output", hint="give another folder"):
+            yield output
+    finally:
+        if held != output:
+            with contextlib.suppress(OSError):
+                held.rmdir()
 
 
-def _clear(output):
-    """Removes what a killed process left in an output folder."""
-    for left in [*output.glob(".scratch-*"), *output.glob("*/.scratch-*")]:
-        shutil.rmtree(left, ignore_errors=True)
-    for left in [*output.glob(".*.part"), *output.glob("*/.*.part")]:
-        left.unlink(missing_ok=True)
+def _clear(folders):
+    """Removes what a killed process left in the folders of scans."""
+    for folder in folders:
+        for left in folder.glob(".scratch-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        for left in folder.glob(".*.part"):
+            left.unlink(missing_ok=True)
 
 
-def _predict_guarded(source, folder, *args):
-    """Returns the row of one scan among many; whatever goes wrong with it is its own affair."""
+def _predict_guarded(source, folder, job):
+    """Returns (row of one scan among many, rows skipped); whatever goes wrong with it is its own affair."""
     start = time.monotonic()
     try:
-        return _predict_one(source, folder, *args)
+        return _predict_one(source, folder, job)
     except Exception as error:
         if not isinstance(error, (InputError, OSError)):
             traceback.print_exc()
@@ -163,33 +229,50 @@ def _predict_guarded(source, folder, *args):
         reason = " ".join(str(error).split())
         with contextlib.suppress(OSError):
             folder.rmdir()  # where nothing was written
-        return _row(source, "failed", time.monotonic() - start, reason=reason)
+        return rows.create_row(source, "failed", time.monotonic() - start, reason=reason), []
 
 
-def _predict_one(source, folder, networks, options, formats, settings, box, series=None, show_progress=False):
+def _predict_one(source, folder, job, show_progress=False):
+    """Returns (row of a scan, rows of the series of its study that were skipped)."""
     start = time.monotonic()
-    settings = {**settings, "input": _fingerprint(source)}
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / DONE).exists():
-        return _row(source, "done before", 0.0, _read_done(folder, settings))
+    if source.kind == "broken":
+        raise InputError(source.problem)
+    status = "done"
+    if (folder / DONE).exists() and not job.overwrite:
+        status, about = "done before", done.read_done(folder, source, job.settings)
+    else:
+        done.check_targets(folder, map(_mask_name, job.formats), source, overwrite=job.overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+        _segment_to(folder, source, job, show_progress)
+        about = done.read_about(folder)
+    seconds = 0.0 if status == "done before" else time.monotonic() - start
+    skipped = [rows.create_skipped_row(one) for one in about.get("skipped", ())]
+    return rows.create_row(source, status, seconds, about), skipped
+
+
+def _segment_to(folder, source, job, show_progress):
+    inputs = done.describe_input(source)
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
-        scan = scans.open_scan(source, scratch, series=series)
+        scan = scans.open_scan(source, scratch, series=job.series, force=job.options.force)
         if show_progress:
             _print_series(scan)
-        for form in formats:
+        for form in job.formats:
             writers.check_format(form, scan)
         result = segment.segment_scan(
             scan,
-            networks,
-            options,
+            job.networks,
+            job.options,
             pathlib.Path(scratch),
-            second=box and box.nodules,
+            second=job.box and job.box.nodules,
             show_progress=show_progress,
         )
-        if box is not None and box.nodules is None:
+        if job.box is not None and job.box.nodules is None:
             result = dataclasses.replace(result, findings=(*result.findings, _NO_NODULES))
-        write_segmentation(folder, result, networks, formats=formats, settings=settings)
-    return _row(source, "done", time.monotonic() - start, _read_about(folder))
+        if (folder / DONE).exists():
+            done.remove_done(folder)
+        write_segmentation(
+            folder, result, job.networks, formats=job.formats, settings=job.settings, inputs=inputs
+        )
 
 
 def _print_series(scan):
@@ -197,49 +280,3 @@ def _print_series(scan):
     lines = [finding.text for finding in scan.findings if finding.code in ("series", "other-series")]
     for line in lines if len(lines) > 1 else ():
         print(line, file=sys.stderr, flush=True)
-
-
-def _fingerprint(source):
-    """Returns what tells whether an input is still the same: number, bytes and newest change of its files.
-
-    Raises:
-        InputError: the source is broken.
-    """
-    if source.kind == "broken":
-        raise InputError(source.problem)
-    paths = {frame.path for one in source.series for frame in one.frames} or {source.path}
-    beside = {path.with_suffix(suffix) for path in paths for suffix in (".raw", ".zraw", ".gz")}
-    stats = [path.stat() for path in paths | {path for path in beside if path.is_file()}]
-    return [len(stats), sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)]
-
-
-def _read_about(folder):
-    return files.read_object(folder / DONE, hint="remove it and start again")
-
-
-def _read_done(folder, settings):
-    """Returns what `prediction.json` says.
-
-    Raises:
-        InputError: the prediction there was made from another input or with other settings.
-    """
-    about = _read_about(folder)
-    old = about.get("settings", {})
-    different = sorted(name for name in settings.keys() | old.keys() if settings.get(name) != old.get(name))
-    if different:
-        raise InputError(
-            f"--output: {folder} holds a prediction that differs in {', '.join(different)}; give another "
-            f"folder, or remove {folder / DONE}"
-        )
-    return about
-
-
-def _row(source, status, seconds, about=None, reason=""):
-    about = about or {}
-    left, right = about.get("lungs_ml", (None, None))
-    warnings = [one["text"] for one in about.get("findings", []) if one["severity"] != INFO]
-    return {
-        "scan": source.name, "status": status, "seconds": float(seconds), "left_lung_ml": left,
-        "right_lung_ml": right, "nodules": about.get("nodules"), "warnings": len(warnings),
-        "reason": reason or "; ".join(warnings), "path": str(source.path),
-    }  # fmt: skip

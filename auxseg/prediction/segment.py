@@ -23,8 +23,6 @@ from auxseg.runs.masks import create_decide, predict_probabilities
 from auxseg.scoring import components, operating_point
 
 NUM_CHECKED, NUM_PANELS = 16, 12
-_FORCED = ("not-a-chest", "spacing")
-"""Findings that --force makes warnings of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +122,7 @@ def segment(path, networks=None, *, options=Options(), series=None, second=None)
         names = ", ".join(source.name for source in found[:5])
         raise InputError(f"input: {path} holds {len(found)} scans ({names}, ...), expected one")
     with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
-        scan = scans.open_scan(found[0], scratch, series=series)
+        scan = scans.open_scan(found[0], scratch, series=series, force=options.force)
         result = segment_scan(scan, networks, options, pathlib.Path(scratch), second=second)
         probabilities = None if result.probabilities is None else np.array(result.probabilities)
         return dataclasses.replace(result, masks=np.array(result.masks), probabilities=probabilities)
@@ -148,7 +146,8 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     shows_lungs = _shows_lungs(networks)
     if not options.force:
         checks.raise_errors(scan.findings, scan.path)
-    findings = [*scan.findings, *_network_findings(networks), *_check(scan, options)]
+    opened = checks.accept_errors(scan.findings) if options.force else scan.findings
+    findings = [*opened, *_network_findings(networks), *_check(scan, options)]
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
     view = view_lib.create_view(scan, networks)
@@ -303,8 +302,9 @@ def _check(scan, options):
     images = np.concatenate([scan.read(int(k), int(k) + 1) for k in indices])
     spacing = scan.geometry.spacing_zyx_mm[1:] if scan.has_geometry else None
     findings = checks.check_scan(images, spacing_yx_mm=spacing, native_dtype=scan.dtype)
+    findings = checks.without_known(findings, scan.findings)
     if options.force:
-        return [dataclasses.replace(f, severity=WARNING) if f.code in _FORCED else f for f in findings]
+        return checks.accept_errors(findings)
     checks.raise_errors(findings, scan.path)
     return findings
 

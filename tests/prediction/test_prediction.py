@@ -307,7 +307,14 @@ def test_everything_about_a_scan_is_written(tmp_path):
     rows = _run(tmp_path / "scan.mha", tmp_path / "out")
     assert [row["status"] for row in rows] == ["done"]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["mask.nii.gz", "measurements.csv", "overview.png", "prediction.json", "report.html"]
+    assert names == [
+        "mask.nii.gz",
+        "measurements.csv",
+        "overview.png",
+        "prediction.json",
+        "report.html",
+        "scans.csv",
+    ]
     with open(tmp_path / "out" / "measurements.csv") as file:
         table = list(csv.DictReader(file))
     assert [row["structure"] for row in table][:3] == ["left_lung", "right_lung", "nodule_1"]
