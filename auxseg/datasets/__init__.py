@@ -30,8 +30,7 @@ def load(data_config):
         InputError: a setting or the data cannot be used.
     """
     dataset = _load_own(data_config)
-    # A config of before this setting lacks it.
-    folder = getattr(data_config, "extra_dir", None)
+    folder = data_config.extra_dir
     if not folder:
         return dataset
     if dataset.slab > 1:
@@ -53,7 +52,7 @@ def _load_own(data_config):
     check_choice("data.name", data_config.name, SOURCES)
     _check_field(data_config)
     size_yx = check_size(data_config.size)
-    slab = check_slab(getattr(data_config, "slab", 1))
+    slab = check_slab(data_config.slab)
     if data_config.name == "npz":
         from auxseg.datasets import npz
 

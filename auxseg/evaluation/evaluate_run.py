@@ -26,10 +26,7 @@ def tune(workdir, *, flip=False):
     from auxseg.evaluation import score_cases
 
     subject, _, _ = open_run(workdir, "val", flip=flip)
-    allowed = subject.config.eval.get(
-        "max_false_per_slice", 1.0
-    )  # runs from before the setting are tuned too
-    chosen, found = score_cases.choose_decision(subject, max_false=allowed)
+    chosen, found = score_cases.choose_decision(subject, max_false=subject.config.eval.max_false_per_slice)
     decisions.write_decision(workdir, chosen, found, flip=flip)
     return found
 

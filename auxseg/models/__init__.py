@@ -61,19 +61,18 @@ def create_model(model_config, *, num_classes=NUM_CLASSES, axis_name=None):
     # What only the Auxiliary U-Net has.
     settings = dataclasses.replace(settings, separable=False, se=False, aux=False)
     if name == "attention_res_unet":
-        # A config of before these networks lacks their settings.
-        gate = check_choice("model.gate", getattr(model_config, "gate", GATES[0]), GATES)
-        network = LungFirst if getattr(model_config, "lung_first", False) else AttentionResUNet
+        gate = check_choice("model.gate", model_config.gate, GATES)
+        network = LungFirst if model_config.lung_first else AttentionResUNet
         return network(settings, axis_name, gate)
     if name == "bidirectional_unet":
         return BidirectionalUNet(settings, axis_name, _dropout(model_config))
     if name == "unet_plus_plus":
-        return UNetPlusPlus(settings, axis_name, getattr(model_config, "deep_supervision", True))
+        return UNetPlusPlus(settings, axis_name, model_config.deep_supervision)
     return {"unet": UNet, "unet3d": UNet3D, "attention_unet": AttentionUNet}[name](settings, axis_name)
 
 
 def _dropout(model_config):
-    share = getattr(model_config, "dropout", 0.5)
+    share = model_config.dropout
     if not 0.0 <= share < 1.0:
         raise InputError(f"model.dropout: got {share}, expected 0 to under 1")
     return share

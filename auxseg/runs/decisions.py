@@ -31,7 +31,7 @@ def read_decision(workdir, *, flip=False):
     try:
         stored = files.read_json(path)
         chosen = Decision(**{key: float(value) for key, value in stored["decision"].items()})
-        chosen_for = bool(stored.get("flip", False))  # runs from before it was a choice lack it
+        chosen_for = bool(stored["flip"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise

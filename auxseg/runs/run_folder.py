@@ -75,6 +75,7 @@ _KINDS = {
     "data.size": tuple,
     "data.window_hu": tuple,
     "data.labels": str,
+    "data.slab": int,
     "model.name": str,
     "model.base_width": int,
     "model.depth": int,
@@ -102,7 +103,8 @@ def check_settings(config, *, where):
         got = settings.get(name)
         if not isinstance(got, kind) or isinstance(got, bool):
             raise InputError(
-                f"{where}: {name} is {got!r}, expected {kind.__name__}; it is damaged, or no run's"
+                f"{where}: {name} is {got!r}, expected {kind.__name__}; it is damaged, no run's, or of another "
+                "version of auxseg"
             )
     try:
         check_size(config.data.size)

@@ -243,8 +243,8 @@ _BY_CLASS = ("class_weights", "overlap_weights", "tversky_alpha", "tversky_beta"
 
 
 def _complete(config, num_classes):
-    """Returns the settings with a number for every class, and with what older runs lack."""
-    settings = {"overlap_weights": (1.0,), "hard_fraction": 1.0} | dict(config)
+    """Returns the settings with a number for every class."""
+    settings = dict(config)
     for name in _BY_CLASS:
         given = settings[name]
         values = (given,) if isinstance(given, float) else tuple(given)

@@ -22,11 +22,11 @@ def read_aux_labels(config, dataset, members):
     """Returns the labels that the auxiliary head is trained on where they are not those of the masks, else None.
 
     Args:
-        config: settings; those of a run from before `loss.shuffle_aux_labels` are read too.
+        config: settings of the run.
         dataset: Dataset.
         members: {split: indices}.
     """
-    if not config.loss.get("shuffle_aux_labels", False):
+    if not config.loss.shuffle_aux_labels:
         return None
     return batching.shuffle_labels(dataset.table.labels, members, seed=config.seed)
 

@@ -43,6 +43,7 @@ def test_a_damaged_line_of_the_metrics_is_left_out_and_named(workdir, capsys):
         ("model.depth", "four", "model.depth is 'four', expected int"),
         ("model.depth", True, "model.depth is True, expected int"),
         ("model", None, "model.name is None, expected str"),
+        ("data.slab", None, "data.slab is None, expected int; .* or of another version"),
         ("data.window_hu", [1], "data.window_hu is .1,., expected two numbers"),
         ("data.classes", ["lung"], "data.classes: got"),
     ],
