@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from auxseg.base.classes import LEFT, NODULE, RIGHT
-from auxseg.prediction import airway as airway_lib
+from auxseg.prediction.airway import find_airway
 
 _COARSE_MM = 2.5
 _LARGE_SHARE = 0.15  # of the lung: a loose piece that large is a lobe, unless it is gas
@@ -82,7 +82,7 @@ def clean(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(None))):
     outside = _keep(
         masks, grid, find_inside(coarse_hu, grid.cells_of(shown_yx), grid.opening(spacing_zyx_mm))
     )
-    tree = airway_lib.find_airway(volume, masks, spacing_zyx_mm)
+    tree = find_airway(volume, masks, spacing_zyx_mm)
     removed = _leave_out(masks, volume, tree)
     before = grid.sample(masks)
     after = repair_sides(choose_pieces(before, coarse_hu))

@@ -24,7 +24,7 @@ from auxseg.models.aux_unet import AuxUNet
 from auxseg.models.inference import create_inference
 from auxseg.models.layers import resolve_lowering
 from auxseg.prediction import nodule_candidates, nodule_look
-from auxseg.runs import networks as networks_lib
+from auxseg.runs.networks import flatten, unflatten
 
 MOST_BYTES = 1 << 26
 """Of a file of weights."""
@@ -186,13 +186,13 @@ def load_networks(folder):
 
 def write_weights(path, tree):
     """Writes nested dicts of arrays as `.npz`, a name a leaf with its owners before it, parted by slashes."""
-    np.savez_compressed(path, **networks_lib.flatten(tree))
+    np.savez_compressed(path, **flatten(tree))
 
 
 def read_weights(path):
     """Returns the nested dicts of arrays that `write_weights` wrote; raises an InputError where it cannot."""
     try:
-        return networks_lib.unflatten(npz.read_npz(path, most_bytes=MOST_BYTES))
+        return unflatten(npz.read_npz(path, most_bytes=MOST_BYTES))
     except npz.UNREADABLE as error:
         raise InputError(f"{path}: the weights cannot be read: {error}; install the package again") from error
 

@@ -17,8 +17,8 @@ from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
 from auxseg.datasets.resize import resize_image
 from auxseg.prediction import lungs, measure, nodules, overlay, plausible
-from auxseg.prediction import view as view_lib
 from auxseg.prediction.box import load_box
+from auxseg.prediction.view import create_view
 from auxseg.runs.masks import create_decide, predict_probabilities
 from auxseg.scoring import components, operating_point
 
@@ -150,7 +150,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     findings = [*opened, *_network_findings(networks), *_check(scan, options)]
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
-    view = view_lib.create_view(scan, networks)
+    view = create_view(scan, networks)
     parts = files.create_array(scratch / "parts.npy", np.uint8, (stop - start, *view.box.size_yx))
     kept = (len(CLASS_NAMES), *shape)
     probabilities = (

@@ -22,10 +22,10 @@ from absl import flags
 from auxseg import datasets
 from auxseg.base import command, errors, files
 from auxseg.evaluation import score_cases
-from auxseg.runs import networks as run_networks
 from auxseg.runs import run_folder
-from auxseg.runs import splits as run_splits
 from auxseg.runs.masks import predict_probabilities
+from auxseg.runs.networks import load_network
+from auxseg.runs.splits import default_split, read_splits
 from auxseg.scoring import case_scores, components, statistics
 
 PLAIN = "plain"
@@ -62,7 +62,7 @@ def measure(workdirs, *, slices=None):
     Raises:
         errors.InputError: the runs have other test cases or sizes than the first one.
     """
-    networks = [run_networks.load_network(one) for one in workdirs]
+    networks = [load_network(one) for one in workdirs]
     dataset, stacks = _read_stacks(workdirs, slices)
     tables = {}
     for indices, references, maps in _read_predicted(dataset, stacks, networks):
@@ -88,11 +88,11 @@ def _read_stacks(workdirs, slices):
     """Returns (Dataset, list of indices int [D] of the slices of a scan, in order)."""
     config = run_folder.read_config(workdirs[0])
     dataset = datasets.load(config.data)
-    members = run_splits.read_splits(workdirs[0], dataset)
-    cases = members[run_splits.default_split(members)]
+    members = read_splits(workdirs[0], dataset)
+    cases = members[default_split(members)]
     for other in workdirs[1:]:
-        theirs = run_splits.read_splits(other, dataset)
-        if set(theirs[run_splits.default_split(theirs)].tolist()) != set(cases.tolist()):
+        theirs = read_splits(other, dataset)
+        if set(theirs[default_split(theirs)].tolist()) != set(cases.tolist()):
             raise errors.InputError(f"runs: {other} was split in another way than {workdirs[0]}")
         if tuple(run_folder.read_config(other).data.size) != tuple(config.data.size):
             raise errors.InputError(f"runs: {other} has another data.size than {workdirs[0]}")

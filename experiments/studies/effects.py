@@ -20,8 +20,7 @@ from auxseg.base import files
 from auxseg.report import tables
 from auxseg.report.markup import element, interval, number, table
 from auxseg.scoring import case_scores, statistics
-from experiments.studies import comparison as studies_comparison
-from experiments.studies import runner
+from experiments.studies import comparison, runner
 from experiments.studies.comparison import (
     SCORES,
     arm_cases,
@@ -74,7 +73,7 @@ def measure(arms, effects, names=("dice",)):
 
 def judge(row, p_holm, family):
     """Returns {'supported', 'why'} as `comparison.judge`, and False for one initialisation."""
-    found = studies_comparison.judge(row, p_holm, family)
+    found = comparison.judge(row, p_holm, family)
     if found["supported"] and row["seeds"] < 2:
         why = f"corrected p = {p_holm:.2g} over cases, but of one initialisation, which may be the cause"
         return {"supported": False, "why": why}
@@ -278,7 +277,7 @@ def write_effects(folder, workdirs, config, titles, contrasts, *, heading, names
     arms, _ = read_arms(list(workdirs.values()), arms=runner.name_arms(workdirs, titles))
     rows = measure(arms, contrasts, names)
     sentences = conclude(rows, arms, config)
-    comparison = runner.finish(
+    compared = runner.finish(
         folder,
         workdirs,
         titles=titles,
@@ -286,7 +285,7 @@ def write_effects(folder, workdirs, config, titles, contrasts, *, heading, names
         names=names,
         sections=[create_section(rows, sentences)],
     )
-    result = {"effects": rows, "sentences": sentences, "comparison": comparison}
+    result = {"effects": rows, "sentences": sentences, "comparison": compared}
     files.write_csv(folder / "effects.csv", rows)
     files.write_json(folder / "effects.json", {"effects": rows, "sentences": sentences})
     lines = [
@@ -294,7 +293,7 @@ def write_effects(folder, workdirs, config, titles, contrasts, *, heading, names
         "",
         *describe_protocol(workdirs, config),
         "",
-        *format_arms(comparison["arms"]),
+        *format_arms(compared["arms"]),
         "",
     ]
     lines += ["## Effects", "", *format_table(rows), "", "## What they support", ""]
