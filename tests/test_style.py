@@ -20,3 +20,9 @@ def test_ruff(command):
         encoding="utf-8",
     )
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\npython -m ruff {command} {' '.join(FOLDERS)}"
+
+
+def test_every_test_file_has_its_own_name():
+    """Files of one name in two folders cannot be imported side by side."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
