@@ -4,11 +4,11 @@ Process 0 holds the service, which keeps a heartbeat of each process and a store
 ask it: which processes are alive, and whether one has stopped with a word.
 
 What jax's service does by itself, and what is left for this file, measured by `experiments.checks.lost_process` on two
-processes of one machine (experiments/results/lost_process.json; jax 0.10.2):
+processes of one machine (experiments/results/lost_process.json; jax 0.10.2, 0.11.2 and 0.12.0.1 alike):
 
-    killed      jax alone, its heartbeat    jax alone, HEARTBEAT_SECONDS    with this file
-    process 1   97 s, SIGABRT, 20-45 lines  7-8 s, SIGABRT, 20-45 lines     7-8 s, status 75, one line that says who is gone
-    process 0   0.5 s, SIGABRT, 16-41 lines 0.7-0.8 s, the same             0.4-0.6 s, the same: jax's own abort
+    killed      jax alone, its heartbeat         jax alone, HEARTBEAT_SECONDS       with this file
+    process 1   97 s, SIGABRT, 20 to 53 lines    7.2 to 8.1 s, the same             6.1 to 7.6 s, status 75, one line
+    process 0   0.4 to 1.4 s, SIGABRT            0.5 to 1.3 s, the same             0.3 to 1.7 s, SIGABRT: jax's own end
 
 So jax notices, but ends every process by an abort with a stack of C++; its option to recover, with this file's question
 for the live processes, makes of that a line and a status to start again by. The end of process 0 takes the service with
