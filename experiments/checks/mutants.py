@@ -47,6 +47,9 @@ EXPLAINED = {
     "auxseg/scoring/operating_point.py, GtE -> Gt: "
     "kept = components.equivalent_diameter(overlaps.given_px * scale) >= least": "no whole number of pixels has a "
     "diameter of exactly 3, 4, 5 or 6",
+    "auxseg/scoring/statistics.py, 2000 -> 2001: NUM_RESAMPLES = 2000": "as good a number of resamples",
+    "auxseg/scoring/operating_point.py, True -> False: "
+    "for row, choice in zip(counted, choices, strict=True):": "both are made with one length, a few lines before",
 }
 """Survivors that change nothing that a test could see: 'file, change: line' -> why."""
 _COMPARISONS = {

@@ -17,7 +17,7 @@ from absl import flags
 from auxseg.base import command
 from experiments.studies import effects, runner
 
-ONES, RARE = (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 30.0)
+ONES, RARE = (1.0,), (1.0, 1.0, 1.0, 30.0)
 TITLES = {
     "dice_ce": "Dice + cross-entropy",
     "dice_ce_weighted": "Dice + cross-entropy, nodules weighted",

@@ -454,3 +454,11 @@ def test_surface_dice_ends_at_its_tolerance():
     reference[4, :], prediction[6, :] = True, True  # two lines, 2 mm apart
     scores = case_scores.score_class(prediction=prediction, reference=reference, spacing_yx_mm=np.ones(2))
     assert (scores["surface_dice_1mm"], scores["surface_dice_2mm"]) == (0.0, 1.0)
+
+
+def test_calibration_error_by_hand():
+    # 10 pixels of 0.4 of which 7 are right, 30 of 0.9 of which 24 are: gaps of 3 and 3 pixels in 40.
+    bins = [[10, 4.0, 7], [30, 27.0, 24]]
+    assert calibration.calibration_error(bins) == pytest.approx(6 / 40)
+    assert calibration.calibration_error(bins, skip_lowest=True) == pytest.approx(3 / 30)
+    assert np.isnan(calibration.calibration_error([[0, 0.0, 0]]))

@@ -117,3 +117,13 @@ def test_cosine_goes_with_the_plateau():
     rates = [optim.epoch_rate(schedule, epoch=epoch, config=config) for epoch in (1, 2, 3, 4, 5, 9)]
     root = 0.5**0.5
     np.testing.assert_allclose(rates, [0.5, 0.25 * (1 + root), 0.25, 0.25 * (1 - root), 0.0, 0.0], atol=1e-12)
+
+
+def test_an_improvement_by_just_the_least_one_is_none():
+    config = base.get_config().optim
+    config.plateau_min_delta = 0.25
+    schedule = optim.update_schedule(
+        optim.Schedule(1e-3, plateau_best=1.0, stop_best=0.75), epoch=2, value=0.75, config=config
+    )
+    assert (schedule.plateau_wait, schedule.plateau_best) == (1, 1.0)
+    assert (schedule.stop_wait, schedule.best_epoch) == (1, 0)  # an equal value is no lower one
