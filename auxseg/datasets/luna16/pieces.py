@@ -16,13 +16,12 @@ import os
 import pathlib
 import queue
 import subprocess
-import sys
 import threading
 import zlib
 
 import numpy as np
 
-from auxseg.base import classes, files, npz
+from auxseg.base import classes, files, npz, workers
 from auxseg.base.errors import InputError
 from auxseg.datasets import labels, resize
 from auxseg.datasets.luna16 import layout
@@ -286,16 +285,7 @@ class _Hand:
 
 
 def _start_worker(job):
-    root = str(pathlib.Path(__file__).resolve().parents[3])
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "auxseg.datasets.luna16.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": paths},
-    )
+    worker = workers.start("auxseg.datasets.luna16.worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     worker.stdin.write(job.to_json() + "\n")
     return worker
 

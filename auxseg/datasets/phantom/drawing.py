@@ -23,7 +23,6 @@ import os
 import pathlib
 import queue
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -31,7 +30,7 @@ import zlib
 
 import numpy as np
 
-from auxseg.base import files
+from auxseg.base import files, workers
 from auxseg.base.errors import InputError
 from auxseg.datasets.phantom import render
 from auxseg.datasets.phantom.anatomy import create_patient
@@ -339,7 +338,7 @@ def _report_here(folder, settings, num_workers):
 def _report_from_workers(folder, settings, num_workers):
     """Yields the number and annotations of each scan, once it is written, by `worker`s."""
     lines = queue.SimpleQueue()
-    workers = [_start_worker(folder, share, num_workers, lines) for share in range(num_workers)]
+    started = [_start_worker(folder, share, num_workers, lines) for share in range(num_workers)]
     try:
         left, at_work = settings.num_scans, num_workers
         while left and at_work:
@@ -357,26 +356,15 @@ def _report_from_workers(folder, settings, num_workers):
                 "enough? Start the same command again: those that are there are kept"
             )
     finally:
-        for worker in workers:
+        for worker in started:
             worker.terminate()
             worker.wait()
 
 
 def _start_worker(folder, share, num_workers, lines):
     """Returns a process that writes its share of the scans; what it says goes to the queue `lines`."""
-    root = str(pathlib.Path(__file__).resolve().parents[3])
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    command = [
-        sys.executable,
-        "-m",
-        "auxseg.datasets.phantom.worker",
-        str(folder),
-        str(share),
-        str(num_workers),
-    ]
-    worker = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
-    )
+    module = "auxseg.datasets.phantom.worker"
+    worker = workers.start(module, folder, share, num_workers, stdout=subprocess.PIPE)
 
     def forward():
         with worker.stdout:
