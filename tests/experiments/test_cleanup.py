@@ -10,8 +10,7 @@ import pytest
 from auxseg import datasets
 from auxseg.base.errors import InputError
 from auxseg.datasets.dataset import CaseTable, Dataset
-from auxseg.runs import networks, run_folder
-from auxseg.runs import splits as runs_splits
+from auxseg.runs import run_folder
 from configs import base
 from experiments.checks import cleanup
 
@@ -47,10 +46,10 @@ def run(tmp_path, monkeypatch):
     data = Dataset("made up", table, images.shape[1:], lambda i: (images[i], masks[i]), lambda i: masks[i])
     members = {"train": np.zeros(0, int), "test": np.arange(count)}
     monkeypatch.setattr(
-        networks, "load_network", lambda path: fake_network.create(images.shape[1:], path.name)
+        cleanup, "load_network", lambda path: fake_network.create(images.shape[1:], path.name)
     )
     monkeypatch.setattr(datasets, "load", lambda settings: data)
-    monkeypatch.setattr(runs_splits, "read_splits", lambda path, dataset: members)
+    monkeypatch.setattr(cleanup, "read_splits", lambda path, dataset: members)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         run_folder.claim_config(tmp_path / name, base.get_config())
@@ -94,6 +93,6 @@ def test_nodules_stay_where_the_pixel_size_is_not_known(run):
 
 def test_runs_of_other_splits_are_refused(run, monkeypatch):
     splits = iter([np.arange(6), np.arange(5)])
-    monkeypatch.setattr(runs_splits, "read_splits", lambda path, dataset: {"test": next(splits)})
+    monkeypatch.setattr(cleanup, "read_splits", lambda path, dataset: {"test": next(splits)})
     with pytest.raises(InputError, match="was split in another way"):
         cleanup.measure([run / "one", run / "two"])
