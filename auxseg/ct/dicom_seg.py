@@ -128,7 +128,7 @@ def _seg_sources(masks, scan, start, stop):
         for frame, number in zip(frames, chosen):
             if number in parts:
                 _paste(frame, parts[number], first)
-        return [sources[number] for number in chosen], frames
+        return [_give_place(sources[number], volume.frames[number]) for number in chosen], frames
     if len(sources) > 1:
         raise InputError(
             f"--format=dicom-seg: {scan.path} spreads its frames over several files; use another format"
@@ -137,6 +137,19 @@ def _seg_sources(masks, scan, start, stop):
     for number, part in parts.items():
         _paste(frames[volume.frames[number].index], part, first)
     return sources, frames
+
+
+def _give_place(source, frame):
+    """Returns a source's header with the place that its volume has it at, where it states none itself."""
+    stated = {
+        "ImagePositionPatient": frame.position_xyz_mm,
+        "ImageOrientationPatient": frame.orientation,
+        "PixelSpacing": frame.spacing_yx_mm,
+    }
+    for name, values in stated.items():
+        if not source.get(name):
+            setattr(source, name, [f"{value:.10g}" for value in values])
+    return source
 
 
 def _paste(frame, part, first):
