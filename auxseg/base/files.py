@@ -131,18 +131,19 @@ def _flush(path):
         os.close(handle)
 
 
-def write_csv(path, rows, *, digits=None):
-    """Writes mappings (their keys may differ) as CSV, empty where there is no value; [] writes nothing.
+def write_csv(path, rows, columns=(), *, digits=None):
+    """Writes mappings (their keys may differ) as CSV, empty where there is no value; no column writes nothing.
 
     Args:
         path: of the file.
         rows: mappings.
+        columns: that come first, and are there without rows too.
         digits: of floats, for tables that people read; None: all, so that they come back as they were.
     """
-    if not rows:
+    names = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
+    if not names:
         return
     text = io.StringIO()
-    names = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: format_cell(value, digits=digits) for key, value in row.items()} for row in rows)

@@ -11,13 +11,13 @@ nodule or `probability` of a finding.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import pathlib
 
 import numpy as np
 
+from auxseg.base import files
 from auxseg.base.errors import InputError
 
 FALSE_PER_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -59,11 +59,13 @@ def read_candidates(path):
 
 def write_candidates(path, findings):
     """Writes {series UID: [n, 4]} of x, y, z in mm and probability in LUNA16's form."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*_POSITION, "probability"])
-        for uid in sorted(findings):
-            writer.writerows([uid, *(repr(float(value)) for value in row)] for row in findings[uid])
+    names = (*_POSITION, "probability")
+    rows = [
+        dict(zip(names, (uid, *map(float, row)), strict=True))
+        for uid in sorted(findings)
+        for row in findings[uid]
+    ]
+    files.write_csv(path, rows, names)
 
 
 def match(findings, nodules, excluded=()):
@@ -184,19 +186,13 @@ def _number(value):
 def _read(path, last):
     path = pathlib.Path(path).expanduser()
     found = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in (*_POSITION, last) if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path}: lacks the columns {', '.join(missing)}, expected LUNA16's")
-            for row in reader:
-                values = [float(row[name]) for name in (*_POSITION[1:], last)]
-                if not all(map(math.isfinite, values)):
-                    raise ValueError(f"line {reader.line_num} holds a value that is not finite")
-                found.setdefault(row["seriesuid"].strip(), []).append(values)
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as LUNA16's CSV: {error}") from error
+    rows = files.read_cells(path, (*_POSITION, last), hint="expected LUNA16's CSV")
+    for number, row in enumerate(rows, start=2):
+        try:
+            values = [float(row[name]) for name in (*_POSITION[1:], last)]
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}; expected LUNA16's CSV") from error
+        if not all(map(math.isfinite, values)):
+            raise InputError(f"{path}, line {number}: holds a value that is not finite")
+        found.setdefault(row["seriesuid"].strip(), []).append(values)
     return {uid: np.array(rows) for uid, rows in found.items()}

@@ -130,6 +130,13 @@ def test_damaged_tables_are_one_line(text, words, tmp_path):
         files.read_cells(path, ("uid", "area"), hint="copy it")
 
 
+def test_columns_are_there_without_rows(tmp_path):
+    files.write_csv(tmp_path / "a.csv", [], ("uid", "x"))
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "uid,x\n"
+    files.write_csv(tmp_path / "none.csv", [])
+    assert not (tmp_path / "none.csv").exists()
+
+
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfid,n\r\nx,1\r\n")
     assert files.read_cells(tmp_path / "a.csv", ("id",)) == [{"id": "x", "n": "1"}]

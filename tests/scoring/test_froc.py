@@ -108,5 +108,5 @@ def test_wrong_files_are_named(tmp_path):
     with pytest.raises(InputError, match="not finite"):
         froc.read_annotations(path)
     path.write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\n1,2,3\n")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="line 2: got another number of cells"):
         froc.read_annotations(path)
