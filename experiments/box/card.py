@@ -12,6 +12,7 @@ import sys
 from auxseg.base import errors, files
 from auxseg.prediction import box
 
+RESULTS = "experiments/results/box_lungs.json"
 START, END = "<!-- lungs: begin -->", "<!-- lungs: end -->"
 _HEAD = (
     "scan",
@@ -28,7 +29,7 @@ _HEAD = (
 def main(arguments=None):
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="experiments.box.card", description=__doc__.split("\n")[0])
-    parser.add_argument("--results", default="experiments/results/box_lungs.json", help="what score wrote")
+    parser.add_argument("--results", default=RESULTS, help="what score wrote")
     parser.add_argument(
         "--card", type=pathlib.Path, default=box.FOLDER / "MODEL_CARD.md", help="the model card"
     )
@@ -58,7 +59,8 @@ def put_between(text, table):
 def describe(result):
     """Returns the lines of a table, a row a scan, and what else was measured."""
     head = [name.format(**result) for name in _HEAD]
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    sources = " ; #".join(f"scans/scan={row['scan']}" for row in result["scans"])
+    lines = [f"<!-- from: {RESULTS}#{sources} -->", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in result["scans"]]
     last = []
     if result["kernels"]:
