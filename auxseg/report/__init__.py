@@ -49,13 +49,13 @@ def write_report(folder, report):
         InputError: the folder cannot be written.
     """
     from auxseg.base import files
-    from auxseg.report import html, pictures
+    from auxseg.report import all_tables, html, pictures
 
     folder = pathlib.Path(folder)
     drawn = pictures.draw_all(report)
     for picture in drawn.values():
         files.write_bytes(folder / "figures" / f"{picture.name}.png", picture.png)
-    named = html.name_tables(report)
+    named = all_tables.name_tables(report)
     for name, rows in named.items():
         files.write_csv(folder / "tables" / f"{name}.csv", rows)
     left_out = ("cases", "cases_native", "objects", "objects_native", "se_scales")

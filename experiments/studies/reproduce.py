@@ -22,8 +22,9 @@ from absl import flags
 
 from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
-from auxseg.report import html, paper, tables
-from auxseg.report.markup import Markup, element, join, number, table
+from auxseg.report import paper, tables
+from auxseg.report.document import create_document
+from auxseg.report.markup import element, join, number, table
 from configs import base
 from experiments.checks import complexity
 from experiments.studies import ablations, comparators, losses, paper_labels, runner, table2
@@ -362,9 +363,6 @@ def _collect_figures(name, report, folder):
 
 def create_page(items, left_out):
     """Returns the HTML of the overview, one file that links to what lies beside it."""
-    import importlib.resources
-
-    styles = importlib.resources.files("auxseg.report").joinpath("page.css").read_text(encoding="utf-8")
     title = "The paper's tables and figures, made again"
     body = [
         [each["paper"], each["printed"], each["ours"], element("a", each["file"], href=each["file"])]
@@ -376,20 +374,8 @@ def create_page(items, left_out):
         element("section", table(["The paper", "Printed", "Ours", "File"], body, class_="wrap")),
         element("section", element("h2", "Left out"), element("ul", missing)) if missing else None,
     )
-    head = join(
-        Markup('<meta charset="utf-8">'),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=html.POLICY),
-        element("title", title),
-        Markup(f"<style>{styles}</style>"),
-    )
-    page = element(
-        "html",
-        element("head", head),
-        element("body", element("header", element("h1", title), class_="top"), main),
-        lang="en",
-    )
-    return f"<!doctype html>\n{page}\n"
+    header = element("header", element("h1", title), class_="top")
+    return create_document(title, join(header, main))
 
 
 def main():

@@ -12,7 +12,8 @@ import pytest
 from auxseg.base.classes import COLOURS, to_rgb
 from auxseg.base.files import read_csv
 from auxseg.report import Report, markup, pictures, write_report
-from auxseg.report.html import create_page, group_rates, name_tables
+from auxseg.report.all_tables import group_rates, name_tables
+from auxseg.report.html import create_page
 from auxseg.runs import run_folder
 
 VOID = {"meta", "img", "input", "br", "hr"}
