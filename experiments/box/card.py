@@ -60,7 +60,11 @@ def describe(result):
     """Returns the lines of a table, a row a scan, and what else was measured."""
     head = [name.format(**result) for name in _HEAD]
     sources = " ; #".join(f"scans/scan={row['scan']}" for row in result["scans"])
-    lines = [f"<!-- from: {RESULTS}#{sources} -->", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    lines = [
+        f"<!-- from: {RESULTS}#{sources} -->",
+        "| " + " | ".join(head) + " |",
+        "| --- " * len(head) + "|",
+    ]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in result["scans"]]
     last = []
     if result["kernels"]:
