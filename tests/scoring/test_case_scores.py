@@ -462,3 +462,10 @@ def test_calibration_error_by_hand():
     assert calibration.calibration_error(bins) == pytest.approx(6 / 40)
     assert calibration.calibration_error(bins, skip_lowest=True) == pytest.approx(3 / 30)
     assert np.isnan(calibration.calibration_error([[0, 0.0, 0]]))
+
+
+def test_reliability_of_an_empty_bin_is_unknown_and_no_division_by_nothing():
+    with np.errstate(all="raise"):
+        confidence, frequency = calibration.reliability([[0, 0.0, 0], [4, 2.0, 1]])
+    np.testing.assert_array_equal(confidence, [np.nan, 0.5])
+    np.testing.assert_array_equal(frequency, [np.nan, 0.25])
