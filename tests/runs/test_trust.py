@@ -96,3 +96,8 @@ def test_a_run_may_be_given_more_epochs_and_nothing_else(workdir, capsys):
         config.train.update(changes)
         with pytest.raises(InputError, match="was started with other settings: .*train.num_epochs: 80 -> "):
             run_folder.claim_config(workdir, config)
+
+
+def test_the_split_that_is_judged_unless_another_is_named():
+    assert splits.default_split({"train": [], "val": [], "test": []}) == "test"
+    assert splits.default_split({"train": [], "val": []}) == "val"

@@ -31,3 +31,12 @@ def test_the_largest_overlap_takes_a_nodule_and_the_other_is_false():
     # A circle of 30 mm2 is 6.18 mm wide; the centre of the false one lies in its middle.
     assert abs(objects[0]["diameter_mm"] - 6.1804) < 1e-3 and objects[0]["stratum"] == "6-10 mm"
     assert (objects[1]["center_y_px"], objects[1]["center_x_px"]) == (2.0, 2.0)
+
+
+def test_only_the_objects_that_are_kept_are_matched():
+    reference = np.zeros((4, 12), bool)
+    reference[1:3, 1:5] = True
+    reference[1:3, 7:11] = True
+    overlaps = matching.find_overlaps(reference, reference)
+    assert matching.match(overlaps, np.array([False, True])) == {1: (1, 1.0)}
+    assert matching.match(overlaps) == {0: (0, 1.0), 1: (1, 1.0)}

@@ -177,3 +177,11 @@ def test_no_more_false_nodules_than_allowed():
 def test_a_least_size_in_pixels_goes_by_the_pixels_that_are_taken_for_granted():
     sizes = {(choice.min_mm, choice.min_px) for choice in operating_point.create_choices(0.5)}
     assert sizes == {(0.0, 0.0), (3.0, 6.0), (4.0, 8.0), (5.0, 10.0), (6.0, 12.0)}
+
+
+def test_a_least_size_in_pixels_is_for_slices_of_unknown_spacing_alone():
+    decision = operating_point.Decision(0.5, 0.0, 5.0)
+    for spacing, left in (((0.7, 0.7), 1), ((np.nan, np.nan), 0)):
+        mask = np.zeros((5, 5), np.uint8)
+        mask[2, 2] = 3
+        assert (operating_point.drop_small(mask, decision, spacing_yx_mm=spacing) == 3).sum() == left

@@ -180,3 +180,10 @@ def test_calibration_error_by_hand():
     np.testing.assert_allclose(confidence, [0.1, math.nan, 0.9])
     np.testing.assert_allclose(frequency, [0.0, math.nan, 0.5])
     assert math.isnan(calibration.calibration_error(np.zeros((3, 3))))
+
+
+def test_four_pairs_are_the_fewest_with_an_interval():
+    # r = 0.8 of four pairs: Fisher's z is 1.0986, its standard error 1.
+    found = statistics.correlation(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4]))
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.8, -0.6969, 0.9956), abs=1e-3)
+    assert np.isnan(statistics.correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])).low)
