@@ -45,6 +45,9 @@ def create(**changes):
         "bn_momentum": 0.99,
         "bn_epsilon": 1e-3,
         "lowering": "auto",
+        "dropout": 0.5,
+        "deep_supervision": True,
+        "gate": "additive",
     }
     model = models.create_model(types.SimpleNamespace(**settings | changes))
     return model, jax.jit(model.init)(jax.random.key(0), np.zeros((1, *SIZE, 1), np.float32))

@@ -28,7 +28,7 @@ def test_a_run_that_goes_on(tmp_path):
         ("config.json", None, "is .* the workdir of a run"),
         ("splits.json", "{", "cannot be read as JSON"),
         ("summary.json", "[1]", "got a JSON list, expected an object"),
-        ("metrics.jsonl", "{]\n", "cannot be read as JSON lines"),
+        ("metrics.jsonl", "{]\n", "line 1 cannot be read as JSON"),
     ],
 )
 def test_damaged_records_are_one_clear_line(tmp_path, name, text, words):

@@ -307,8 +307,8 @@ def test_sigterm_saves_says_so_and_goes_on_in_the_middle_of_an_epoch(unbroken_co
     assert_same_run(workdir, unbroken_command)
 
 
-@pytest.mark.parametrize("stop", ["load_once", "_run_epochs"])
-def test_sigterm_outside_of_training_ends_the_run_at_once(npz, tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize(("module", "stop"), [(training_setup, "load_once"), (loop, "_run_epochs")])
+def test_sigterm_outside_of_training_ends_the_run_at_once(npz, tmp_path, monkeypatch, module, stop):
     """Before it, where data may be prepared for hours, and after the last step."""
 
     def told(*_, **__):
@@ -316,7 +316,7 @@ def test_sigterm_outside_of_training_ends_the_run_at_once(npz, tmp_path, monkeyp
         time.sleep(0.01)
         return "all epochs"
 
-    monkeypatch.setattr(loop, stop, told)
+    monkeypatch.setattr(module, stop, told)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(interruption.Interrupted, match="SIGTERM outside of training; nothing is lost"):
         loop.train(small_config(npz), tmp_path, finish=evaluate_run.finish)
