@@ -5,11 +5,11 @@ python -m experiments.box.card [--results=experiments/results/box_lungs.json]
 
 from __future__ import annotations
 
-import argparse
 import pathlib
-import sys
 
-from auxseg.base import errors, files
+from absl import flags
+
+from auxseg.base import command, errors, files
 from auxseg.prediction import box
 
 RESULTS = "experiments/results/box_lungs.json"
@@ -26,22 +26,13 @@ _HEAD = (
 )
 
 
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.box.card", description=__doc__.split("\n")[0])
-    parser.add_argument("--results", default=RESULTS, help="what score wrote")
-    parser.add_argument(
-        "--card", type=pathlib.Path, default=box.FOLDER / "MODEL_CARD.md", help="the model card"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        result = files.read_object(given.results)
-        text = given.card.read_text(encoding="utf-8")
-        files.write_text(given.card, put_between(text, "\n".join(describe(result))))
-    except errors.InputError as error:
-        print(f"experiments.box.card: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv):
+    """Runs the command."""
+    del argv
+    given = flags.FLAGS
+    card = pathlib.Path(given.card)
+    text = card.read_text(encoding="utf-8")
+    files.write_text(card, put_between(text, "\n".join(describe(files.read_object(given.results)))))
 
 
 def put_between(text, table):
@@ -97,4 +88,6 @@ def _cells(row):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_string("results", RESULTS, "what score wrote")
+    flags.DEFINE_string("card", str(box.FOLDER / "MODEL_CARD.md"), "the model card")
+    command.run(main)

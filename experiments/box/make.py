@@ -17,12 +17,13 @@ The middle slice of a patient whose whole scan judges trains none of them (`slic
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import subprocess
 import sys
 
-from auxseg.base import errors, files
+from absl import flags
+
+from auxseg.base import command, errors, files
 from auxseg.datasets import npz
 from auxseg.datasets.phantom import drawing
 from auxseg.prediction import box
@@ -49,21 +50,13 @@ NUM_SCANS = 64
 _CHECK_SLICES = 8
 
 
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.box.make", description=__doc__.split("\n")[0])
-    parser.add_argument("--real", type=pathlib.Path, required=True, help="folder with luna16_middle")
-    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for slices and runs")
-    parser.add_argument("--steps", default=",".join(STEPS), help="which steps, in their order")
-    given = parser.parse_args(arguments)
-    try:
-        for name in given.steps.split(","):
-            errors.check_choice("--steps", name, STEPS)
-            globals()[f"make_{name}"](given.real, given.work)
-    except errors.InputError as error:
-        print(f"experiments.box.make: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv):
+    """Runs the command."""
+    del argv
+    given = flags.FLAGS
+    for name in given.steps:
+        errors.check_choice("--steps", name, STEPS)
+        globals()[f"make_{name}"](pathlib.Path(given.real), pathlib.Path(given.work))
 
 
 def make_slices(real, work):
@@ -180,4 +173,7 @@ def _without_paths(trained, name):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_string("real", None, "folder with luna16_middle and scans", required=True)
+    flags.DEFINE_string("work", None, "folder for slices and runs", required=True)
+    flags.DEFINE_list("steps", list(STEPS), "which steps, in their order")
+    command.run(main)

@@ -7,13 +7,13 @@ did not train on the patient. Dice is over all pixels that the network calls nod
 overlap (IoU) of at least 0.1. Over all slices means of a nodule's slices together, those of empty consensus included.
 """
 
-import argparse
 import json
 import pathlib
 
 import numpy as np
+from absl import flags
 
-from auxseg.base import files
+from auxseg.base import command, files
 from auxseg.datasets import crops as crops_lib
 from auxseg.prediction import nodule_look
 from auxseg.scoring import readers as readers_lib
@@ -119,17 +119,10 @@ def judge_by_readers(crops, rows, marked):
     }
 
 
-def main():
+def main(argv):
     """Writes the scores of every fold, or of the test patients, as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--real", required=True)
-    parser.add_argument("--runs", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--mirror", action="store_true")
-    parser.add_argument("--test", action="store_true", help="the network in the box, on the test patients")
-    options = parser.parse_args()
+    del argv
+    options = flags.FLAGS
     crops = nodule_data.read_crops(options.real)
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
     rows, probabilities, references = [], [], []
@@ -163,4 +156,11 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string(
+        "real", None, "folder of the real data: lidc_nodules, luna16_middle, scans", required=True
+    )
+    flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
+    flags.DEFINE_string("output", None, "JSON file to write", required=True)
+    flags.DEFINE_bool("mirror", False, "mean with the mirrored crops")
+    flags.DEFINE_bool("test", False, "the network in the box, on the test patients")
+    command.run(main)

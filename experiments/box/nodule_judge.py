@@ -8,7 +8,6 @@ seen through the slices that they themselves span, in half of the batches throug
 changes of scale, HU and noise, so that neither the number of slices nor the source of an image says what it is.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -18,7 +17,9 @@ import jax
 import numpy as np
 import optax
 import scipy.ndimage
+from absl import flags
 
+from auxseg.base import command
 from auxseg.datasets import windows
 from auxseg.prediction import nodule_candidates, nodule_look, nodules
 from experiments.box import judge_views, nodule_data, nodule_train
@@ -212,19 +213,19 @@ def _apply(params, views):
     return CandidateNetwork().apply({"params": params}, views)
 
 
-def main():
+def main(argv):
     """Trains the judge of one fold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--real", required=True)
-    parser.add_argument("--runs", required=True)
-    parser.add_argument("--fold", type=int, required=True)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    options = parser.parse_args()
+    del argv
+    options = flags.FLAGS
     train(options.real, options.runs, options.fold, Recipe(steps=options.steps))
     print(json.dumps(dataclasses.asdict(Recipe(steps=options.steps))))
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string(
+        "real", None, "folder of the real data: lidc_nodules, luna16_middle, scans", required=True
+    )
+    flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
+    flags.DEFINE_integer("fold", None, "that is held out; -1: the network of the box", required=True)
+    flags.DEFINE_integer("steps", Recipe.steps, "of the training")
+    command.run(main)

@@ -6,13 +6,14 @@ Writes RUNS/foldN/candidates_NAME.json; `nodule_study` reads them. The name 'cro
 holds out.
 """
 
-import argparse
 import pathlib
 import time
 
 import numpy as np
+from absl import flags
 
-from auxseg.base import files
+from auxseg.base import command, files
+from auxseg.base.errors import InputError
 from auxseg.ct import geometry as ct
 from auxseg.datasets import crops as crops_lib
 from auxseg.prediction import nodule_candidates, nodule_look, nodules
@@ -69,16 +70,12 @@ def crop_candidates(crops, rows, forward, params):
     return found
 
 
-def main():
+def main(argv):
     """Looks at the named scans with the networks of a fold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--real", required=True)
-    parser.add_argument("--runs", required=True)
-    parser.add_argument("--fold", type=int, required=True)
-    parser.add_argument("scans", nargs="+")
-    options = parser.parse_args()
+    del argv
+    options = flags.FLAGS
+    if not options.scans:
+        raise InputError("--scans: not given, expected names of scans, or crops")
     run = pathlib.Path(options.runs) / f"fold{options.fold}"
     forward = nodule_train.create_forward(*nodule_train.read_variables(run))
     params = nodules.read_weights(run / "judge.npz")
@@ -111,4 +108,10 @@ def find_in_crops(real, fold, forward, params):
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string(
+        "real", None, "folder of the real data: lidc_nodules, luna16_middle, scans", required=True
+    )
+    flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
+    flags.DEFINE_integer("fold", None, "that is held out; -1: the network of the box", required=True)
+    flags.DEFINE_list("scans", [], "names of scans, or crops; may be given without --scans=")
+    command.run(main, positional=("scans",))

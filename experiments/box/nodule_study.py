@@ -8,14 +8,14 @@ networks of the fold that never saw its patient, give the false ones a scan. Lun
 alone: what is found outside its boxes is counted apart, and is not known to be false.
 """
 
-import argparse
 import json
 import pathlib
 
 import numpy as np
 import scipy.optimize
+from absl import flags
 
-from auxseg.base import files
+from auxseg.base import command, files
 from auxseg.prediction import nodules
 from auxseg.scoring import froc
 from experiments.box import nodule_data, nodule_judge, nodule_train
@@ -139,14 +139,10 @@ def default_point(matches):
     return results
 
 
-def main():
+def main(argv):
     """Writes the study's figures as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", required=True)
-    parser.add_argument("--output", required=True)
-    options = parser.parse_args()
+    del argv
+    options = flags.FLAGS
     found, held_out = read_crop_candidates(pathlib.Path(options.runs))
     stages, weights = create_stages(found)
     scans = read_scans(pathlib.Path(options.runs))
@@ -221,4 +217,6 @@ def read_scans(runs):
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
+    flags.DEFINE_string("output", None, "JSON file to write", required=True)
+    command.run(main)

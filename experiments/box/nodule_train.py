@@ -7,7 +7,6 @@ Fold -1 is the network in the box. Batches are a function of (seed, step). Twice
 the slices without nodules, and what it marks there comes back as hard negatives.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -19,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.ndimage
+from absl import flags
 
+from auxseg.base import command
 from auxseg.datasets import windows
 from auxseg.models.aux_unet import AuxUNet
 from auxseg.models.inference import create_inference
@@ -257,18 +258,18 @@ def read_variables(output):
     return recipe, {"params": params, "batch_stats": batch_stats}
 
 
-def main():
+def main(argv):
     """Trains one fold from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--real", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--fold", type=int, required=True)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    options = parser.parse_args()
+    del argv
+    options = flags.FLAGS
     train(options.real, options.output, options.fold, Recipe(steps=options.steps))
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string(
+        "real", None, "folder of the real data: lidc_nodules, luna16_middle, scans", required=True
+    )
+    flags.DEFINE_string("output", None, "folder of the run", required=True)
+    flags.DEFINE_integer("fold", None, "that is held out; -1: the network of the box", required=True)
+    flags.DEFINE_integer("steps", Recipe.steps, "of the training")
+    command.run(main)

@@ -6,13 +6,14 @@ Every step goes on where it stopped. The networks in the box train on the patien
 the scores of their sisters, each fold's networks, on what they never saw.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
 import sys
 
-from auxseg.base import files
+from absl import flags
+
+from auxseg.base import command, files
 from auxseg.prediction import nodules
 from experiments.box import nodule_data, nodule_scans, nodule_train
 
@@ -66,18 +67,18 @@ def _run(module, *arguments):
     subprocess.run([sys.executable, "-m", f"experiments.box.{module}", *map(str, arguments)], check=True)
 
 
-def main():
+def main(argv):
     """Trains, judges and packs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--real", required=True)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--folder", required=True)
-    options = parser.parse_args()
+    del argv
+    options = flags.FLAGS
     train(options.work, options.real)
     pack(options.work, options.folder)
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string(
+        "real", None, "folder of the real data: lidc_nodules, luna16_middle, scans", required=True
+    )
+    flags.DEFINE_string("work", None, "folder for the runs", required=True)
+    flags.DEFINE_string("folder", None, "to write the weights to", required=True)
+    command.run(main)

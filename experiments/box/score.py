@@ -11,16 +11,15 @@ and columns. One scan is also segmented with twice its field, filled up with air
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
-import sys
 import tempfile
 import time
 
 import numpy as np
+from absl import flags
 
-from auxseg.base import errors, files
+from auxseg.base import command, errors, files
 from auxseg.base.classes import LEFT, RIGHT
 from auxseg.ct import scans
 from auxseg.evaluation import whole_scans
@@ -35,32 +34,18 @@ KERNELS = ("Lung_Dx-A0001-B", "Lung_Dx-A0001-L")
 """One scan, reconstructed twice."""
 
 
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.box.score", description=__doc__.split("\n")[0])
-    parser.add_argument("--scans", type=pathlib.Path, required=True, help="folder of scans and label maps")
-    parser.add_argument(
-        "--runs", type=pathlib.Path, help="folder of the sisters; default: the networks in the box"
-    )
-    parser.add_argument("--out", default="experiments/results/box_lungs.json", help="JSON file to write")
-    parser.add_argument("--boxes", type=pathlib.Path, help="CSV of boxes in which nothing is known")
-    parser.add_argument("--shift", help="ROWS,COLUMNS by which to move the label maps for a second score")
-    parser.add_argument("--pictures", type=pathlib.Path, help="folder for a picture of each scan")
-    given = parser.parse_args(arguments)
-    try:
-        result = measure(given)
-    except errors.InputError as error:
-        print(f"experiments.box.score: error: {error}", file=sys.stderr)
-        return 2
-    files.write_json(pathlib.Path(given.out), result)
-    return 0
+def main(argv):
+    """Runs the command."""
+    del argv
+    given = flags.FLAGS
+    files.write_json(pathlib.Path(given.out), measure(given))
 
 
 def measure(given):
     """Returns what `--out` holds, JSON types; prints a line a score."""
     shifts = [(0, 0)] + ([tuple(int(n) for n in given.shift.split(","))] if given.shift else [])
     rows, volumes = [], {}
-    for path in find_labelled(given.scans):
+    for path in find_labelled(pathlib.Path(given.scans)):
         row = _score_scan(path, load_judged(given.runs, path.name), given, shifts)
         rows.append(row)
         volumes[path.name] = (row["scores"][0]["left_ml"], row["scores"][0]["right_ml"])
@@ -83,7 +68,9 @@ def load_judged(runs, name):
     if runs is None:
         return box.load_box().lungs
     found = [
-        path for path in sorted(runs.glob("without_*")) if name.startswith(path.name.removeprefix("without_"))
+        path
+        for path in sorted(pathlib.Path(runs).glob("without_*"))
+        if name.startswith(path.name.removeprefix("without_"))
     ]
     if not found:
         raise errors.InputError(f"--runs: {runs} holds no run without_PATIENT for {name}")
@@ -115,14 +102,15 @@ def _score_scan(path, network, given, shifts):
     scores = []
     for shift in shifts:
         labels = whole_scans.read_labels(path.with_name(f"{path.name}_lungs.nii.gz"), scan, shift_yx=shift)
-        boxes = whole_scans.read_boxes(given.boxes, path.name) if given.boxes else ()
+        boxes = whole_scans.read_boxes(pathlib.Path(given.boxes), path.name) if given.boxes else ()
         whole_scans.leave_out(labels, boxes, scan)
         scores.append(whole_scans.score_lungs(masks, labels, scan.geometry.spacing_zyx_mm))
         print(path.name, shift, {name: round(value, 4) for name, value in scores[-1].items() if value is not None},
               flush=True)  # fmt: skip
     if given.pictures:
-        given.pictures.mkdir(parents=True, exist_ok=True)
-        draw.draw_scan(given.pictures / f"{path.name}.png", scan, masks, labels)
+        pictures = pathlib.Path(given.pictures)
+        pictures.mkdir(parents=True, exist_ok=True)
+        draw.draw_scan(pictures / f"{path.name}.png", scan, masks, labels)
     return {
         "scan": path.name,
         "network": {"name": network.name, "sha256": network.checksum},
@@ -148,7 +136,7 @@ def _pad_scan(given, rows):
     name = min(rows, key=lambda row: row["slices"])["scan"]
     network = load_judged(given.runs, name)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        scan = scans.open_scan(scans.find_scans(given.scans / name)[0], one)
+        scan = scans.open_scan(scans.find_scans(pathlib.Path(given.scans) / name)[0], one)
         plain = segment.segment_scan(scan, [network], segment.Options(), pathlib.Path(one)).masks
         wide_scan = pad(scan)
         wide = segment.segment_scan(wide_scan, [network], segment.Options(), pathlib.Path(other)).masks
@@ -180,4 +168,10 @@ def _made_by(given, names):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_string("scans", None, "folder of scans and label maps", required=True)
+    flags.DEFINE_string("runs", None, "folder of the sisters; default: the networks in the box")
+    flags.DEFINE_string("out", "experiments/results/box_lungs.json", "JSON file to write")
+    flags.DEFINE_string("boxes", None, "CSV of boxes in which nothing is known")
+    flags.DEFINE_string("shift", None, "ROWS,COLUMNS by which to move the label maps for a second score")
+    flags.DEFINE_string("pictures", None, "folder for a picture of each scan")
+    command.run(main)

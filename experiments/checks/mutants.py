@@ -9,7 +9,6 @@ places are drawn, and in which order, is a function of the seed. Ends with 1 whe
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import importlib.machinery
@@ -21,7 +20,9 @@ import signal
 import sys
 import time
 
-from auxseg.base import files
+from absl import flags
+
+from auxseg.base import command, files
 from experiments import made_by
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -189,14 +190,10 @@ def _test(path, tree):
     return 1
 
 
-def main(arguments=None):
+def main(argv):
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="experiments.checks.mutants", description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=200, help="mutants to run, at most")
-    parser.add_argument("--seed", type=int, default=0, help="of the order in which they are drawn")
-    parser.add_argument("--minutes", type=float, default=20.0, help="after which no other is started")
-    parser.add_argument("--out", default=str(RESULTS), help="JSON file to write")
-    given = parser.parse_args(arguments)
+    del argv
+    given = flags.FLAGS
     os.chdir(ROOT)
     import jax  # noqa: F401  what the tests import, once for all mutants
     import numpy  # noqa: F401
@@ -248,4 +245,8 @@ def summarise(outcomes, num_sites, seed):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    flags.DEFINE_integer("count", 200, "mutants to run, at most")
+    flags.DEFINE_integer("seed", 0, "of the order in which they are drawn")
+    flags.DEFINE_float("minutes", 20.0, "after which no other is started")
+    flags.DEFINE_string("out", str(RESULTS), "JSON file to write")
+    command.run(main)
