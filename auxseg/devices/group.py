@@ -35,7 +35,7 @@ HEARTBEAT_SECONDS = 10
 """After so long without a heartbeat a process counts as gone."""
 GRACE_SECONDS = 5.0
 """What a process may take to end by itself, with its own words, after another has stopped."""
-END_SECONDS = 3.0
+END_SECONDS = 10.0
 """What process 0 waits beyond that for the others to be gone: its end has jax abort them."""
 _LOOK_SECONDS = 0.5
 _WAIT_SECONDS = 5.0  # of one question to the store; a longer wait asks again
@@ -205,9 +205,12 @@ class Group:
         with contextlib.suppress(Exception):
             self._client.key_value_set_bytes(f"{_ENDED}/{self.process_id}", b"")
         end = time.monotonic() + GRACE_SECONDS + END_SECONDS
-        for other in set(self._others()) - self._gone if self.process_id == 0 else ():
+        others = set(self._others()) - self._gone if self.process_id == 0 else ()
+        for other in others:
             with contextlib.suppress(Exception):
                 self._ask(f"{_ENDED}/{other}", max(0.01, end - time.monotonic()))
+        if others:
+            time.sleep(_LOOK_SECONDS)  # from a process's word to its end, which must come before ours
 
 
 def coordination_client():
