@@ -12,7 +12,7 @@ import numpy as np
 from auxseg.base.errors import InputError
 from auxseg.ct.geometry import Geometry
 from auxseg.ct.headers import find_beside
-from auxseg.ct.voxels import Voxels
+from auxseg.ct.voxels import Voxels, decode_line
 
 _TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
@@ -45,7 +45,7 @@ def _read_fields(path):
     fields = {}
     with open(path, "rb") as file:
         for line in itertools.islice(iter(lambda: file.readline(_MAX_LINE), b""), _MAX_LINES):
-            key, found, value = _decode(line).partition("=")
+            key, found, value = decode_line(line).partition("=")
             key = key.strip()
             if found and key in fields and fields[key] != value.strip():
                 raise InputError(f"scan file: {path} is no MetaImage header: it has {key[:40]} twice")
@@ -54,14 +54,6 @@ def _read_fields(path):
             if key == "ElementDataFile":
                 return fields, file.tell()
     raise InputError(f"scan file: {path} is no MetaImage header: it names no ElementDataFile")
-
-
-def _decode(line):
-    """Returns a line as text; names of files may be in UTF-8 or in Latin-1."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
 
 
 def _create_voxels(path, fields, header_bytes):

@@ -13,7 +13,7 @@ from auxseg.base.errors import InputError
 from auxseg.ct.checks import WARNING, Finding
 from auxseg.ct.geometry import Geometry
 from auxseg.ct.headers import find_beside
-from auxseg.ct.voxels import Voxels
+from auxseg.ct.voxels import Voxels, decode_line
 
 _TYPES = {
     "i1": "signed char, int8, int8_t", "u1": "uchar, unsigned char, uint8, uint8_t",
@@ -70,7 +70,7 @@ def _read_fields(path):
                 if not line and path.suffix.lower() != ".nhdr":
                     raise ValueError("its header has no end")
                 return fields, file.tell()
-            text = _decode(line).strip()
+            text = decode_line(line).strip()
             name, found, value = text.partition(":")
             if text.startswith("#") or value.startswith("="):
                 continue  # a comment, or a key of the user's
@@ -79,14 +79,6 @@ def _read_fields(path):
                 raise ValueError(f"the line {text[:60]!r} is unknown or there twice")
             fields[name] = value.strip()
     raise ValueError("its header has no end")
-
-
-def _decode(line):
-    """Returns a line as text; names of files may be in UTF-8 or in Latin-1."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
 
 
 def _create_voxels(path, fields, header_bytes):
