@@ -14,8 +14,6 @@ from absl import flags
 
 from auxseg.base import command
 from auxseg.base.errors import InputError
-from auxseg.ct.checks import ERROR, WARNING
-from auxseg.datasets.luna16.examine import examine
 
 
 def format_report(report):
@@ -36,6 +34,9 @@ def main(argv):
     del argv
     if not flags.FLAGS.input:
         raise InputError("got no path, expected a scan or a folder: python -m auxseg.doctor PATH")
+    from auxseg.ct.checks import ERROR, WARNING  # here, for --help to be answered at once
+    from auxseg.datasets.luna16.examine import examine
+
     problems = warnings = 0
     for report in examine(flags.FLAGS.input, num_scans=flags.FLAGS.scans):
         print(format_report(report), flush=True)

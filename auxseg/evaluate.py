@@ -11,12 +11,13 @@ from absl import flags
 
 from auxseg.base import command
 from auxseg.base.errors import InputError
-from auxseg.evaluation import evaluate_run
 
 
 def main(argv):
     """Runs the command: prints the summary as JSON and the report's page on the last line."""
     del argv
+    from auxseg.evaluation import evaluate_run  # here, for --help to be answered at once
+
     workdir = pathlib.Path(flags.FLAGS.workdir)
     explained = parse_explain(flags.FLAGS.explain)
     flip = flags.FLAGS.flip

@@ -11,16 +11,10 @@ from __future__ import annotations
 import pathlib
 import tempfile
 
-import numpy as np
 from absl import flags
 
 from auxseg.base import command
 from auxseg.base.errors import InputError, check_choice
-from auxseg.ct import checks, scans
-from auxseg.datasets import load
-from auxseg.datasets.resize import resize_image
-from auxseg.runs import bundles, networks, splits
-from auxseg.runs.bundles import NUM_SLICES
 
 
 def read_check_slices(config, workdir, scan_path):
@@ -34,6 +28,9 @@ def read_check_slices(config, workdir, scan_path):
     Raises:
         InputError: the scan or the run's data cannot be read.
     """
+    from auxseg.datasets import load
+    from auxseg.runs import bundles, splits
+
     size = tuple(config.data.size)
     if scan_path:
         return _read_scans(scan_path, size)
@@ -44,11 +41,17 @@ def read_check_slices(config, workdir, scan_path):
         raise InputError(
             f"--input: give a scan to check the export on; the run's own data: {error}"
         ) from error
-    return dataset.read(members["val"][:NUM_SLICES])[0], f"validation cases of {dataset.name}"
+    return dataset.read(members["val"][: bundles.NUM_SLICES])[0], f"validation cases of {dataset.name}"
 
 
 def _read_scans(path, size):
-    """Returns (int16 [n, *size], what they are): `NUM_SLICES` spread over the scans there."""
+    """Returns (int16 [n, *size], what they are): `bundles.NUM_SLICES` spread over the scans there."""
+    import numpy as np
+
+    from auxseg.ct import checks, scans
+    from auxseg.datasets.resize import resize_image
+    from auxseg.runs.bundles import NUM_SLICES
+
     found = scans.find_scans(path)
     chosen = [found[k] for k in np.unique(np.linspace(0, len(found) - 1, NUM_SLICES).astype(int))]
     images, num_slices = [], 0
@@ -67,7 +70,7 @@ def _read_scans(path, size):
 
 def _define_flags():
     flags.DEFINE_string("workdir", None, "the run's folder, or a bundle of the format 'saved'")
-    flags.DEFINE_string("format", None, f"one of {', '.join(networks.KINDS)}")
+    flags.DEFINE_string("format", None, "one of stablehlo, onnx, saved")
     flags.DEFINE_string("output", None, "folder of the bundle; default: WORKDIR/export/FORMAT")
     flags.DEFINE_string(
         "input", None, "a chest CT, or a folder of some, to check on; default: the run's validation cases"
@@ -81,6 +84,8 @@ def main(argv):
     for name in ("workdir", "format"):
         if not getattr(values, name):
             raise InputError(f"--{name}: not given (try --help)")
+    from auxseg.runs import bundles, networks  # here, for --help to be answered at once
+
     check_choice("--format", values.format, tuple(networks.KINDS))
     config = networks.read_trained(values.workdir).config
     images, checked_on = read_check_slices(config, values.workdir, values.input)

@@ -10,15 +10,11 @@
 import pathlib
 import sys
 
-import jax
 from absl import flags
 
 from auxseg.base import command
 from auxseg.base.errors import InputError
-from auxseg.devices import parallel, processes
-from auxseg.evaluation import evaluate_run
 from auxseg.runs import config_files
-from auxseg.training import interruption, loop
 
 CONFIG = config_files.define("settings: a Python file, or a name such as phantom for configs/phantom.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME for configs/NAME.py")
@@ -34,6 +30,13 @@ def main(argv):
         raise InputError(
             "--config: not given; expected a settings file such as configs/phantom.py, or a --workdir"
         )
+    # What computes is imported here: --help and a mistake in a flag are answered at once.
+    import jax
+
+    from auxseg.devices import parallel, processes
+    from auxseg.evaluation import evaluate_run
+    from auxseg.training import interruption, loop
+
     workdir = pathlib.Path(WORKDIR.value or config_files.default_workdir())
     if CONFIG.value.train.deterministic:
         parallel.make_deterministic()
@@ -52,5 +55,12 @@ def main(argv):
     return 0
 
 
+def leave(status):
+    """Ends the process with a status, after the others of the run."""
+    from auxseg.devices import processes
+
+    processes.leave(status)
+
+
 if __name__ == "__main__":
-    command.run(main, leave=processes.leave, complete=config_files.with_settings_of_workdir)
+    command.run(main, leave=leave, complete=config_files.with_settings_of_workdir)

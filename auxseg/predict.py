@@ -22,14 +22,6 @@ from absl import flags
 
 from auxseg.base import command
 from auxseg.base.errors import InputError, check_choice
-from auxseg.ct import writers
-from auxseg.prediction import outputs
-from auxseg.prediction.box import load_box
-from auxseg.prediction.rows import print_rows
-from auxseg.prediction.segment import Options
-from auxseg.runs.decisions import read_common_decision
-from auxseg.runs.networks import load_network
-from auxseg.scoring import components, operating_point
 
 
 def _define_flags():
@@ -41,7 +33,9 @@ def _define_flags():
     flags.DEFINE_string("input", None, "the scan, or a folder of scans")
     flags.DEFINE_string("output", None, "folder for the results")
     flags.DEFINE_string("slice", "all", "'all', 'middle' (n // 2), or an index from 0, counted from the feet")
-    flags.DEFINE_list("format", ["nii.gz"], f"of the mask: {', '.join(writers.FORMATS)}; several with commas")
+    flags.DEFINE_list(
+        "format", ["nii.gz"], "of the mask: nii.gz, nii, nrrd, mha, npz, dicom-seg; several with commas"
+    )
     flags.DEFINE_string("series", None, "DICOM: UID or number of the series; default: the chest CT")
     flags.DEFINE_bool("probabilities", False, "also write the probability of each class")
     flags.DEFINE_integer("batch_size", 8, "slices at once")
@@ -69,6 +63,41 @@ def main(argv):
     for name in ("input", "output"):
         if not getattr(values, name):
             raise InputError(f"--{name}: not given (try --help)")
+    # What computes is imported here: --help and a mistake in a flag are answered at once.
+    from auxseg.ct import writers
+    from auxseg.devices import programs
+    from auxseg.prediction import outputs, rows
+
+    programs.keep()
+    options = read_options(values)
+    for form in values.format:
+        check_choice("--format", form, writers.FORMATS)
+    part = read_part(values.part)
+    networks, box = load(values.workdir)
+    found = outputs.predict(
+        values.input,
+        values.output,
+        networks,
+        options=options,
+        formats=values.format,
+        series=values.series,
+        box=box,
+        overwrite=values.overwrite,
+        part=part,
+    )
+    return rows.print_rows(found, values.output, outputs.table_name(part))
+
+
+def read_options(values):
+    """Returns the `segment.Options` of the flags.
+
+    Raises:
+        InputError: a value out of its range, or flags that do not go together.
+    """
+    from auxseg.prediction.segment import Options
+    from auxseg.runs.decisions import read_common_decision
+    from auxseg.scoring import components, operating_point
+
     chosen = operating_point.Decision(values.nodule_threshold, values.min_nodule_mm)
     if values.tuned:
         if not values.workdir:
@@ -80,38 +109,24 @@ def main(argv):
                 "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"
             )
         chosen = read_common_decision(values.workdir.split(","), flip=values.flip)
-    clean = components.CleanUp(values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px)
-    options = Options(
-        values.slice,
-        values.batch_size,
-        values.flip,
-        clean,
-        values.probabilities,
-        values.force,
-        chosen.threshold,
-        values.clean_lungs,
-        values.false_per_scan,
+    return Options(
+        slices=values.slice,
+        batch_size=values.batch_size,
+        flip=values.flip,
+        clean=components.CleanUp(values.largest_components, values.fill_holes, chosen.min_mm, chosen.min_px),
+        probabilities=values.probabilities,
+        force=values.force,
+        nodule_threshold=chosen.threshold,
+        clean_lungs=values.clean_lungs,
+        false_per_scan=values.false_per_scan,
     )
-    for form in values.format:
-        check_choice("--format", form, writers.FORMATS)
-    part = read_part(values.part)
-    networks, box = load(values.workdir)
-    rows = outputs.predict(
-        values.input,
-        values.output,
-        networks,
-        options=options,
-        formats=values.format,
-        series=values.series,
-        box=box,
-        overwrite=values.overwrite,
-        part=part,
-    )
-    return print_rows(rows, values.output, outputs.table_name(part))
 
 
 def load(workdir):
     """Returns (networks, box): of the runs that are named, with None; else those in the box, which it says."""
+    from auxseg.prediction.box import load_box
+    from auxseg.runs.networks import load_network
+
     if workdir:
         return [load_network(one) for one in workdir.split(",")], None
     box = load_box()

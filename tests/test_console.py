@@ -3,6 +3,7 @@
 import configparser
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,9 +11,14 @@ import pytest
 
 import auxseg
 from auxseg import __main__ as console
+from auxseg.ct import writers
+from auxseg.datasets import labels
+from auxseg.datasets.luna16 import layout
+from auxseg.runs import networks
 
 ROOT = pathlib.Path(__file__).parent.parent
 HEAVY = ("jax", "numpy", "absl", "SimpleITK", "matplotlib")
+SLOW = ("jax", "flax", "tensorflow", "orbax", "SimpleITK", "scipy", "pydicom", "matplotlib")
 
 
 def run_python(code):
@@ -33,6 +39,40 @@ print(auxseg.create_model.__module__)
     *usage, loaded, module = done.stdout.splitlines()
     assert loaded == "[]" and module == "auxseg.models", done.stderr
     assert all(any(line.startswith(f"  auxseg {name} ") for line in usage) for name in console.COMMANDS)
+
+
+@pytest.mark.parametrize("command", console.COMMANDS)
+def test_help_of_a_command_imports_nothing_slow(command):
+    code = f"""
+import sys, auxseg.__main__
+sys.argv = ["auxseg", "{command}", "--help"]
+try:
+    auxseg.__main__.main()
+finally:
+    print([name for name in {SLOW} if name in sys.modules])
+"""
+    done = run_python(code)
+    *usage, loaded = done.stdout.splitlines()
+    assert loaded == "[]" and any(
+        "--workdir" in line or "--input" in line or "--data_dir" in line for line in usage
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "choices"),
+    [
+        ("predict", "--format", writers.FORMATS),
+        ("export", "--format", tuple(networks.KINDS)),
+        ("prepare", "--slices", layout.SLICES),
+        ("prepare", "--labels", labels.LABEL_SETS),
+        ("prepare", "--nodules", layout.NODULES),
+    ],
+)
+def test_help_names_every_choice(command, flag, choices):
+    """They are written out in the commands, which import nothing slow for --help."""
+    text = (ROOT / "auxseg" / f"{command}.py").read_text(encoding="utf-8")
+    (line,) = re.findall(rf'DEFINE_[a-z]+\(\s*"{flag[2:]}".*?\)\n', text, re.DOTALL)
+    assert ", ".join(choices) in " ".join(line.split())
 
 
 def test_public_names_are_the_functions():

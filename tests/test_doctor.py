@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from auxseg import doctor
 from auxseg.base.errors import InputError
 from auxseg.ct import scans
+from auxseg.datasets.luna16 import examine
 
 
 def _write(path, array, direction=None):
@@ -24,7 +25,7 @@ def _write(path, array, direction=None):
 
 
 def _one(path):
-    (report,) = doctor.examine(path)
+    (report,) = examine.examine(path)
     return dict(report.facts), [finding.code for finding in report.findings], report
 
 
@@ -91,11 +92,11 @@ def test_exchanged_labels_are_an_error(tmp_path):
 def test_a_file_that_cannot_be_opened_is_one_line(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"nothing")
     _write(tmp_path / "b.mha", chest.draw())
-    reports = list(doctor.examine(tmp_path))
+    reports = list(examine.examine(tmp_path))
     assert [len(report.findings) for report in reports] == [1, 0]
     assert "damaged" in reports[0].findings[0].text
     with pytest.raises(InputError, match="does not exist"):
-        list(doctor.examine(tmp_path / "no"))
+        list(examine.examine(tmp_path / "no"))
 
 
 def test_a_dicom_folder(tmp_path):
@@ -120,7 +121,7 @@ def _write_luna16(folder):
 
 def test_a_luna16_folder(tmp_path):
     _write_luna16(tmp_path)
-    reports = list(doctor.examine(tmp_path, num_scans=2))
+    reports = list(examine.examine(tmp_path, num_scans=2))
     facts = dict(reports[0].facts)
     assert facts["scans"].startswith("3 with a mask") and facts["by subset"].startswith(
         "0: 1, 1: 1, 2: 1, 3: 0"
@@ -139,7 +140,7 @@ def test_a_luna16_folder_with_faults(tmp_path):
     _write(tmp_path / "seg-lungs-LUNA16" / f"{uids[1]}.mhd", _labels(3, 4, 5)[:-2])
     raw = tmp_path / "subset2" / f"{uids[2]}.raw"
     raw.write_bytes(raw.read_bytes()[:-100])
-    (report,) = doctor.examine(tmp_path, num_scans=0)
+    (report,) = examine.examine(tmp_path, num_scans=0)
     texts = [finding.text for finding in report.findings if finding.severity == "error"]
     assert len(texts) == 3
     assert "has no mask" in texts[0] and "differ in geometry" in texts[1] and "truncated" in texts[2]

@@ -159,11 +159,12 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     cleans = options.clean_lungs and options.slices == "all" and _is_cleanable(scan, networks)
     volume = files.create_array(scratch / "volume.npy", np.int16, parts.shape) if cleans else None
     pictures = []
+    batch_size = min(options.batch_size, stop - start)
     batches = _read_batches(
-        scan, start, stop, options.batch_size, {one.size_yx for one in networks}, pictures, view, volume
+        scan, start, stop, batch_size, {one.size_yx for one in networks}, pictures, view, volume
     )
     if show_progress:
-        total = -(-(stop - start) // options.batch_size)
+        total = -(-(stop - start) // batch_size)
         batches = progress.track(batches, total=total, label=f"segmenting {scan.name}", unit="batch")
     for first, mask, probability in _predict_batches(batches, networks, options, view.field):
         parts[first - start : first - start + len(mask)] = mask

@@ -20,7 +20,6 @@ import threading
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
 from auxseg.base import files
@@ -125,7 +124,7 @@ def match_variables(variables, expected, *, where):
 
 
 def _save(workdir, kind, step, variables, progress, training=None):
-    folder = workdir / "checkpoints"
+    ocp, folder = _orbax(), workdir / "checkpoints"
     items = {"weights": ocp.args.StandardSave(jax.tree.map(np.asarray, dict(variables)))}
     items["progress"] = ocp.args.JsonSave(progress)
     if training is not None:
@@ -150,7 +149,7 @@ def _write(folder, kind, step, items):
     """Has Orbax write a checkpoint; returns the steps that are kept."""
     (folder / kind).mkdir(parents=True, exist_ok=True)
     with _quiet(), _manager(folder, kind) as manager:
-        if not manager.save(step, args=ocp.args.Composite(**items), force=True):
+        if not manager.save(step, args=_orbax().args.Composite(**items), force=True):
             raise RuntimeError(f"Orbax did not save {kind} checkpoint {step} in {folder}")
         manager.wait_until_finished()
         return set(manager.all_steps())
@@ -202,11 +201,14 @@ def _restore(workdir, kind, step, names):
 
 
 def _restore_by_orbax(workdir, kind, step, names):
-    _check_sizes(workdir / "checkpoints" / kind / str(step), [name for name in names if name not in _RESTORE])
-    args = {name: _RESTORE.get(name, ocp.args.StandardRestore)() for name in names}
-    options = ocp.CompositeOptions(multiprocessing_options=_FIRST_ALONE)
+    ocp = _orbax()
+    _check_sizes(workdir / "checkpoints" / kind / str(step), [name for name in names if name != "progress"])
+    args = {
+        name: ocp.args.JsonRestore() if name == "progress" else ocp.args.StandardRestore() for name in names
+    }
+    options = ocp.CompositeOptions(multiprocessing_options=_first_alone())
     handler = ocp.CompositeCheckpointHandler(composite_options=options)
-    with ocp.Checkpointer(handler, multiprocessing_options=_FIRST_ALONE) as checkpointer:
+    with ocp.Checkpointer(handler, multiprocessing_options=_first_alone()) as checkpointer:
         folder = (workdir / "checkpoints" / kind / str(step)).absolute()
         return checkpointer.restore(folder, args=ocp.args.Composite(**args))
 
@@ -215,7 +217,7 @@ def _check_sizes(folder, names):
     """Raises an InputError where arrays take more than `MOST_BYTES`, going by their metadata alone."""
     total = 0
     for name in names:
-        found = ocp.StandardCheckpointHandler().metadata((folder / name).absolute())
+        found = _orbax().StandardCheckpointHandler().metadata((folder / name).absolute())
         for leaf in jax.tree.leaves(found.tree, is_leaf=lambda x: hasattr(x, "shape")):
             total += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
     if total > MOST_BYTES:
@@ -225,19 +227,27 @@ def _check_sizes(folder, names):
         )
 
 
-# Of several processes only the first saves and restores: Orbax is not to wait for the others.
-_FIRST_ALONE = ocp.options.MultiprocessingOptions(
-    primary_host=0, active_processes={0}, barrier_sync_key_prefix="auxseg"
-)
-_RESTORE = {"progress": ocp.args.JsonRestore}
+def _orbax():
+    """Returns Orbax, which takes longer to import than a slice to segment, and which a bundle does not need."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
+def _first_alone():
+    """Returns the options by which Orbax does not wait for other processes: only the first saves and restores."""
+    return _orbax().options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="auxseg"
+    )
 
 
 def _manager(folder, kind):
+    ocp = _orbax()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=_KEPT,
         create=False,
         enable_async_checkpointing=False,
-        multiprocessing_options=_FIRST_ALONE,
+        multiprocessing_options=_first_alone(),
     )
     return ocp.CheckpointManager((folder / kind).absolute(), options=options)
 

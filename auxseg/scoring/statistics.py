@@ -11,7 +11,6 @@ import functools
 import itertools
 
 import numpy as np
-from scipy import stats
 
 from auxseg.base.errors import InputError
 
@@ -125,8 +124,8 @@ def bland_altman(differences):
     num = len(differences)
     bias = float(np.mean(differences)) if num else float("nan")
     sd = float(np.std(differences, ddof=1)) if num > 1 else float("nan")
-    z = stats.norm.ppf((1 + LEVEL) / 2)
-    t = stats.t.ppf((1 + LEVEL) / 2, num - 1) if num > 1 else float("nan")
+    z = _stats().norm.ppf((1 + LEVEL) / 2)
+    t = _stats().t.ppf((1 + LEVEL) / 2, num - 1) if num > 1 else float("nan")
     half_bias = t * sd / np.sqrt(max(num, 1))
     half_limit = t * sd * np.sqrt(1 / max(num, 1) + z**2 / (2 * max(num - 1, 1)))
 
@@ -158,7 +157,7 @@ def correlation(x, y):
     r = float(np.corrcoef(x, y)[0, 1])
     if num < 4 or abs(r) >= 1:
         return Interval(r, *((r, r) if abs(r) >= 1 else (float("nan"),) * 2), num, num)
-    half = stats.norm.ppf((1 + LEVEL) / 2) / np.sqrt(num - 3)
+    half = _stats().norm.ppf((1 + LEVEL) / 2) / np.sqrt(num - 3)
     return Interval(r, float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half)), num, num)
 
 
@@ -218,7 +217,7 @@ def paired_test(first, second, patients, *, seed=0):
     means = np.bincount(index, differences) / np.bincount(index)
     spread = np.std(means, ddof=1)
     effect = float(means.mean() / spread) if spread > 0 else float("nan")
-    wilcoxon = float(stats.wilcoxon(means).pvalue) if np.any(means) else 1.0
+    wilcoxon = float(_stats().wilcoxon(means).pvalue) if np.any(means) else 1.0
     return PairedTest(interval, _sign_flip(means, seed), effect, wilcoxon, num <= EXACT_PATIENTS)
 
 
@@ -245,3 +244,10 @@ def holm(p_values):
     stepped = p_values[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(1, np.maximum.accumulate(stepped))
     return corrected
+
+
+def _stats():
+    """Returns scipy.stats, whose import takes longer than a slice's mask, which does without."""
+    from scipy import stats
+
+    return stats

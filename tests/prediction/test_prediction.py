@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from auxseg import predict
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, scans, writers
 from auxseg.prediction import measure, outputs, scan_page, segment
+from auxseg.prediction import rows as rows_lib
 from auxseg.runs.networks import Network
 from auxseg.scoring import components
 
@@ -424,7 +424,7 @@ def test_many_scans_go_on_past_a_bad_one(tmp_path, capsys):
     assert [(row["scan"], row["status"]) for row in rows] == [
         ("bad", "failed"), ("case0", "done"), ("case1", "done"), ("case2", "done")
     ]  # fmt: skip
-    assert predict.print_rows(rows, tmp_path / "out") == 1
+    assert rows_lib.print_rows(rows, tmp_path / "out") == 1
     text = capsys.readouterr()
     assert "3 of 4 scans done" in text.out and re.search(r"bad +scan: .*bad.nii.gz is damaged", text.err)
     with open(tmp_path / "out" / "scans.csv") as file:

@@ -14,6 +14,7 @@ from auxseg import predict
 from auxseg.base.errors import InputError
 from auxseg.ct import find
 from auxseg.prediction import outputs
+from auxseg.prediction import rows as rows_lib
 
 VOLUME = chest.draw((9, 48, 56))
 
@@ -158,7 +159,7 @@ def test_everything_handed_in_is_in_the_table(tmp_path, capsys):
     by_name = {row["scan"]: row for row in table}
     assert by_name["flat-T1"]["series_number"] == "3" and by_name["flat-T1"]["files"] == "24"
     assert by_name["series 9 of flat-T1"]["series_uid"].startswith(dicom_files.STUDY)
-    assert predict.print_rows(rows, tmp_path / "out") == 1
+    assert rows_lib.print_rows(rows, tmp_path / "out") == 1
     printed = capsys.readouterr().out
     assert (
         "skipped: series 9 of flat-T1 'CHEST, Torso'" in printed

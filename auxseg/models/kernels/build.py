@@ -19,11 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 import jaxlib
 
-from auxseg.base import files
+from auxseg.base import files, machine
 from auxseg.base.errors import InputError
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
@@ -90,22 +91,11 @@ def find_library(compiler):
     parts = (
         SOURCE.read_bytes(),
         version,
-        _describe_processor(),
+        machine.describe_processor(),
         jaxlib.__version__.encode(),
         repr(OPTIONS).encode(),
     )
     return folder / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
-
-
-def _describe_processor():
-    """Returns what the processor can do: homes are shared between machines."""
-    path = pathlib.Path("/proc/cpuinfo")
-    if not path.exists():
-        return f"{platform.machine()} {platform.processor()}".encode()
-    lines = path.read_bytes().split(b"\n\n")[0].splitlines()
-    return b"\n".join(
-        line for line in lines if line.split(b"\t")[0] in (b"model name", b"flags", b"Features")
-    )
 
 
 def _open(compiler, path):
@@ -113,7 +103,13 @@ def _open(compiler, path):
     library = _load_whole(path)
     if library is None:
         print("compiling the kernels of the CPU, once: some seconds", file=sys.stderr, flush=True)
+        start = time.monotonic()
         _compile(compiler, path)
+        print(
+            f"compiled them in {time.monotonic() - start:.0f} s, into {path.parent}",
+            file=sys.stderr,
+            flush=True,
+        )
         library = _load_whole(path)
     if library is None:
         raise OSError(f"{path}: was exchanged while it was compiled")
