@@ -39,7 +39,12 @@ def read_sources(volume):
 
     paths = list(dict.fromkeys(frame.path for frame in volume.frames))
     with errors_named(paths[0]):
-        return [_read_dataset(path, stop_before_pixels=True) for path in paths]
+        return [read_header(path) for path in paths]
+
+
+def read_header(path):
+    """Returns the header of a file without pixels, a pydicom dataset; raises whatever pydicom does."""
+    return _read_dataset(path, stop_before_pixels=True)
 
 
 def _read_dataset(path, **kwargs):

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES, COLOURS, to_rgb
+from auxseg.base.classes import CLASS_NAMES, COLOURS, NODULE, to_rgb
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry
 
 
-def write_dicom_seg(path, masks, scan, start, stop, *, model_name, checksum):
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A nodule as a segment of its own.
+
+    Attributes:
+        label: such as 'Nodule 1'.
+        text: its probability and size, in words.
+        tracking_uid: by which another file names the same nodule.
+        places: int [n, 3], its voxels: slice, row and column of the mask, canonical.
+    """
+
+    label: str
+    text: str
+    tracking_uid: str
+    places: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """What made a mask: its name and version, and the SHA-256 of its weights."""
+
+    name: str
+    version: str
+    checksum: str
+
+
+def write_dicom_seg(path, masks, scan, start, stop, *, pieces, maker):
     """Writes a mask as a DICOM Segmentation that refers to the source images, by highdicom.
 
-    One binary segment a class: the lungs as SNOMED CT 'Lung' with the modifier left or right (context groups
-    7155 and 244) and the anatomic region 'Left lung', 'Right lung'; nodules as 'Nodule' (7159) in 'Lung'.
-    Only frames with a segment in them are written.
+    One binary segment for each lung and each nodule: the lungs as SNOMED CT 'Lung' with the modifier left or right
+    (context groups 7155 and 244) and the anatomic region 'Left lung', 'Right lung'; nodules as 'Nodule' (7159) in 'Lung',
+    with their probability and size in the Segment Description. Only frames with a segment in them are written, and the
+    whole is deflated: binary pixels, eight in a byte, cannot be stored as RLE.
 
     Args:
         path: the .dcm file.
         masks: uint8 [stop - start, H, W], canonical.
         scan: `scans.Scan` with a DICOM volume.
         start, stop: the slices that the mask covers.
-        model_name: what made the mask.
-        checksum: of its weights.
+        pieces: a `Piece` for each nodule.
+        maker: `Maker` of the mask.
 
     Raises:
         InputError: the source is a multi-frame image spread over several files, or no image to refer to.
     """
     import pydicom
 
-    segmentation = _create(masks, scan, start, stop, model_name, checksum)
+    segmentation = _create(masks, scan, start, stop, pieces, maker)
+    segmentation.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     with files.write_whole(path) as file:
         pydicom.dcmwrite(file, segmentation, enforce_file_format=True)
 
@@ -41,17 +70,24 @@ def check_dicom_seg(scan):
     """Raises the InputError of `write_dicom_seg` for a scan whose masks it could not write; before any are made."""
     masks = np.zeros((1, *scan.geometry.shape_zyx[1:]), np.uint8)
     masks[0, 0, 0] = 1
-    _create(masks, scan, 0, 1, "check", "0")
+    _create(masks, scan, 0, 1, (), Maker("check", "0", "0"))
 
 
-def _create(masks, scan, start, stop, model_name, checksum):
+def create_tracking_uid(scan, *words):
+    """Returns the UID of a finding in a DICOM series; the same words give the same."""
+    import pydicom
+
+    return pydicom.uid.generate_uid(entropy_srcs=[scan.volume.series.uid, *map(str, words)])
+
+
+def _create(masks, scan, start, stop, pieces, maker):
     """Returns highdicom's Segmentation; arguments and errors are those of `write_dicom_seg`."""
-    sources, frames = _seg_sources(masks, scan, start, stop)
+    sources, frames = _seg_sources(masks, scan, start, stop, pieces)
     complete = [_complete(one, scan) for one in sources]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # highdicom's quote the patient's name
-            return _segment(complete, frames, scan, model_name, checksum)
+            return _segment(complete, frames, scan, pieces, maker)
     except Exception as error:  # highdicom raises whatever the headers lead it to
         raise InputError(
             f"--format=dicom-seg: {scan.path} cannot be referred to ({type(error).__name__}: "
@@ -81,7 +117,7 @@ def _complete(source, scan):
     return source
 
 
-def _segment(sources, frames, scan, model_name, checksum):
+def _segment(sources, frames, scan, pieces, maker):
     import highdicom
     import pydicom
 
@@ -91,15 +127,15 @@ def _segment(sources, frames, scan, model_name, checksum):
         source_images=sources,
         pixel_array=frames,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=_segment_descriptions(model_name),
+        segment_descriptions=_segment_descriptions(pieces, maker),
         series_instance_uid=pydicom.uid.generate_uid(),
         series_number=_free_series_number(scan),
         sop_instance_uid=pydicom.uid.generate_uid(),
         instance_number=1,
         manufacturer="auxseg",
-        manufacturer_model_name=model_name[:64],
-        software_versions=__version__,
-        device_serial_number=checksum[:16],
+        manufacturer_model_name=maker.name[:64],
+        software_versions=[f"auxseg {__version__}", f"weights {maker.version}"[:64]],
+        device_serial_number=maker.checksum[:16],
         content_label="LUNGS_NODULES",
         content_description="Lungs and nodules, not for clinical use",
         series_description="Lungs and nodules (auxseg)",
@@ -110,8 +146,8 @@ def _free_series_number(scan):
     return 1000 + scan.volume.series.number % 9000
 
 
-def _seg_sources(masks, scan, start, stop):
-    """Returns (source datasets, uint8 [frames, rows, columns] in their order); of slices that exist."""
+def _seg_sources(masks, scan, start, stop, pieces):
+    """Returns (source datasets, uint8 or uint16 [frames, rows, columns] in their order); of slices that exist."""
     from auxseg.ct import dicom_pixels
 
     volume = scan.volume
@@ -124,19 +160,44 @@ def _seg_sources(masks, scan, start, stop):
              if first[2] <= place < first[2] + len(stored)}  # fmt: skip
     if len(sources) == len(volume.frames):
         chosen = [number for number, part in parts.items() if part.any()] or [next(iter(parts), 0)]
-        frames = np.zeros((len(chosen), *volume.frames[0].size_yx), np.uint8)
-        for frame, number in zip(frames, chosen):
-            if number in parts:
-                _paste(frame, parts[number], first)
-        return [_give_place(sources[number], volume.frames[number]) for number in chosen], frames
-    if len(sources) > 1:
+        sources = [_give_place(sources[number], volume.frames[number]) for number in chosen]
+        targets, count = {number: at for at, number in enumerate(chosen)}, len(chosen)
+    elif len(sources) > 1:
         raise InputError(
             f"--format=dicom-seg: {scan.path} spreads its frames over several files; use another format"
         )
-    frames = np.zeros((int(sources[0].NumberOfFrames), *volume.frames[0].size_yx), np.uint8)
+    else:
+        targets = {number: volume.frames[number].index for number in parts}
+        count = int(sources[0].NumberOfFrames)
+    frames = np.zeros((count, *volume.frames[0].size_yx), np.uint8 if len(pieces) < 250 else np.uint16)
     for number, part in parts.items():
-        _paste(frames[volume.frames[number].index], part, first)
+        if number in targets:
+            _paste(frames[targets[number]], part, first)
+    planes = {volume.places[number]: at for number, at in targets.items()}
+    _number_pieces(frames, planes, pieces, scan.orientation, stored.shape, first)
     return sources, frames
+
+
+def _number_pieces(frames, planes, pieces, orientation, shape_zyx, first_xyz):
+    """Gives the voxels of each nodule a value of its own in the frames, in place.
+
+    Args:
+        frames: [frames, rows, columns], class indices.
+        planes: {plane of the volume: frame}.
+        pieces: `Piece`s.
+        orientation: of the scan.
+        shape_zyx: of the mask as stored.
+        first_xyz: voxel of the volume that is the mask's first.
+    """
+    for value, piece in enumerate(pieces, start=NODULE):
+        stored = np.zeros(piece.places.shape, int)  # x, y, z
+        for place, axis, flipped in zip(piece.places.T[::-1], orientation.axes, orientation.flips):
+            stored[:, axis] = shape_zyx[2 - axis] - 1 - place if flipped else place
+        stored += first_xyz
+        for z in np.unique(stored[:, 2]).tolist():
+            if z in planes:  # a missing slice has no frame
+                x, y = stored[stored[:, 2] == z, :2].T
+                frames[planes[z], y, x] = value
 
 
 def _give_place(source, frame):
@@ -156,38 +217,45 @@ def _paste(frame, part, first):
     frame[first[1] : first[1] + part.shape[0], first[0] : first[0] + part.shape[1]] = part
 
 
-def _segment_descriptions(model_name):
+def _segment_descriptions(pieces, maker):
     import highdicom
     from pydicom.sr.coding import Code
 
     from auxseg import __version__
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=model_name[:64], version=__version__, family=Code("123110", "DCM", "Artificial Intelligence")
+        name=maker.name[:64],
+        version=f"auxseg {__version__}, weights {maker.version}"[:64],
+        family=Code("123110", "DCM", "Artificial Intelligence"),
+        parameters={"SHA-256 of the weights": maker.checksum},
     )
     lung = Code("39607008", "SCT", "Lung")
+    nodule = Code("27925004", "SCT", "Nodule")
     kinds = [
-        ("Left lung", lung, Code("7771000", "SCT", "Left"), Code("44029006", "SCT", "Left lung")),
-        ("Right lung", lung, Code("24028007", "SCT", "Right"), Code("3341006", "SCT", "Right lung")),
-        ("Nodule", Code("27925004", "SCT", "Nodule"), None, lung),
+        ("Left lung", lung, Code("7771000", "SCT", "Left"), Code("44029006", "SCT", "Left lung"), None),
+        ("Right lung", lung, Code("24028007", "SCT", "Right"), Code("3341006", "SCT", "Right lung"), None),
+        *((piece.label, nodule, None, lung, piece) for piece in pieces),
     ]
     anatomical = Code("91723000", "SCT", "Anatomical Structure")
     abnormal = Code("49755003", "SCT", "Morphologically Abnormal Structure")
     descriptions = []
-    for number, (label, kind, side, region) in enumerate(kinds, start=1):
+    for number, (label, kind, side, region, piece) in enumerate(kinds, start=1):
+        colour = COLOURS[CLASS_NAMES[min(number, NODULE)]]
         one = highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=label,
-            segmented_property_category=abnormal if side is None else anatomical,
+            segmented_property_category=abnormal if piece else anatomical,
             segmented_property_type=kind,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
             anatomic_regions=[region],
-            tracking_uid=highdicom.UID(),
+            tracking_uid=piece.tracking_uid if piece else highdicom.UID(),
             tracking_id=label,
-            display_color=highdicom.color.CIELabColor.from_rgb(*to_rgb(COLOURS[CLASS_NAMES[number]])),
+            display_color=highdicom.color.CIELabColor.from_rgb(*to_rgb(colour)),
         )
-        if side is not None:
+        if piece:
+            one.SegmentDescription = piece.text
+        else:
             modifier = highdicom.sr.CodedConcept.from_code(side)
             one.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
         descriptions.append(one)

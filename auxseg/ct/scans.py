@@ -61,6 +61,13 @@ class Scan:
         """Transverse slices."""
         return self.geometry.size_xyz[2]
 
+    def find_frame(self, index):
+        """Returns the DICOM `dicom.Frame` of a canonical slice; None without one, or where planes are no slices."""
+        if self.volume is None or self.orientation.axes[2] != 2:
+            return None
+        plane = self.num_slices - 1 - index if self.orientation.flips[2] else index
+        return dict(zip(self.volume.places, self.volume.frames)).get(plane)
+
 
 def open_scan(source, scratch, *, series=None, force=False):
     """Returns the `Scan` of a `Source`.

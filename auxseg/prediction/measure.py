@@ -13,6 +13,8 @@ LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_
 
 MASS_MM = 30.0
 """What is wider is called a mass."""
+SOLID_HU = -300.0
+"""What is denser counts as solid; vessels are, and lung and most ground glass are not."""
 
 
 def measure(masks, scan, start, probability_of=None):
@@ -20,9 +22,12 @@ def measure(masks, scan, start, probability_of=None):
 
     Positions are LPS in mm; 'slice' counts from 0, from inferior to superior; i, j, k is the voxel in the
     file. Areas and equivalent diameters (of the circle of that area) are those of the slice in which the
-    structure is largest. Unevenly spaced slices count with their real distances. Volumes are empty for a single slice
-    of a scan, millimetres where the voxel size is not known. Lungs are measured without the nodules in them. 'kind' is
-    'mass' where the equivalent diameter is above `MASS_MM`, else 'nodule'; 'probability' is empty where it is not known.
+    structure is largest; there lie the long and the short axis of a nodule too (`find_axes`). Unevenly spaced slices count
+    with their real distances. Volumes are empty for a single slice of a scan, millimetres where the voxel size is not
+    known. Lungs are measured without the nodules in them. 'kind' is 'mass' where the equivalent diameter is above
+    `MASS_MM`, else 'nodule'; 'probability' is empty where it is not known. 'mean_hu' and 'solid_share' (of the voxels, those
+    above `SOLID_HU`) are of all slices of a nodule. Of a DICOM series 'instance_number', 'sop_instance_uid' and, where one
+    file holds many, 'frame' (from 1) name the image of 'slice'.
 
     Args:
         masks: uint8 [D, H, W], canonical.
@@ -43,6 +48,7 @@ def measure(masks, scan, start, probability_of=None):
                 _measure_piece(CLASS_NAMES[value], "", piece, scan, start, share * voxel_mm3, pixel_mm2)
             )
     components = find_components(masks, NODULE)
+    means, solid = _describe_values(masks, components, scan, start)
     for number, piece in enumerate(components.pieces, start=1):
         side = _find_side(masks, components, number)
         share = _mean_width(
@@ -50,11 +56,68 @@ def measure(masks, scan, start, probability_of=None):
         )
         row = _measure_piece(f"nodule_{number}", side, piece, scan, start, share * voxel_mm3, pixel_mm2)
         row["kind"] = "mass" if row["equivalent_diameter_mm"] > MASS_MM else "nodule"
+        row["mean_hu"], row["solid_share"] = float(means[number]), float(solid[number])
+        index = piece.largest_slice
+        largest = components.read(masks, index) == number
+        if known:
+            row["long_axis_mm"], row["short_axis_mm"] = find_axes(largest, scan.geometry.spacing_zyx_mm[1:])
         if probability_of is not None:
-            index = piece.largest_slice
-            row["probability"] = probability_of(index, components.read(masks, index) == number)
+            row["probability"] = probability_of(index, largest)
         rows.append(row)
     return rows
+
+
+def is_nodule(row):
+    """Returns whether a row of `measure` is of a nodule or mass."""
+    return row["structure"].startswith("nodule")
+
+
+def find_axes(mask, spacing_yx_mm):
+    """Returns the long and the short axis of a piece in a slice, in mm.
+
+    The long axis is the longest line between two points of its border, the short one the longest line at a right angle to
+    that, both in its convex hull (as RECIST 1.1 measures lesions, doi:10.1016/j.ejca.2008.10.026). The border runs through the
+    middles of the edges of pixels.
+
+    Args:
+        mask: bool [H, W], not empty.
+        spacing_yx_mm: distances of rows and columns.
+    """
+    from scipy.spatial import ConvexHull  # takes long to import
+
+    edges = np.array([(-0.5, 0.0), (0.5, 0.0), (0.0, -0.5), (0.0, 0.5)])
+    points = (np.argwhere(mask)[:, None] + edges).reshape(-1, 2) * spacing_yx_mm
+    border = points[ConvexHull(points).vertices]  # in the order of its way round
+    apart = np.linalg.norm(border[:, None] - border[None], axis=2)
+    first, last = np.unravel_index(apart.argmax(), apart.shape)
+    long_mm = float(apart[first, last])
+    way = (border[last] - border[first]) / long_mm
+    along = (border - border[first]) @ way
+    aside = (border - border[first]) @ (way[1], -way[0])
+    first, last = sorted((int(first), int(last)))
+    sides = [range(first, last + 1), [*range(last, len(border)), *range(first + 1)]]
+    heights = []
+    for side in map(list, sides):
+        order = np.argsort(along[side])
+        heights.append(np.interp(along, along[side][order], aside[side][order]))
+    return long_mm, float(np.abs(heights[0] - heights[1]).max())
+
+
+def _describe_values(masks, components, scan, start):
+    """Returns (mean HU, share of voxels above `SOLID_HU`) by a nodule's number, float64 [nodules + 1]; 0 is of none."""
+    count = len(components.pieces) + 1
+    voxels, sums, above = np.zeros(count), np.zeros(count), np.zeros(count)
+    marked = {index for piece in components.pieces for index in range(piece.slices[0], piece.slices[1] + 1)}
+    for index in sorted(marked):
+        numbers = components.read(masks, index)
+        inside = numbers > 0
+        if inside.any():
+            hu, numbers = scan.read(start + index, start + index + 1)[0][inside], numbers[inside]
+            voxels += np.bincount(numbers, minlength=count)
+            sums += np.bincount(numbers, hu, count)
+            above += np.bincount(numbers, hu > SOLID_HU, count)
+    voxels = np.maximum(voxels, 1)
+    return sums / voxels, above / voxels
 
 
 def _mean_width(scan, start, read, piece):
@@ -118,12 +181,30 @@ def _measure_piece(name, side, piece, scan, start, voxel_mm3, pixel_mm2):
         "volume_mm3": piece.voxels * voxel_mm3,
         "area_mm2": area,
         "equivalent_diameter_mm": float(equivalent_diameter(area)),
+        "long_axis_mm": np.nan,
+        "short_axis_mm": np.nan,
+        "mean_hu": np.nan,
+        "solid_share": np.nan,
         "area_pixels": piece.largest_pixels,
         "slice": piece.largest_slice + start,
         "first_slice": piece.slices[0] + start,
         "last_slice": piece.slices[1] + start,
         **{f"{axis}_mm": float(v) for axis, v in zip("xyz", place)},
         **dict(zip("ijk", stored)),
+        **_describe_image(scan, piece.largest_slice + start),
+    }
+
+
+def _describe_image(scan, index):
+    """Returns what names the DICOM image of a slice: {} without one."""
+    frame = scan.find_frame(index)
+    if frame is None:
+        return {}
+    several = any(other.index for other in scan.volume.frames)
+    return {
+        "instance_number": frame.number,
+        "frame": frame.index + 1 if several else None,
+        "sop_instance_uid": frame.sop_uid,
     }
 
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from auxseg import __version__
 from auxseg.base import files, progress
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES, NODULE
 from auxseg.base.errors import InputError
 from auxseg.ct import dicom_seg, find, geometry, headers, scans, writers
 from auxseg.ct.checks import WARNING, Finding
-from auxseg.prediction import done, rows, scan_page, segment
+from auxseg.prediction import done, measure, page_rows, rows, scan_page, segment
 from auxseg.prediction.done import DONE
 from auxseg.prediction.segment import Options
+from auxseg.scoring import components
 
 _NO_NODULES = Finding(
     WARNING, "no-nodules", "the networks in the box mark lungs alone: no nodule was looked for"
@@ -41,20 +42,18 @@ def write_segmentation(folder, result, networks, *, formats, settings, inputs=No
     """
     scan, span = result.scan, (result.start, result.stop)
     names = []
+    makers = page_rows.describe_makers(networks, settings.get("box"))
+    measurements = _with_tracking(result, makers) if scan.volume is not None else result.measurements
     for form in formats:
         names.append(_mask_name(form))
         if form == "dicom-seg":
-            makers = " + ".join(one.name for one in networks)
-            checksum = networks[0].checksum
-            dicom_seg.write_dicom_seg(
-                folder / names[-1], result.masks, scan, *span, model_name=makers, checksum=checksum
-            )
+            _write_dicom_seg(folder / names[-1], result, measurements, makers)
         else:
             writers.write_mask(folder / names[-1], result.masks, scan, *span)
     names += _write_probabilities(folder, result, formats)
-    if result.measurements:
-        files.write_csv(folder / "measurements.csv", result.measurements, digits=files.FEW_DIGITS)
-    scan_page.write_pictures(folder, result, networks)
+    if measurements:
+        files.write_csv(folder / "measurements.csv", measurements, digits=files.FEW_DIGITS)
+    scan_page.write_pictures(folder, result, makers)
     about = {
         "settings": settings,
         "input": inputs or {},
@@ -70,10 +69,48 @@ def write_segmentation(folder, result, networks, *, formats, settings, inputs=No
         "changed": result.changed,
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
         "lungs_ml": [_total(result, name) for name in ("left_lung", "right_lung")],
-        "nodules": sum(row["structure"].startswith("nodule") for row in result.measurements),
+        "nodules": sum(map(measure.is_nodule, measurements)),
+        "measurements": measurements,
         "auxseg": __version__,
     }
     files.write_json(folder / DONE, about)
+
+
+def _with_tracking(result, makers):
+    """Returns the measurements with a tracking UID for each nodule: of the same nodule by the same weights the same."""
+    return [
+        {**row, "tracking_uid": dicom_seg.create_tracking_uid(
+            result.scan, makers[0]["sha256"], row["structure"], *(row[name] for name in "ijk"))}
+        if measure.is_nodule(row) else row
+        for row in result.measurements
+    ]  # fmt: skip
+
+
+def _write_dicom_seg(path, result, measurements, makers):
+    """Writes a mask as DICOM-SEG, a segment for each nodule."""
+    found = components.find_components(result.masks, NODULE)
+    voxels = [[] for _ in found.pieces]
+    for index in sorted({k for piece in found.pieces for k in range(piece.slices[0], piece.slices[1] + 1)}):
+        numbers = found.read(result.masks, index)
+        places = np.argwhere(numbers)
+        for number in np.unique(numbers[numbers > 0]).tolist():
+            inside = places[numbers[tuple(places.T)] == number]
+            voxels[number - 1].append(np.insert(inside, 0, index, axis=1))
+    rows = filter(measure.is_nodule, measurements)
+    pieces = [
+        dicom_seg.Piece(
+            page_rows.name_of(row).capitalize(),
+            page_rows.describe_nodule(row),
+            row["tracking_uid"],
+            np.concatenate(parts),
+        )
+        for row, parts in zip(rows, voxels, strict=True)
+    ]
+    first = makers[0]
+    name = " + ".join(one["name"] for one in (makers[:1] if first["version"] else makers))
+    maker = dicom_seg.Maker(name, first["version"] or first["sha256"][:12], first["sha256"])
+    span = (result.start, result.stop)
+    dicom_seg.write_dicom_seg(path, result.masks, result.scan, *span, pieces=pieces, maker=maker)
 
 
 def _mask_name(form):

@@ -70,24 +70,40 @@ def _shrink(image, nearest=False):
     return image.resize(size, Image.NEAREST if nearest else Image.BILINEAR)
 
 
-def cut_coronal(pictures, masks):
-    """Returns the coronal plane with the most nodule, or else the most lung, as (JPEG, PNG), superior at the top.
+def choose_coronal(masks):
+    """Returns the row whose coronal plane shows the most nodule, or else the most lung.
+
+    Args:
+        masks: uint8 [H, W], by slice.
+    """
+    found = sum(np.stack([(mask > 0).sum(1), (mask == len(CLASS_NAMES) - 1).sum(1)]) for mask in masks)
+    return int(found[int(found[1].any())].argmax())
+
+
+def cut_coronals(pictures, masks, rows):
+    """Returns the coronal planes of some rows as [(JPEG, PNG), ...], superior at the top.
 
     Args:
         pictures: JPEGs of the slices (`encode_picture`), from inferior to superior.
         masks: uint8 [H, W] of the same slices.
+        rows: of the masks.
     """
     from PIL import Image
 
-    found = sum(np.stack([(mask > 0).sum(1), (mask == len(CLASS_NAMES) - 1).sum(1)]) for mask in masks)
-    row = int(found[int(found[1].any())].argmax())
-    planes = [np.asarray(Image.open(io.BytesIO(picture))) for picture in reversed(pictures)]
-    levels = np.stack([plane[row * len(plane) // len(masks[0])] for plane in planes])
-    columns = np.arange(levels.shape[1]) * masks[0].shape[1] // levels.shape[1]
-    classes = np.stack([masks[k][row][columns] for k in reversed(range(len(masks)))])
-    buffer = io.BytesIO()
-    Image.fromarray(levels, "L").save(buffer, "JPEG", quality=90)
-    return buffer.getvalue(), _encode_classes(Image.fromarray(classes, "L"))
+    height, width = masks[0].shape
+    levels = []
+    for picture in reversed(pictures):
+        plane = np.asarray(Image.open(io.BytesIO(picture)))
+        levels.append(plane[[row * len(plane) // height for row in rows]])
+    levels = np.stack(levels, axis=1)
+    columns = np.arange(levels.shape[2]) * width // levels.shape[2]
+    planes = []
+    for row, plane in zip(rows, levels):
+        classes = np.stack([masks[k][row][columns] for k in reversed(range(len(masks)))])
+        buffer = io.BytesIO()
+        Image.fromarray(plane, "L").save(buffer, "JPEG", quality=90)
+        planes.append((buffer.getvalue(), _encode_classes(Image.fromarray(classes, "L"))))
+    return planes
 
 
 def draw_overview(pictures, masks, captions, spacing_yx_mm):

@@ -2,76 +2,123 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from auxseg.base import files
 from auxseg.ct import geometry
 from auxseg.ct.checks import ERROR, WARNING
-from auxseg.prediction import overlay
+from auxseg.prediction import measure, overlay, page_rows
 from auxseg.prediction.segment import NUM_PANELS
 from auxseg.report import viewer
 from auxseg.report.document import create_document
 from auxseg.report.markup import Markup, element, join, script_json, table
 from auxseg.report.model_card import NOT_CLINICAL
 
-_LINKED = "its slice"
 _LEVELS = {ERROR: "fault", WARNING: "caution"}
 _LEAST_CORONAL = 8  # slices: fewer make no picture
+_MOST_CORONALS = 20  # beside the first, of the largest nodules
+_RING_PX = 4.0  # from a nodule to the ring around it
 _DATA = Markup("<!--data-->")
 """Where the slices go, one after another, so that not all of them are held as text."""
 
 
-def write_page(path, *, title, pictures, masks, labels, first_slice, spacing_zyx_mm, tables, notes, start):
-    """Writes one self-contained page in which the scan can be scrolled with the overlay.
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What a page shows.
 
-    Args:
-        path: the .html file.
+    Attributes:
         title: of the page.
+        facts: whose scan it is, {words: text}.
+        notes: lines of (severity, text).
         pictures: JPEGs of the slices (`overlay.encode_picture`), from inferior to superior.
         masks: uint8 [H, W] of the same slices.
         labels: one line a slice.
         first_slice: index in the scan of the first of them.
         spacing_zyx_mm: of the voxels; its ratios set the proportions.
-        tables: list of (heading, rows as dicts with the same keys).
-        notes: lines of (severity, text).
+        nodules: rows of the table above the slices, dicts with the same keys.
+        tables: below them, of (heading, rows).
+        marks: of `create_marks`.
         start: index of the slice to show first.
     """
-    coronal = len(masks) >= _LEAST_CORONAL
-    stage = viewer.create_slice_viewer(
-        overlay.WINDOWS_HU, num_slices=len(masks), start=start, coronal=coronal
-    )
-    keys = "The patient's right is on the left. Scroll with the wheel, the slider or the arrow keys; 'o' shows the overlay."
-    sections = [
-        ("Findings", element("ul", [_note(*each) for each in notes], class_="findings") if notes else None),
-        ("Slices", join(element("p", keys), stage, _DATA)),
-        *((heading, _table(rows)) for heading, rows in tables),
-    ]
-    header = element(
-        "header",
-        element("h1", title),
-        element("p", element("span", NOT_CLINICAL, class_="badge")),
-        class_="top",
-    )
-    body = [element("section", element("h2", heading), content) for heading, content in sections if content]
-    page = create_document(title, join(header, element("main", body)), script=True)
-    before, after = page.split(_DATA)
-    data = viewer.describe(levels=overlay.LEVELS_HU, windows=overlay.WINDOWS_HU)
-    data["start"] = start
-    if coronal:
-        aspect = spacing_zyx_mm[0] / spacing_zyx_mm[2]
-        data["coronal"] = _item(
-            *overlay.cut_coronal(pictures, masks), (len(masks), masks[0].shape[1]), aspect
-        )
+
+    title: str
+    facts: dict
+    notes: list
+    pictures: tuple[bytes, ...]
+    masks: np.ndarray
+    labels: list
+    first_slice: int
+    spacing_zyx_mm: tuple[float, float, float]
+    nodules: list
+    tables: list
+    marks: list
+    start: int
+
+
+def write_page(path, page):
+    """Writes a `Page` as one self-contained file in which the scan can be scrolled with the overlay."""
+    data = _describe(page)
+    before, after = _lay_out(page, bool(data["coronals"])).split(_DATA)
     with files.write_whole(path) as file:
         file.write(before.encode("utf-8", "backslashreplace"))
         file.write(b'<script type="application/json" id="viewer-data">\n')
         file.write(script_json(data).removesuffix("}").encode() + b',"items":[\n')
-        for index, (picture, mask, label) in enumerate(zip(pictures, masks, labels)):
-            aspect = spacing_zyx_mm[1] / spacing_zyx_mm[2]
+        for index, (picture, mask, label) in enumerate(zip(page.pictures, page.masks, page.labels)):
+            aspect = page.spacing_zyx_mm[1] / page.spacing_zyx_mm[2]
             item = _item(picture, overlay.encode_mask(mask), mask.shape, aspect)
-            item |= {"key": f"slice-{first_slice + index}", "title": label, "about": ""}
+            item |= {"key": f"slice-{page.first_slice + index}", "title": label, "about": ""}
             file.write((",\n" * (index > 0) + script_json(item)).encode())
         file.write(b"\n]}</script>" + after.encode("utf-8", "backslashreplace"))
+
+
+def _lay_out(page, has_coronal):
+    """Returns the HTML of a page, with `_DATA` where the slices go."""
+    stage = viewer.create_slice_viewer(
+        overlay.WINDOWS_HU, num_slices=len(page.masks), start=page.start, coronal=has_coronal
+    )
+    keys = (
+        "The patient's right is on the left. Scroll with the wheel, the slider or the arrow keys; 'o' shows the overlay, "
+        "1 to 3 choose the window. A click on a row of a table shows its slice."
+    )
+    notes = element("ul", [_note(*each) for each in page.notes], class_="findings") if page.notes else None
+    sections = [
+        ("Findings", notes),
+        ("Nodules", _table(page.nodules)),
+        ("Slices", join(element("p", keys), stage, _DATA)),
+        *((heading, _table(rows)) for heading, rows in page.tables),
+    ]
+    facts = [element("div", element("dt", name), element("dd", text)) for name, text in page.facts.items()]
+    header = element(
+        "header",
+        element("h1", page.title),
+        element("p", element("span", NOT_CLINICAL, class_="badge")),
+        element("dl", facts, class_="facts"),
+        class_="top",
+    )
+    body = [element("section", element("h2", heading), content) for heading, content in sections if content]
+    return create_document(page.title, join(header, element("main", body)), script=True)
+
+
+def _describe(page):
+    """Returns what the script needs besides the slices, JSON types."""
+    data = viewer.describe(levels=overlay.LEVELS_HU, windows=overlay.WINDOWS_HU)
+    data["start"] = page.start
+    data["marks"] = [{**mark, "coronal": 0} for mark in page.marks]
+    if len(page.masks) < _LEAST_CORONAL:
+        return data
+    rows = [overlay.choose_coronal(page.masks)]
+    titles = ["with the most nodule" if page.marks else "with the most lung"]
+    for number, mark in enumerate(data["marks"][:_MOST_CORONALS], start=1):
+        mark["coronal"] = number
+        rows.append(round(mark["row"]))
+        titles.append(f"through {mark['title']}")
+    shape = (len(page.masks), page.masks[0].shape[1])
+    aspect = page.spacing_zyx_mm[0] / page.spacing_zyx_mm[2]
+    for row, title, plane in zip(rows, titles, overlay.cut_coronals(page.pictures, page.masks, rows)):
+        data["coronals"].append(_item(*plane, shape, aspect) | {"title": f"row {row}, {title}"})
+    return data
 
 
 def _item(picture, classes, shape, aspect):
@@ -91,95 +138,92 @@ def _note(severity, text):
 
 
 def _table(rows):
-    """Returns a table whose slices lead to their picture, or None without rows."""
+    """Returns a table whose rows lead to what they are of, where it has a slice or a nodule; None without rows."""
     if not rows:
         return None
     headings = [str(name).replace("_", " ") for name in rows[0]]
-    body = [
-        [
-            element("a", value, href=f"#slice-{value}") if name == _LINKED else value
-            for name, value in row.items()
-        ]
-        for row in rows
-    ]
-    return table(headings, body)
+    body = []
+    for row in rows:
+        title, *cells = row.values()
+        anchor = title.replace(" ", "-") if "probability" in row else f"slice-{row.get('its slice')}"
+        body.append([element("a", title, href=f"#{anchor}") if "its slice" in row else title, *cells])
+    return table(headings, body, class_="rows")
 
 
-def write_pictures(folder, result, networks):
+def write_pictures(folder, result, makers):
     """Writes `overview.png` and `report.html` of a `Segmentation` into a folder.
 
     Args:
         folder: pathlib.Path.
         result: `Segmentation`.
-        networks: what made it.
+        makers: of `page_rows.describe_makers`.
     """
     scan, masks = result.scan, result.masks
     spacing = scan.geometry.spacing_zyx_mm
     heights = [geometry.index_to_mm(scan.geometry, (0, 0, k))[2] for k in range(result.start, result.stop)]
-    labels = [f"slice {k}" + (f", z {mm:.1f} mm" if scan.has_geometry else "")
+    labels = [f"slice {k}" + (f", z {mm:.1f} mm" if scan.has_geometry else "") + _image_of(scan, k)
               for k, mm in zip(range(result.start, result.stop), heights)]  # fmt: skip
     shown = choose_panels(result)
     overlay.write_overview(
         folder / "overview.png", [result.pictures[k] for k in shown], [masks[k] for k in shown],
-        [labels[k] for k in shown], spacing[1:],
+        [f"slice {k + result.start}" for k in shown], spacing[1:],
     )  # fmt: skip
-    nodules = [row for row in result.measurements if row["structure"].startswith("nodule")]
-    first = nodules[0]["slice"] - result.start if nodules else len(masks) // 2
-    facts = [{"scan": scan.path.name, "form": scan.kind, "size": " x ".join(map(str, scan.stored.size_xyz)),
-              "spacing mm": " x ".join(f"{v:.3g}" for v in scan.stored.spacing_xyz_mm)}]  # fmt: skip
-    models = [{"network": one.name, "SHA-256 of the weights": one.checksum} for one in networks]
-    tables = [("Measurements", shorten_rows(result.measurements)), ("Scan", facts), ("Made by", models)]
-    write_page(
-        folder / "report.html",
+    marks = create_marks(result)
+    tables = [
+        ("Lungs", page_rows.shorten_lungs(result.measurements)),
+        ("Scan", [page_rows.describe_grid(scan)]),
+        ("Made by", [{"network": one["name"], "version": one["version"], "SHA-256 of the weights": one["sha256"]}
+                     for one in makers]),
+    ]  # fmt: skip
+    page = Page(
         title=f"Lungs and nodules: {scan.name}",
+        facts=page_rows.describe_scan(scan),
+        notes=[(finding.severity, finding.text) for finding in result.findings],
         pictures=result.pictures,
         masks=masks,
         labels=labels,
         first_slice=result.start,
         spacing_zyx_mm=spacing,
+        nodules=page_rows.shorten_nodules(result.measurements),
         tables=tables,
-        notes=[(finding.severity, finding.text) for finding in result.findings],
-        start=first,
+        marks=marks,
+        start=marks[0]["item"] if marks else len(masks) // 2,
     )
+    write_page(folder / "report.html", page)
 
 
-def shorten_rows(measurements):
-    """Returns what of `measure`'s rows fits the width of a page, in words and rounded; the CSV has it all."""
-    rows = []
-    for row in measurements:
-        place = [row[f"{axis}_mm"] for axis in "xyz"]
-        rows.append({
-            "structure": _name(row),
-            "probability": _digits(row["probability"]),
-            "inside": row["inside"].replace("_", " "),
-            "volume, mL": _digits(row["volume_ml"]),
-            "largest area, mm2": _digits(row["area_mm2"]),
-            "its diameter, mm": _digits(row["equivalent_diameter_mm"]),
-            _LINKED: row["slice"],
-            "slices": f"{row['first_slice']} to {row['last_slice']}",
-            "centre x, y, z, mm (LPS)": ", ".join(f"{v:.0f}" for v in place) if np.isfinite(place).all() else "",
+def _image_of(scan, index):
+    frame = scan.find_frame(index)
+    return f", DICOM instance {frame.number}" if frame is not None else ""
+
+
+def create_marks(result):
+    """Returns where the page shows each nodule of a `Segmentation`, JSON types.
+
+    `item`, `first` and `last` count the slices segmented, `row`, `column` and `radius` (of the ring around it) pixels.
+    """
+    scan, marks = result.scan, []
+    for row in filter(measure.is_nodule, result.measurements):
+        stored = [row[name] for name in "ijk"]
+        column, line = (
+            scan.stored.size_xyz[axis] - 1 - stored[axis] if flipped else stored[axis]
+            for axis, flipped in zip(scan.orientation.axes[:2], scan.orientation.flips[:2])
+        )
+        half_px = row["long_axis_mm"] / scan.geometry.spacing_zyx_mm[2] / 2.0
+        half_px = half_px if np.isfinite(half_px) else np.sqrt(row["area_pixels"] / np.pi)
+        title = page_rows.name_of(row)
+        marks.append({
+            "key": title.replace(" ", "-"), "title": title, "number": title.split()[-1],
+            "item": row["slice"] - result.start, "first": row["first_slice"] - result.start,
+            "last": row["last_slice"] - result.start, "row": line, "column": column,
+            "radius": round(float(half_px) + _RING_PX, 1),
         })  # fmt: skip
-    return rows
-
-
-def _name(row):
-    """Returns 'left lung', 'nodule 1' or, where it is that wide, 'mass 1'."""
-    name = row["structure"].replace("_", " ")
-    return name.replace("nodule", "mass") if row["kind"] == "mass" else name
-
-
-def _digits(value):
-    """Returns a number with three digits, or all those before the point; '' where it is not known."""
-    if not np.isfinite(value):
-        return ""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return marks
 
 
 def choose_panels(result):
     """Returns the slices to show: the largest of the largest nodules, and others spread over the lungs."""
-    nodules = [
-        row["slice"] - result.start for row in result.measurements if row["structure"].startswith("nodule")
-    ]
+    nodules = [row["slice"] - result.start for row in result.measurements if measure.is_nodule(row)]
     lungs = [row for row in result.measurements if row["structure"].endswith("lung")]
     low = min((row["first_slice"] for row in lungs), default=result.start) - result.start
     high = max((row["last_slice"] for row in lungs), default=result.stop - 1) - result.start

@@ -194,7 +194,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         checks.raise_errors(findings, scan.path)
     rows = measure.measure(masks, scan, start, found and _probability_of(found, view.box, masks.shape[1:]))
     if options.slices == "all":
-        findings += plausible.check_nodules(sum(row["structure"].startswith("nodule") for row in rows))
+        findings += plausible.check_nodules(sum(map(measure.is_nodule, rows)))
     return Segmentation(scan, start, stop, masks, probabilities, tuple(findings), changed, tuple(rows),
                         tuple(pictures), found, view.box)  # fmt: skip
 

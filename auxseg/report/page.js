@@ -4,7 +4,7 @@
   const root = $("viewer");
   if (!$("viewer-data") || !root) return;
   // items: pictures of one kind, cases of a report or slices of a scan; levels: HU of the grey levels 0 to 255.
-  const { items, levels, windows, classes, difference, start, coronal } = JSON.parse($("viewer-data").textContent);
+  const { items, levels, windows, classes, difference, start, coronals, marks } = JSON.parse($("viewer-data").textContent);
   const NAMES = ["background"].concat(classes.map((each) => each.title.toLowerCase()));
   const COLOURS = classes.map((each) => each.colour).concat([difference]).map(rgb);
   const DIFFERS = COLOURS.length;
@@ -12,6 +12,8 @@
   const decoded = new Map();
   let current = -1;
   let pixels = null;
+  let chosenWindow = 0;
+  let coronal = coronals[0];
 
   function rgb(colour) {
     return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
@@ -59,7 +61,7 @@
 
   // Draws the grey levels in the chosen window, and one colour over what `colour` gives a class of codes.
   function paint(canvas, { ct, codes }, colour, opacity) {
-    const [low, high] = windows[$("window") ? $("window").value : 0].hu;
+    const [low, high] = windows[chosenWindow].hu;
     const grey = levels.map((hu) => (255 * (hu - low)) / (high - low));
     canvas.width = ct.width;
     canvas.height = ct.height;
@@ -114,13 +116,34 @@
     svg.replaceChildren();
     if (checked("show-truth") && item.truth) outline(svg, item.truth, false);
     if (checked("show-prediction") && item.prediction) outline(svg, item.prediction, true);
+    if (checked("show-marks")) mark(svg, item);
     svg.setAttribute("aria-label", `CT of ${item.title}`);
     drawCoronal(opacity);
   }
 
+  // A ring and a number for each nodule that the slice shows; height is to width as on the screen.
+  function mark(svg, item) {
+    const add = (name, style) => {
+      const made = document.createElementNS(svg.namespaceURI, name);
+      for (const key in style) made.setAttribute(key, style[key]);
+      svg.appendChild(made);
+      return made;
+    };
+    for (const each of marks) {
+      if (current < each.first || current > each.last) continue;
+      const around = { fill: "none", stroke: "#ff9f1c", "stroke-width": 1.5, "vector-effect": "non-scaling-stroke" };
+      add("ellipse", { cx: each.column, cy: each.row, rx: each.radius, ry: each.radius / item.aspect, ...around });
+      const place = `translate(${each.column + 0.75 * each.radius} ${each.row - (0.75 * each.radius) / item.aspect}) scale(1 ${1 / item.aspect})`;
+      add("text", { transform: place, fill: "#ff9f1c", "font-size": item.columns / 32 }).textContent = each.number;
+    }
+  }
+
   function drawCoronal(opacity) {
     if (!coronal) return;
-    decode(coronal).then((both) => {
+    const wanted = coronal;
+    $("coronal-title").textContent = wanted.title;
+    decode(wanted).then((both) => {
+      if (wanted !== coronal) return;
       const canvas = $("coronal");
       paint(canvas, both, chosenColour(), opacity);
       canvas.style.aspectRatio = `${coronal.columns} / ${coronal.rows * coronal.aspect}`;
@@ -221,20 +244,31 @@
     const boxes = { t: "show-truth", p: "show-prediction" };
     const fills = { d: "difference", o: "prediction" };
     if (steps[event.key]) step(steps[event.key]);
+    else if (windows.length > 1 && windows[Number(event.key) - 1]) chooseWindow(Number(event.key) - 1);
     else if ($(boxes[event.key])) { $(boxes[event.key]).checked ^= true; draw(); }
     else if ($("fill-" + fills[event.key])) { $("fill-" + (fill() === fills[event.key] ? "none" : fills[event.key])).checked = true; draw(); }
     else return;
     event.preventDefault();
   }
 
-  // A link to an item, such as a row of a table, shows it.
+  // A link to an item, or a row of a table whose first link is one, shows it; one to a nodule, its coronal plane too.
   function follow(event) {
-    const link = event.target.closest('a[href^="#"]');
-    const index = link ? items.findIndex((each) => "#" + each.key === link.getAttribute("href")) : -1;
+    const link = event.target.closest('a[href^="#"]') || event.target.closest("tr")?.querySelector('a[href^="#"]');
+    const key = link ? link.getAttribute("href").slice(1) : "";
+    const found = marks.find((each) => each.key === key);
+    const index = found ? found.item : items.findIndex((each) => each.key === key);
     if (index < 0) return;
     event.preventDefault();
+    if (found && coronals.length) coronal = coronals[found.coronal];
+    if (index === current) draw();
     select(index);
     root.scrollIntoView();
+  }
+
+  function chooseWindow(index) {
+    chosenWindow = index;
+    document.querySelectorAll("[data-window]").forEach((each) => each.setAttribute("aria-pressed", String(Number(each.dataset.window) === index)));
+    draw();
   }
 
   if ($("strip")) items.forEach(thumbnail);
@@ -245,6 +279,7 @@
   $("picture").addEventListener("pointerdown", point);
   if ($("position")) $("picture").addEventListener("wheel", (event) => { event.preventDefault(); step(event.deltaY > 0 ? -1 : 1); }, { passive: false });
   if (coronal) $("coronal").addEventListener("click", (event) => select(Math.floor((1 - place(event)[0]) * items.length)));
+  document.querySelectorAll("[data-window]").forEach((each) => each.addEventListener("click", () => chooseWindow(Number(each.dataset.window))));
   document.addEventListener("keydown", key);
   document.addEventListener("click", follow);
   select(start);

@@ -111,13 +111,13 @@ def create_slice_viewer(windows, *, num_slices, start, coronal, classes=CLASS_NA
         coronal: whether a coronal view stands beside it.
         classes: names by mask value.
     """
+    view = element("canvas", id="coronal", role="img", aria_label="Coronal view")
     controls = join(
-        _steps(windows),
+        _steps(),
+        _windows(windows),
         _fills(("none", "prediction"), "prediction", opacity=40),
-        _classes(classes),
-        _fieldset("Coronal", element("canvas", id="coronal", role="img", aria_label="Coronal view"))
-        if coronal
-        else None,
+        _classes(classes, _check("show-marks", "Numbers of nodules")),
+        _fieldset("Coronal", view, element("div", id="coronal-title", class_="count")) if coronal else None,
     )
     slider = element(
         "input",
@@ -146,7 +146,8 @@ def describe(*, levels, windows, classes=CLASS_NAMES):
         "classes": [{"name": name, "title": _title(name), "colour": COLOURS[name]} for name in classes[1:]],
         "difference": DIFFERENCE_COLOUR,
         "start": 0,
-        "coronal": None,
+        "coronals": [],
+        "marks": [],
     }
 
 
@@ -204,16 +205,9 @@ def _stage(controls, below=None):
 _ZOOMS = {"fit": "fit the width", "1": "1 screen pixel a pixel", "2": "2 x", "3": "3 x", "5": "5 x"}
 
 
-def _steps(windows=()):
-    window = element(
-        "label",
-        "Window ",
-        element(
-            "select", [element("option", name, value=at) for at, name in enumerate(windows)], id="window"
-        ),
-    )
+def _steps():
     return _fieldset(
-        "Move, size" + (", window" if windows else ""),
+        "Move, size",
         element("button", "Previous", type="button", id="previous", class_="step"),
         " ",
         element("button", "Next", type="button", id="next", class_="step"),
@@ -224,8 +218,23 @@ def _steps(windows=()):
             id="zoom",
             aria_label="Size",
         ),
-        window if windows else None,
     )
+
+
+def _windows(names):
+    """Returns a button for each window; the first is chosen, and the keys 1, 2, ... choose too."""
+    buttons = [
+        element(
+            "button",
+            _title(name),
+            type="button",
+            class_="step",
+            data_window=at,
+            aria_pressed=str(at == 0).lower(),
+        )
+        for at, name in enumerate(names)
+    ]
+    return _fieldset("Window", [join(button, " ") for button in buttons])
 
 
 def _fills(names, chosen, *, opacity):
@@ -240,10 +249,10 @@ def _fills(names, chosen, *, opacity):
     )
 
 
-def _classes(classes):
+def _classes(classes, more=None):
     swatches = [(name, element("span", class_=f"swatch {name}")) for name in classes[1:]]
     return _fieldset(
-        "Classes", [_check(f"class-{name}", join(swatch, _title(name))) for name, swatch in swatches]
+        "Classes", [_check(f"class-{name}", join(swatch, _title(name))) for name, swatch in swatches], more
     )
 
 

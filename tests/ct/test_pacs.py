@@ -84,19 +84,21 @@ def _verify(path):
 
 def _check_segmentation(path, volume, expected):
     """Compares a DICOM-SEG with the mask that was predicted, read by pydicom and by highdicom."""
-    _verify(path)
     plain = pydicom.dcmread(path)
-    assert plain.Modality == "SEG" and [one.SegmentLabel for one in plain.SegmentSequence] == [
-        "Left lung", "Right lung", "Nodule"
-    ]  # fmt: skip
+    plain.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    plain.save_as(path.with_name("inflated.dcm"))  # dciodvfy cannot inflate
+    _verify(path.with_name("inflated.dcm"))
+    labels = [one.SegmentLabel for one in plain.SegmentSequence]
+    nodules = [f"Nodule {number}" for number in range(1, len(labels) - 1)]
+    assert plain.Modality == "SEG" and labels == ["Left lung", "Right lung", *nodules]
     codes = [one.SegmentedPropertyTypeCodeSequence[0] for one in plain.SegmentSequence]
     assert [(one.CodeValue, one.CodingSchemeDesignator) for one in codes] == [
-        ("39607008", "SCT"), ("39607008", "SCT"), ("27925004", "SCT")
+        ("39607008", "SCT"), ("39607008", "SCT"), *[("27925004", "SCT")] * len(nodules)
     ]  # fmt: skip
     sides = [one.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue for one in codes[:2]]
     assert sides == ["7771000", "24028007"]
     regions = [one.AnatomicRegionSequence[0].CodeValue for one in plain.SegmentSequence]
-    assert regions == ["44029006", "3341006", "39607008"]
+    assert regions == ["44029006", "3341006", *["39607008"] * len(nodules)]
     segmentation = highdicom.seg.segread(path)
     frames = [frame for frame in volume.frames]
     if len({frame.sop_uid for frame in frames}) == len(frames):
@@ -108,6 +110,7 @@ def _check_segmentation(path, volume, expected):
             frames[0].sop_uid, numbers, assert_missing_frames_are_empty=True
         )
     orientation = find_orientation(volume.stored)
+    arrays = np.concatenate([arrays[..., :2], arrays[..., 2:].any(axis=-1, keepdims=True)], axis=-1)
     for value in (1, 2, 3):
         got = to_canonical(arrays[..., value - 1], orientation)
         np.testing.assert_array_equal(got == 1, expected == value)

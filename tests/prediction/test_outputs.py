@@ -114,7 +114,10 @@ def test_the_coronal_plane_goes_through_the_nodule_and_stands_upright():
     volume, masks = np.full((9, 20, 30), -1000, np.int16), np.zeros((9, 20, 30), np.uint8)
     masks[:, 5, 3:25] = 1
     masks[7, 12, 4], volume[:, 12, 4] = 3, 200
-    picture, codes = overlay.cut_coronal([overlay.encode_picture(one) for one in volume], masks)
+    pictures = [overlay.encode_picture(one) for one in volume]
+    assert overlay.choose_coronal(masks) == 12 and overlay.choose_coronal(masks[:7]) == 5
+    (_, lung), (picture, codes) = overlay.cut_coronals(pictures, masks, [5, 12])
+    np.testing.assert_array_equal(_open(lung), masks[::-1, 5])
     np.testing.assert_array_equal(_open(codes), masks[::-1, 12])
     assert _open(codes)[1, 4] == 3  # slice 7 of 0 to 8, superior at the top
     levels = _open(picture)

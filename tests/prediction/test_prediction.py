@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry, scans, writers
-from auxseg.prediction import measure, outputs, scan_page, segment
+from auxseg.prediction import measure, outputs, page_rows, segment
 from auxseg.prediction import rows as rows_lib
 from auxseg.runs.networks import Network
 from auxseg.scoring import components
@@ -279,7 +279,9 @@ def test_measurements_by_hand(tmp_path):
     masks = np.zeros((10, 20, 30), np.uint8)
     masks[2:8, 4:16, 18:28], masks[2:8, 4:16, 2:12] = 1, 2
     masks[4:6, 8:11, 20:24] = 3
-    image = _turn(_image(np.zeros(masks.shape, np.int16), (0.5, 0.8, 2.0), (-10.0, 20.0, 30.0)), "flipped")
+    volume = np.full(masks.shape, -100, np.int16)
+    volume[4, 8, 20] = -400
+    image = _turn(_image(volume, (0.5, 0.8, 2.0), (-10.0, 20.0, 30.0)), "flipped")
     sitk.WriteImage(image, str(tmp_path / "scan.mha"))
     scan = scans.open_scan(scans.find_scans(tmp_path / "scan.mha")[0], tmp_path)
     rows = {row["structure"]: row for row in measure.measure(masks, scan, 0)}
@@ -295,11 +297,27 @@ def test_measurements_by_hand(tmp_path):
     assert (
         nodule["kind"] == "nodule" and rows["left_lung"]["kind"] == "lung" and np.isnan(nodule["probability"])
     )
+    # Between the middles of the outermost edges; at a right angle to that the sides, 2 mm apart, are hit aslant.
+    long_mm = np.hypot(2.4, 1.5)
+    assert nodule["long_axis_mm"] == pytest.approx(long_mm)
+    assert nodule["short_axis_mm"] == pytest.approx(2.0 * long_mm / 2.4)
+    assert nodule["mean_hu"] == pytest.approx((23 * -100 - 400) / 24)
+    assert nodule["solid_share"] == pytest.approx(23 / 24) and np.isnan(rows["left_lung"]["mean_hu"])
     rows = measure.measure(masks, scan, 0, lambda index, chosen: index + chosen.sum() / 100)
     assert rows[2]["probability"] == pytest.approx(4.12)
     rows = {row["structure"]: row for row in rows}
     assert rows["right_lung"]["volume_ml"] == pytest.approx(6 * 12 * 10 * 0.8 / 1000)
     assert rows["left_lung"]["voxels"] == 6 * 12 * 10 - 24
+
+
+def test_axes_by_hand_and_of_an_ellipse():
+    """A row of pixels, a square, and an ellipse with axes of 40 and 20 mm that lies aslant on uneven pixels."""
+    assert measure.find_axes(np.ones((1, 4), bool), (1.0, 1.0)) == pytest.approx((4.0, 1.0))
+    assert measure.find_axes(np.ones((2, 2), bool), (1.0, 1.0)) == pytest.approx((5**0.5, 5**0.5))
+    y, x = np.meshgrid(np.arange(100) * 0.5 - 25, np.arange(70) * 0.8 - 28, indexing="ij")
+    along, aside = y * 0.6 + x * 0.8, y * 0.8 - x * 0.6
+    found = measure.find_axes((along / 20) ** 2 + (aside / 10) ** 2 < 1, (0.5, 0.8))
+    assert found == pytest.approx((40, 20), abs=0.5)
 
 
 def test_everything_about_a_scan_is_written(tmp_path):
@@ -329,8 +347,10 @@ def test_the_report_is_one_whole_page(tmp_path):
     _run(tmp_path / "<b>scan.mha", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert (
-        page.count("data:image/jpeg;base64,") == page.count("data:image/png;base64,") == 25
-    )  # and a coronal one
+        page.count("data:image/jpeg;base64,")
+        == page.count("data:image/png;base64,")
+        == 24 + 1 + page.count('"coronal":')
+    )  # slices, a coronal plane, and one of each nodule
     assert "Not for clinical use" in page and page.rstrip().endswith("</html>")
     assert "<b>scan" not in page  # names are text, never markup
     assert not re.search(r"(src|href)=[\"']?http", page)
@@ -636,14 +656,15 @@ def test_stored_masks_fit_the_file(tmp_path):
 def test_the_page_has_rows_that_fit_and_the_csv_all(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
     result = segment.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
-    rows = scan_page.shorten_rows(result.measurements)
-    assert [row["structure"] for row in rows] == ["left lung", "right lung", "nodule 1"]
-    nodule, full = rows[2], result.measurements[2]
-    assert nodule["inside"] == "left lung" and len(nodule) == 9
-    assert float(nodule["volume, mL"]) == pytest.approx(full["volume_ml"], rel=0.01)
+    lungs = page_rows.shorten_lungs(result.measurements)
+    assert [row["structure"] for row in lungs] == ["left lung", "right lung"]
+    nodule, full = page_rows.shorten_nodules(result.measurements)[0], result.measurements[2]
+    assert nodule["structure"] == "nodule 1" and nodule["inside"] == "left lung"
+    assert float(nodule["volume, mm3"]) == pytest.approx(full["volume_mm3"], rel=0.01)
+    assert float(nodule["long axis, mm"]) >= float(nodule["short axis, mm"]) > 10
     assert nodule["slices"] == f"{full['first_slice']} to {full['last_slice']}"
-    assert max(len(str(value)) for row in rows for value in row.values()) < 20
-    unknown = scan_page.shorten_rows([{**full, **dict.fromkeys(("x_mm", "volume_ml", "area_mm2"), np.nan)}])
-    assert (unknown[0]["volume, mL"], unknown[0]["centre x, y, z, mm (LPS)"]) == ("", "")
-    (wide,) = scan_page.shorten_rows([{**full, "kind": "mass", "probability": 0.8761}])
+    assert max(len(str(value)) for row in (*lungs, nodule) for value in row.values()) < 20
+    (unknown,) = page_rows.shorten_nodules([{**full, **dict.fromkeys(("x_mm", "volume_mm3"), np.nan)}])
+    assert (unknown["volume, mm3"], unknown["centre x, y, z, mm (LPS)"]) == ("", "")
+    (wide,) = page_rows.shorten_nodules([{**full, "kind": "mass", "probability": 0.8761}])
     assert (wide["structure"], wide["probability"]) == ("mass 1", "0.876")

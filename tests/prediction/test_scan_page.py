@@ -22,11 +22,23 @@ SCRIPT = (
   out.readout = point((NODULE[0] + 0.5) / 48, (NODULE[1] + 0.5) / 56);
   byId("class-nodule").click(); out.hidden = pixel("canvas", NODULE);
   press("o"); out.none = coloured("canvas");
-  out.windows = byId("window").length;
-  choose("window", 0); out.lung = pixel("canvas", SPINE);
-  choose("window", 2); out.bone = pixel("canvas", SPINE);
-  const link = document.querySelector("table a"); link.click();
+  const windows = document.querySelectorAll("[data-window]");
+  out.windows = Array.from(windows).map((each) => each.textContent);
+  windows[0].click(); out.lung = pixel("canvas", SPINE);
+  press("3"); out.bone = pixel("canvas", SPINE);
+  out.pressed = Array.from(windows).map((each) => each.getAttribute("aria-pressed"));
+  out.rings = document.querySelectorAll("#outlines ellipse").length;
+  const ring = document.querySelector("#outlines ellipse");
+  out.ring = ring && ["cy", "cx"].map((each) => Number(ring.getAttribute(each)));
+  out.number = document.querySelector("#outlines text")?.textContent;
+  byId("show-marks").click(); out.without = document.querySelectorAll("#outlines ellipse").length;
+  const [first, lungs] = document.querySelectorAll("table.rows");
+  const link = lungs.querySelector("a"); link.click();
   await until(() => "#" + viewer() === link.getAttribute("href")); out.followed = "#" + viewer() === link.getAttribute("href");
+  out.before = byId("coronal-title").textContent;
+  first.querySelector("tbody td").click();  // anywhere in the row
+  await until(() => viewer() === out.start); out.row = viewer();
+  out.after = byId("coronal-title").textContent;
   press("ArrowUp"); press("PageUp"); out.title = byId("item-title").textContent; out.position = byId("position").value;
   const box = byId("coronal").getBoundingClientRect();
   send(byId("coronal"), new MouseEvent("click", {clientX: box.left + 5, clientY: box.bottom - 1, bubbles: true}));
@@ -55,7 +67,12 @@ def test_the_slices_of_a_scan_in_a_real_browser(tmp_path, width):
     out = browser.results(dom)
     assert out["nodule"] == list(to_rgb(COLOURS["nodule"])) and len(set(out["hidden"])) == 1
     assert f"row {row}, column {column}: about " in out["readout"] and out["readout"].endswith("HU; nodule")
-    assert out["coloured"] > 300 and out["none"] == 0 and out["windows"] == len(overlay.WINDOWS_HU)
+    assert out["coloured"] > 300 and out["none"] == 0 and out["windows"] == ["Lung", "Soft tissue", "Bone"]
+    assert out["pressed"] == ["false", "false", "true"]
+    assert out["rings"] >= 1 and out["number"] == "1" and out["without"] == 0
+    assert out["ring"] == pytest.approx([row, column], abs=2)
+    assert out["row"] == out["start"] and out["before"].endswith("with the most nodule")
+    assert out["after"].endswith("through nodule 1")
     assert out["lung"] == [255, 255, 255]
     low, high = overlay.WINDOWS_HU["bone"]
     expected = 255 * (float(np.median(volume[10, 33:40, 26:30])) - low) / (high - low)
