@@ -33,6 +33,7 @@ _TAGS = [
     "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "LossyImageCompression",
 ]  # fmt: skip
+_SERIES_UID = 0x0020000E
 HEAD_BYTES = 132
 """What `is_dicom_head` looks at."""
 _HU_TYPES = ("", "HU", "HU_MOD", "US")
@@ -174,14 +175,19 @@ def read_file(path):
         )
 
 
-def read_series_uid(path):
-    """Returns the SeriesInstanceUID of a file, '' where it has none or cannot be read."""
+def read_uids(path):
+    """Returns (StudyInstanceUID, SeriesInstanceUID) of a file, '' for what it lacks or cannot be read.
+
+    Nothing behind them is read, so that they are known of a file that is damaged further on.
+    """
     import pydicom
 
-    with contextlib.suppress(InputError), errors_named(path):
-        return _text(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]),
-                     "SeriesInstanceUID")  # fmt: skip
-    return ""
+    with contextlib.suppress(InputError), errors_named(path), open(path, "rb") as file:
+        dataset = pydicom.filereader.read_partial(
+            file, stop_when=lambda tag, *_: tag > _SERIES_UID, force=True
+        )
+        return _text(dataset, "StudyInstanceUID"), _text(dataset, "SeriesInstanceUID")
+    return "", ""
 
 
 def _text(dataset, name):

@@ -91,7 +91,9 @@ def _modality_findings(series):
 
 def _prefixed(problems, where):
     return [
-        dataclasses.replace(one, text=f"DICOM: {one.text}, in {where}") if one.severity == ERROR else one
+        dataclasses.replace(one, text=f"DICOM: {one.text.removeprefix('DICOM: ')}, in {where}")
+        if one.severity == ERROR
+        else one
         for one in problems
     ]
 

@@ -10,16 +10,14 @@ import collections
 import dataclasses
 import os
 import pathlib
-import unicodedata
-import zlib
 
 from auxseg.base import progress
 from auxseg.base.errors import InputError
-from auxseg.ct import archive, dicom, headers, own
-from auxseg.ct.checks import ERROR, WARNING, Finding
+from auxseg.ct import archive, dicom, headers, names, own
+from auxseg.ct.checks import WARNING, Finding
+from auxseg.ct.damage import Damage, join, place_damage
 
 _RESULT = "a result of auxseg"
-_MAX_NAME = 120
 _NAMED = 3
 """Files named in a line about many."""
 
@@ -105,7 +103,7 @@ def survey(path):
     studies, skipped = _find_studies(rest, root, walk)
     if path.is_file() and studies:
         studies = [_note_siblings(one, path) for one in studies]
-    sources = _with_unique_names([*sources, *studies], root)
+    sources = names.make_unique([*sources, *studies], root)
     if not sources:
         what = f"none of its {len(files)} files is one" if path.is_dir() else "it is none"
         raise InputError(
@@ -116,10 +114,10 @@ def survey(path):
 
 
 class _Walk:
-    """Goes through folders and keeps what is no scan: `others`, [(reason, path)], and `damaged` by folder."""
+    """Goes through folders and keeps what is no scan: `others`, [(reason, path)], and `damaged`, `Damage`s."""
 
     def __init__(self):
-        self.others, self.damaged, self._seen = [], {}, set()
+        self.others, self.damaged, self._seen = [], [], set()
 
     def list_files(self, folder):
         """Yields the files of a folder and its subfolders, real ones first; each folder is entered once."""
@@ -147,7 +145,8 @@ class _Walk:
         try:
             entries = sorted(folder.iterdir())
         except OSError as error:
-            self.damage(folder, f"scan: the folder {folder} cannot be read: {error.strerror}")
+            text = f"scan: the folder {folder} cannot be read: {error.strerror}"
+            self.damaged.append(Damage(folder, folder, text))
             return files, folders
         for entry in entries:
             if entry.name.startswith("."):
@@ -159,10 +158,6 @@ class _Walk:
             else:
                 self.others.append(("no file (a pipe or device)", entry))
         return files, folders
-
-    def damage(self, folder, text):
-        """Keeps that something in a folder cannot be read."""
-        self.damaged.setdefault(folder, []).append(text)
 
 
 def _find_files(files, root, walk, alone):
@@ -213,28 +208,43 @@ def _find_studies(files, root, walk):
         part = _read_part(path, walk)
         if part is not None:
             parts.append(part)
+    series, lost = place_damage(dicom.merge_series(parts), walk.damaged)
     studies = collections.defaultdict(list)
-    for one in dicom.merge_series(parts):
+    for one in series:
         place = "" if one.study_uid else str(one.paths[0].parent)
         studies[one.patient, one.study_uid, place].append(one)
-    sources, skipped, touched = [], [], set()
+    sources, skipped = [], []
     for series in studies.values():
-        touched |= {path.parent for one in series for path in one.paths}
         images = tuple(one for one in series if one.frames)
         if images:
             folder, name = _common_folder(images, root)
-            hits = [text for one in sorted({path.parent for one in images for path in one.paths})
-                    for text in walk.damaged.get(one, [])]  # fmt: skip
-            sources.append(Source(name, folder, "dicom", images, findings=_damage_findings(hits)))
+            sources.append(Source(name, folder, "dicom", images))
         for one in series:
             if not one.frames:
                 folder, name = _common_folder([one], root)
                 reason = f"no images of a patient ({one.modality})"
                 skipped.append(Skipped(f"series {one.number} of {name}", folder, reason, len(one.paths), one))
-    lost = [(folder, texts) for folder, texts in walk.damaged.items() if folder not in touched]
-    sources += [Source("-".join(f.relative_to(root).parts) or f.resolve().name, f, "broken", problem=_join(t))
-                for f, t in lost]  # fmt: skip
-    return _name_patients(sources), skipped
+    known = {one.study_uid for source in sources for one in source.series} - {""}
+    beside = [one for one in lost if one.study_uid in known]
+    skipped += [Skipped(one.path.name, one.folder, one.text) for one in beside]
+    broken = _create_broken([one for one in lost if one not in beside], sources, root)
+    return _name_patients([*sources, *broken]), skipped
+
+
+def _create_broken(lost, sources, root):
+    """Returns sources of what is damaged and of no scan: one a folder, or a series where its folder holds others."""
+    groups = collections.defaultdict(list)
+    for one in lost:
+        groups[one.folder, one.series_uid].append(one)
+    taken = {path.parent for source in sources for series in source.series for path in series.paths}
+    taken |= {folder for folder, _ in groups if sum(other == folder for other, _ in groups) > 1}
+    broken = []
+    for (folder, _), group in groups.items():
+        path = group[0].path if folder in taken else folder
+        name = _name_file(path, root) if folder in taken else ""
+        name = name or "-".join(folder.relative_to(root).parts) or folder.resolve().name
+        broken.append(Source(name, path, "broken", problem=join([one.text for one in group])))
+    return broken
 
 
 def _read_part(path, walk):
@@ -242,9 +252,8 @@ def _read_part(path, walk):
     try:
         looks = dicom.is_dicom(path)
     except OSError as error:
-        walk.damage(
-            path.parent, f"scan: {path} cannot be read: {error.strerror}; check its permissions and the disk"
-        )
+        text = f"scan: {path} cannot be read: {error.strerror}; check its permissions and the disk"
+        walk.damaged.append(Damage(path.parent, path, text))
         return None
     if own.is_result(path):
         walk.others.append((_RESULT, path))
@@ -255,21 +264,11 @@ def _read_part(path, walk):
     try:
         part = dicom.read_file(path)
     except InputError as error:
-        walk.damage(path.parent, str(error))
+        walk.damaged.append(Damage(path.parent, path, str(error), *dicom.read_uids(path)))
         return None
     if part is None:
         walk.others.append(("DICOM without an image", path))
     return part
-
-
-def _damage_findings(texts):
-    if not texts:
-        return ()
-    return (Finding(ERROR, "damaged", f"{_join(texts)} (predict --force goes on without)"),)
-
-
-def _join(texts):
-    return texts[0] if len(texts) == 1 else f"{texts[0]}; and {len(texts) - 1} more files"
 
 
 def _common_folder(series, root):
@@ -292,7 +291,7 @@ def _name_patients(sources):
             word = (
                 patient
                 if own_id
-                else _digest(f"{patient} {source.series[0].study_uid if source.series else ''}")
+                else names.digest(f"{patient} {source.series[0].study_uid if source.series else ''}")
             )
             source = dataclasses.replace(source, name=f"{source.name}-{word}")
         named.append(source)
@@ -307,7 +306,7 @@ def _note_siblings(source, path):
     """Returns a source of one DICOM file, with a finding where more of its series lie beside it."""
     uid = source.series[0].uid if source.series else ""
     beside = [file for file in path.parent.iterdir() if file != path and file.is_file() and not _kind(file)]
-    count = sum(dicom.read_series_uid(file) == uid for file in beside) if uid else 0
+    count = sum(dicom.read_uids(file)[1] == uid for file in beside) if uid else 0
     name = path.stem if path.suffix.lower() in (".dcm", ".dicom") else path.name
     if count:
         text = (
@@ -318,48 +317,6 @@ def _note_siblings(source, path):
     return dataclasses.replace(source, name=name)
 
 
-def file_name(text):
-    """Returns a text as the name of a file: letters of any alphabet, digits and a few signs are kept.
-
-    Where anything else is in it, a number made of the text follows, so that two texts never become one.
-    """
-    kept = "".join(one if one.isalnum() or one in " ._-+,=()@" else "_" for one in text).strip(" .")
-    if kept == text and len(text) <= _MAX_NAME:
-        return text
-    return f"{kept[:_MAX_NAME].strip(' .') or 'scan'}-{_digest(text)}"
-
-
-def _digest(text):
-    return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
-
-
-def _with_unique_names(sources, root):
-    """Returns the sources with names for files, also where two differ in suffix or case alone."""
-    sources = [dataclasses.replace(one, name=file_name(one.name)) for one in sources]
-    for distinguish in (
-        _suffix,
-        lambda one: _digest(str(one.path.relative_to(root)) if one.path != root else one.kind),
-    ):
-        counts = collections.Counter(_folded(one.name) for one in sources)
-        sources = [
-            dataclasses.replace(one, name=f"{one.name}-{distinguish(one)}")
-            if counts[_folded(one.name)] > 1
-            else one
-            for one in sources
-        ]
-    return sources
-
-
-def _folded(name):
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _suffix(source):
-    endings = (".nii.gz", source.path.suffix)
-    ending = next((one for one in endings if source.path.name.lower().endswith(one.lower())), "")
-    return file_name(ending.strip(".") or source.kind)
-
-
 def _summarize(others, root):
     """Returns one `Skipped` a reason and folder, and one for all results of auxseg."""
     groups = collections.defaultdict(list)
@@ -367,6 +324,6 @@ def _summarize(others, root):
         groups[reason, root if reason == _RESULT else path.parent].append(path)
     result = []
     for (reason, folder), paths in groups.items():
-        names = ", ".join(path.name for path in paths[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
-        result.append(Skipped(names, folder, reason, len(paths)))
+        listed = ", ".join(path.name for path in paths[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
+        result.append(Skipped(listed, folder, reason, len(paths)))
     return result

@@ -164,3 +164,86 @@ def test_a_name_that_is_no_text(tmp_path):
     (source,) = find.find_scans(tmp_path)
     source.name.encode("utf-8")
     assert source.name.startswith("M_ller-") and pathlib.Path(source.path).exists()
+
+
+def _damage(path, tag=b"\x28\x00\x10\x00"):
+    """Cuts a DICOM file off before an element: its header lacks the size of the image, and all behind it."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(tag) + 2])
+
+
+def _open_all(folder, scratch, **settings):
+    """Returns {name: codes of the findings that are errors, or the line of a refusal}, and what was skipped."""
+    found, outcomes = find.survey(folder), {}
+    for source in found.sources:
+        (scratch / source.name).mkdir(parents=True)
+        try:
+            scan = scans.open_scan(source, scratch / source.name, **settings)
+            outcomes[source.name] = [one.code for one in scan.findings if one.severity == "error"]
+        except InputError as error:
+            outcomes[source.name] = str(error)
+    return outcomes, found.skipped
+
+
+def test_a_damaged_file_costs_its_own_series_alone(tmp_path):
+    folder = tmp_path / "in"
+    for name in ("P1", "P2"):
+        paths = dicom_files.write_series(
+            folder, VOLUME, series=f"1.2.{name[1]}", study=f"1.3.{name[1]}", edit=_patient(name), prefix=name
+        )
+    _damage(paths[2])
+    outcomes, skipped = _open_all(folder, tmp_path / "s")
+    assert outcomes == {"in-P1": [], "in-P2": ["damaged"]} and not skipped
+
+
+def test_a_damaged_file_that_names_no_series_is_said_to_each_of_its_folder(tmp_path):
+    folder = tmp_path / "in"
+    for name in ("P1", "P2"):
+        paths = dicom_files.write_series(
+            folder, VOLUME, series=f"1.2.{name[1]}", study=f"1.3.{name[1]}", edit=_patient(name), prefix=name
+        )
+    paths[5].write_bytes(paths[5].read_bytes()[:200])
+    found = find.find_scans(folder)
+    findings = [
+        finding
+        for one in found
+        for finding in scans.open_scan(one, tmp_path).findings
+        if finding.code == "perhaps-damaged"
+    ]
+    assert [one.name for one in found] == ["in-P1", "in-P2"]
+    assert len(findings) == 2 and {one.severity for one in findings} == {"warning"}
+
+
+def _derived(one, index):
+    one.ImageType = ["DERIVED", "SECONDARY"]
+
+
+def test_another_series_takes_the_place_of_a_damaged_one(tmp_path):
+    folder = tmp_path / "in"
+    paths = dicom_files.write_series(
+        folder, VOLUME, series="1.2.1", number=1, description="CHEST LUNG", prefix="A"
+    )
+    dicom_files.write_series(folder, VOLUME, series="1.2.2", number=2, edit=_derived, prefix="B")
+    _damage(paths[2])
+    (source,) = find.find_scans(folder)
+    scan = scans.open_scan(source, tmp_path)
+    assert scan.volume.series.number == 2 and scan.num_slices == 6
+    assert [one.code for one in scan.findings if one.severity == "warning"] == ["passed-over"]
+
+
+def test_a_series_that_is_damaged_whole_is_skipped_beside_its_study_and_fails_beside_another(tmp_path):
+    folder = tmp_path / "in"
+    dicom_files.write_series(folder, VOLUME, series="1.2.1", study="1.3.1", prefix="A")
+    for path in dicom_files.write_series(
+        folder, VOLUME[:2], series="1.2.2", study="1.3.1", number=9, prefix="B"
+    ):
+        _damage(path)
+    outcomes, skipped = _open_all(folder, tmp_path / "s")
+    assert outcomes == {"in": []} and [one.name for one in skipped] == ["B0000.dcm", "B0001.dcm"]
+    for path in dicom_files.write_series(
+        folder, VOLUME[:2], series="1.2.3", study="1.3.3", number=9, prefix="C"
+    ):
+        _damage(path)
+    outcomes, _ = _open_all(folder, tmp_path / "t")
+    assert outcomes["in"] == [] and set(outcomes) == {"in", "C0000.dcm"}
+    assert "C0000.dcm is damaged" in outcomes["C0000.dcm"] and "and 1 more files" in outcomes["C0000.dcm"]
