@@ -66,6 +66,7 @@ class Frame:
         times: AcquisitionTime and TemporalPositionIdentifier.
         kernel: ConvolutionKernel.
         needs_dataset: the pixels cannot be reached by path alone: no file meta, or a deflated data set.
+        is_compressed: the pixels are, in a way that takes native code to undo.
     """
 
     path: pathlib.Path
@@ -87,6 +88,7 @@ class Frame:
     times: tuple[str, ...] = ()
     kernel: str = ""
     needs_dataset: bool = False
+    is_compressed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +307,7 @@ def _read_one_frame(dataset, path, index, groups):
     intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
     image_type = find("CTImageFrameTypeSequence", "FrameType") or dataset.get("ImageType") or ()
     image_type = [image_type] if isinstance(image_type, str) else image_type
+    syntax = _read_syntax(dataset, path)
     measures = [find("PixelMeasuresSequence", name) for name in ("SpacingBetweenSlices", "SliceThickness")]
     return Frame(
         path=pathlib.Path(path),
@@ -326,13 +329,24 @@ def _read_one_frame(dataset, path, index, groups):
         field_mm=_hint(dataset.get("ReconstructionDiameter")),
         times=(_text(dataset, "AcquisitionTime"), _text(dataset, "TemporalPositionIdentifier")),
         kernel=_text(dataset, "ConvolutionKernel"),
-        needs_dataset=_needs_dataset(dataset),
+        needs_dataset=not syntax or syntax.is_deflated,
+        is_compressed=bool(syntax) and syntax.is_compressed and syntax.name != "RLE Lossless",
     )  # fmt: skip
 
 
-def _needs_dataset(dataset):
-    syntax = (getattr(dataset, "file_meta", None) or {}).get("TransferSyntaxUID")
-    return not syntax or syntax.is_deflated
+def _read_syntax(dataset, path):
+    """Returns the transfer syntax of a file, '' where it states none.
+
+    Raises:
+        InputError: it is one that pydicom does not know.
+    """
+    syntax = (getattr(dataset, "file_meta", None) or {}).get("TransferSyntaxUID") or ""
+    if syntax and not syntax.is_transfer_syntax:
+        raise InputError(
+            f"DICOM: {path} is in the transfer syntax {syntax}, which is not known; store it uncompressed, for "
+            "example with gdcmconv --raw"
+        )
+    return syntax
 
 
 def _hint(value):

@@ -1,4 +1,4 @@
-"""Values of DICOM slices in HU, by pydicom, and by SimpleITK where pydicom has no decoder."""
+"""Values of DICOM slices in HU, by pydicom; compressed ones in a process of their own (`decode`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from auxseg.base.classes import AIR_HU
 from auxseg.base.errors import InputError
+from auxseg.ct import decode
 from auxseg.ct.dicom import errors_named
 
 MAX_HU, MIN_HU = 3071, AIR_HU
@@ -63,26 +64,7 @@ def _read_stored(frame):
     """Returns the stored values of a frame, integer [H, W]."""
     from pydicom.pixels import pixel_array
 
+    if frame.is_compressed:
+        return decode.read_stored(frame)
     source = _read_dataset(frame.path) if frame.needs_dataset else frame.path
-    try:
-        return np.asarray(pixel_array(source, index=frame.index, raw=True))
-    except (RuntimeError, NotImplementedError) as error:
-        return _read_with_simpleitk(frame, error)
-
-
-def _read_with_simpleitk(frame, reason):
-    """Returns stored values of a compressed single-frame file; GDCM gives HU, which are undone."""
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = sitk.GetArrayFromImage(sitk.ReadImage(str(frame.path)))
-    except RuntimeError:
-        image = np.zeros(0)
-    if image.shape != (1, *frame.size_yx):
-        text = str(reason).splitlines()[0]
-        raise InputError(
-            f"DICOM: {frame.path}: its compression cannot be undone ({text}); store it uncompressed, for "
-            "example with gdcmconv --raw or dcmdjpeg"
-        ) from reason
-    return np.rint((image[0] - frame.intercept) / frame.slope).astype(np.int32)
+    return np.asarray(pixel_array(source, index=frame.index, raw=True))

@@ -2,15 +2,18 @@
 
 import pathlib
 import shutil
+import subprocess
+import sys
 import warnings
 
 import chest
 import dicom_files
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from auxseg.base.errors import InputError
-from auxseg.ct import checks, geometry, scans
+from auxseg.ct import checks, decode, geometry, scans
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 SPACING = (6.0, 6.0, 6.0)
@@ -403,13 +406,9 @@ def test_reports_and_other_files_are_passed_over(tmp_path, volume):
     np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume)
 
 
-@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
-def test_losslessly_compressed_slices(tmp_path, volume, compressor):
-    """JPEG lossless has no decoder in pydicom alone: SimpleITK takes over."""
-    import SimpleITK as sitk
-
-    (tmp_path / "in").mkdir()
-    paths = dicom_files.write_series(tmp_path / "plain", volume[:4])
+def _compress(paths, folder, compressor):
+    """Writes files with compressed pixels, by SimpleITK."""
+    folder.mkdir()
     for path in paths:
         original = sitk.ReadImage(str(path))
         image = sitk.Cast(original, sitk.sitkInt16)
@@ -420,11 +419,52 @@ def test_losslessly_compressed_slices(tmp_path, volume, compressor):
         writer.KeepOriginalImageUIDOn()
         writer.SetUseCompression(True)
         writer.SetCompressor(compressor)
-        writer.SetFileName(str(tmp_path / "in" / path.name))
+        writer.SetFileName(str(folder / path.name))
         writer.Execute(image)
-        syntax = pydicom.dcmread(tmp_path / "in" / path.name).file_meta.TransferSyntaxUID
-        assert syntax.is_compressed
+        assert pydicom.dcmread(folder / path.name).file_meta.TransferSyntaxUID.is_compressed
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_losslessly_compressed_slices(tmp_path, volume, compressor):
+    """JPEG lossless has no decoder in pydicom alone: SimpleITK takes over."""
+    _compress(dicom_files.write_series(tmp_path / "plain", volume[:4]), tmp_path / "in", compressor)
     np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume[:4])
+
+
+@pytest.mark.parametrize("fault", ["os.abort()", "time.sleep(60)"])
+def test_a_codec_that_crashes_or_hangs_costs_one_file(tmp_path, volume, monkeypatch, fault):
+    _compress(dicom_files.write_series(tmp_path / "plain", volume[:4]), tmp_path / "in", "JPEG")
+    started = []
+
+    def start(module, **streams):
+        code = (
+            f"import os, time; from {module.rpartition('.')[0]} import decode; real = decode.decode; "
+            f"decode.decode = lambda question: {fault} if 'IM0001' in question['path'] else real(question); "
+            "decode.main()"
+        )
+        started.append(subprocess.Popen([sys.executable, "-c", code], text=True, **streams))
+        return started[-1]
+
+    monkeypatch.setattr(decode.workers, "start", start)
+    monkeypatch.setattr(decode, "_DECODER", decode._Decoder())
+    scan = _open(tmp_path / "in", tmp_path / "s")  # reads the middle slice
+    for index in (0, 2, 3):
+        np.testing.assert_array_equal(scan.read(index, index + 1), volume[index : index + 1])
+    with monkeypatch.context() as hurried:
+        hurried.setattr(decode, "SECONDS", 1)
+        with pytest.raises(InputError, match="IM0001.dcm: its compressed pixels crash the decoder"):
+            scan.read(1, 2)
+    np.testing.assert_array_equal(scan.read(3, 4), volume[3:4])
+    assert len(started) == 2 and started[0].returncode is not None
+    decode._DECODER._end()
+
+
+def test_a_transfer_syntax_that_nobody_knows_is_named(tmp_path, volume):
+    for path in dicom_files.write_series(tmp_path / "in", volume[:2]):
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0"))
+    with pytest.raises(InputError, match="in the transfer syntax 1.2.840.113619.5.2, which is not known"):
+        _open(tmp_path / "in", tmp_path / "s")
 
 
 def test_reading_says_nothing_on_the_side(tmp_path, volume, capfd):
