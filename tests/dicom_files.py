@@ -1,5 +1,6 @@
 """Writes small DICOM CT series for tests: conformant by default, wrong in one named way on request."""
 
+import contextlib
 import copy
 import zlib
 
@@ -185,3 +186,26 @@ def rewrite(path, change, target=None):
     one = copy.deepcopy(pydicom.dcmread(path))
     change(one)
     pydicom.dcmwrite(target or path, one, enforce_file_format=True)
+
+
+def compress(paths, folder, compressor):
+    """Writes files with compressed pixels, by SimpleITK: 'JPEG' or 'JPEG2000', without loss."""
+    import SimpleITK as sitk
+
+    folder.mkdir()
+    plain = paths[0].parent
+    for path in paths:
+        original = sitk.ReadImage(str(path))
+        image = sitk.Cast(original, sitk.sitkInt16)
+        for key in original.GetMetaDataKeys():
+            image.SetMetaData(key, original.GetMetaData(key))
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.KeepOriginalImageUIDOn()
+        writer.SetUseCompression(True)
+        writer.SetCompressor(compressor)
+        writer.SetFileName("compressed.dcm")  # ITK takes no name that is not text
+        with contextlib.chdir(plain):
+            writer.Execute(image)
+        (plain / "compressed.dcm").rename(folder / path.name)
+        assert pydicom.dcmread(folder / path.name).file_meta.TransferSyntaxUID.is_compressed

@@ -12,9 +12,12 @@ from __future__ import annotations
 import atexit
 import base64
 import json
+import os
+import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import numpy as np
@@ -115,10 +118,13 @@ def _decode_by_simpleitk(path, size_yx, slope, intercept, reason):
     """Returns stored values of a single-frame file; GDCM gives HU, which are undone."""
     import SimpleITK as sitk
 
-    try:
-        image = sitk.GetArrayFromImage(sitk.ReadImage(path))
-    except RuntimeError:
-        image = np.zeros(0)
+    with tempfile.TemporaryDirectory(prefix="auxseg-") as folder:
+        plain = pathlib.Path(folder) / "frame.dcm"  # ITK takes no name that is not text
+        plain.symlink_to(os.path.abspath(path))
+        try:
+            image = sitk.GetArrayFromImage(sitk.ReadImage(str(plain)))
+        except RuntimeError:
+            image = np.zeros(0)
     if image.shape != (1, *size_yx):
         text = str(reason).splitlines()[0]
         raise InputError(f"DICOM: {path}: its compression cannot be undone ({text}); {_STORE}") from reason

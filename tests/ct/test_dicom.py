@@ -10,7 +10,6 @@ import chest
 import dicom_files
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from auxseg.base.errors import InputError
 from auxseg.ct import checks, decode, geometry, scans
@@ -406,34 +405,18 @@ def test_reports_and_other_files_are_passed_over(tmp_path, volume):
     np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume)
 
 
-def _compress(paths, folder, compressor):
-    """Writes files with compressed pixels, by SimpleITK."""
-    folder.mkdir()
-    for path in paths:
-        original = sitk.ReadImage(str(path))
-        image = sitk.Cast(original, sitk.sitkInt16)
-        for key in original.GetMetaDataKeys():
-            image.SetMetaData(key, original.GetMetaData(key))
-        writer = sitk.ImageFileWriter()
-        writer.SetImageIO("GDCMImageIO")
-        writer.KeepOriginalImageUIDOn()
-        writer.SetUseCompression(True)
-        writer.SetCompressor(compressor)
-        writer.SetFileName(str(folder / path.name))
-        writer.Execute(image)
-        assert pydicom.dcmread(folder / path.name).file_meta.TransferSyntaxUID.is_compressed
-
-
 @pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
 def test_losslessly_compressed_slices(tmp_path, volume, compressor):
     """JPEG lossless has no decoder in pydicom alone: SimpleITK takes over."""
-    _compress(dicom_files.write_series(tmp_path / "plain", volume[:4]), tmp_path / "in", compressor)
+    dicom_files.compress(
+        dicom_files.write_series(tmp_path / "plain", volume[:4]), tmp_path / "in", compressor
+    )
     np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume[:4])
 
 
 @pytest.mark.parametrize("fault", ["os.abort()", "time.sleep(60)"])
 def test_a_codec_that_crashes_or_hangs_costs_one_file(tmp_path, volume, monkeypatch, fault):
-    _compress(dicom_files.write_series(tmp_path / "plain", volume[:4]), tmp_path / "in", "JPEG")
+    dicom_files.compress(dicom_files.write_series(tmp_path / "plain", volume[:4]), tmp_path / "in", "JPEG")
     started = []
 
     def start(module, **streams):

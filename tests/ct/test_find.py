@@ -247,3 +247,49 @@ def test_a_series_that_is_damaged_whole_is_skipped_beside_its_study_and_fails_be
     outcomes, _ = _open_all(folder, tmp_path / "t")
     assert outcomes["in"] == [] and set(outcomes) == {"in", "C0000.dcm"}
     assert "C0000.dcm is damaged" in outcomes["C0000.dcm"] and "and 1 more files" in outcomes["C0000.dcm"]
+
+
+def _latin(folder, name):
+    """Returns a path whose name is in Latin-1, as archives of old computers have it."""
+    path = folder / os.fsdecode(name.encode("latin-1"))
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    path.unlink()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["nii", "nii.gz", "nrrd", "mha", "mhd", "npz", "zip", "dicom", "jpeg"])
+def test_names_in_latin_1_are_read(tmp_path, kind):
+    import SimpleITK as sitk
+
+    path = _latin(tmp_path, f"Müller.{kind}")
+    (tmp_path / "s").mkdir()
+    image = sitk.GetImageFromArray(VOLUME)
+    if kind in ("zip", "npz"):
+        np.savez(tmp_path / "s" / "a.npz", image=VOLUME)
+        (tmp_path / "s" / "a.npz").rename(path if kind == "npz" else tmp_path / "s" / "b.npz")
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.write(tmp_path / "s" / "b.npz", "b.npz")
+    elif kind in ("dicom", "jpeg"):
+        plain = dicom_files.write_series(tmp_path / "s" / "plain", VOLUME)
+        if kind == "jpeg":
+            dicom_files.compress(plain, path, "JPEG")
+        else:
+            plain[0].parent.rename(path)
+    else:
+        sitk.WriteImage(image, str(tmp_path / "s" / f"a.{kind}"))
+        (tmp_path / "s" / f"a.{kind}").rename(path)
+        if kind == "mhd":
+            (tmp_path / "s" / "a.raw").rename(tmp_path / "a.raw")
+    (source,) = find.find_scans(path)
+    source.name.encode("utf-8")
+    (tmp_path / "scratch").mkdir()
+    scan = scans.open_scan(source, tmp_path / "scratch")
+    stored = scan.read(0, 6)
+    if kind in ("nii", "nii.gz", "nrrd", "mha", "mhd"):  # ITK's own axes
+        assert stored.sum() == VOLUME.sum()
+    else:
+        np.testing.assert_array_equal(stored, VOLUME)
