@@ -21,7 +21,7 @@ class KerasAdamState(NamedTuple):
     nu: jax.Array
 
 
-def scale_by_keras_adam(beta1=0.9, beta2=0.999, epsilon=1e-7):
+def scale_by_keras_adam(beta1, beta2, epsilon):
     """Returns the optax transformation of Adam (Kingma & Ba 2015, the form at the end of its section 2).
 
     Keras adds epsilon to the root of the uncorrected second moment, optax to that of the corrected

@@ -16,6 +16,7 @@ import importlib.util
 import os
 import pathlib
 import random
+import resource
 import signal
 import sys
 import time
@@ -31,7 +32,10 @@ TESTS = {
     "auxseg/scoring/matching.py": ("tests/scoring/test_matching.py", "tests/scoring/test_case_scores.py"),
     "auxseg/scoring/case_scores.py": ("tests/scoring/test_case_scores.py",),
     "auxseg/scoring/surfaces.py": ("tests/scoring/test_case_scores.py",),
-    "auxseg/scoring/calibration.py": ("tests/scoring/test_case_scores.py",),
+    "auxseg/scoring/calibration.py": (
+        "tests/scoring/test_statistics.py",
+        "tests/scoring/test_case_scores.py",
+    ),
     "auxseg/scoring/components.py": ("tests/scoring/test_components.py",),
     "auxseg/scoring/operating_point.py": ("tests/scoring/test_operating_point.py",),
     "auxseg/scoring/statistics.py": ("tests/scoring/test_statistics.py",),
@@ -42,8 +46,8 @@ TESTS = {
     "auxseg/training/optim.py": ("tests/training/test_optim.py",),
 }
 """Files that are changed, and the tests that are to notice."""
-SECONDS = 120
-"""Of a mutant's tests; one that takes longer, such as an endless loop, is noticed."""
+SECONDS = 60
+"""Of a processor for a mutant's tests; one that takes longer, such as an endless loop, is noticed."""
 EXPLAINED = {
     "auxseg/scoring/operating_point.py, GtE -> Gt: "
     "kept = components.equivalent_diameter(overlaps.given_px * scale) >= least": "no whole number of pixels has a "
@@ -169,7 +173,7 @@ def run_mutant(path, place):
         os._exit(_test(path, tree))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        outcome = "slow" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
+        outcome = "slow" if os.WTERMSIG(status) == signal.SIGXCPU else "killed"
     else:
         outcome = "survived" if os.WEXITSTATUS(status) == 0 else "killed"
     return f"{path}, {what}", outcome
@@ -179,7 +183,7 @@ def _test(path, tree):
     """Returns the exit status of a changed file's tests; 0 where all pass."""
     import pytest
 
-    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     name = path.removesuffix(".py").replace("/", ".")
     sys.meta_path.insert(0, _Exchange(name, ast.unparse(tree), ROOT / path))
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -69,6 +69,16 @@ def test_summary_counts_and_interval():
     assert froc.summarise(two_scans()[:1])["cpm_interval"] is None
 
 
+def test_interval_leaves_out_two_and_a_half_percent_at_each_end():
+    # Ten scans of a nodule each, 7 missed: all ten drawn are misses in 0.7 ** 10 = 2.8 % of the resamples, which is
+    # more than 2.5 % and less than 3.5 %. So the lower end is 0; with 7 found the upper end is 1.
+    found, missed = froc.Matches(np.array([0.9]), np.zeros(0)), froc.Matches(np.array([np.nan]), np.zeros(0))
+    low, high = froc.summarise([found] * 3 + [missed] * 7, num_resamples=4000)["cpm_interval"]
+    assert low == 0.0 and 0.5 <= high <= 0.7
+    low, high = froc.summarise([found] * 7 + [missed] * 3, num_resamples=4000)["cpm_interval"]
+    assert high == 1.0 and 0.3 <= low <= 0.5
+
+
 def test_scans_without_a_nodule_have_no_sensitivity():
     found = froc.summarise([froc.match([[0, 0, 0, 0.5]], [])] * 2)
     assert found["cpm"] is None and found["cpm_interval"] is None

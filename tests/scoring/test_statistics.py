@@ -182,6 +182,12 @@ def test_calibration_error_by_hand():
     assert math.isnan(calibration.calibration_error(np.zeros((3, 3))))
 
 
+def test_a_bin_of_one_pixel_has_a_frequency():
+    confidence, frequency = calibration.reliability([[1, 0.75, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(confidence, [0.75, math.nan])
+    np.testing.assert_array_equal(frequency, [1.0, math.nan])
+
+
 def test_four_pairs_are_the_fewest_with_an_interval():
     # r = 0.8 of four pairs: Fisher's z is 1.0986, its standard error 1.
     found = statistics.correlation(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4]))
