@@ -18,7 +18,9 @@ NUM_CLASSES = len(CLASS_NAMES)
 LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
 BOTH_LUNGS = "lung"
 """Name of a class that both lungs are together."""
-NO_CLASS = 255
+UNKNOWN = 255
+"""The value of a pixel that nothing is known of, in every source: it costs no loss and no score."""
+NO_CLASS = 254
 """A value that no pixel of a mask has: that of a class which is not there."""
 
 
@@ -61,14 +63,14 @@ def check_classes(names, *, where="data.classes"):
         where: name of the setting, for the message.
 
     Raises:
-        InputError: fewer than two, more than 16, the first is not 'background', or a name that is there twice or
+        InputError: fewer than two, more than 15, the first is not 'background', or a name that is there twice or
             is no word of small letters, digits and underscores.
     """
     names = tuple(names) if isinstance(names, (tuple, list)) else (names,)
     sound = all(isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name) for name in names)
-    if not sound or not 2 <= len(set(names)) == len(names) <= 16 or names[0] != CLASS_NAMES[0]:
+    if not sound or not 2 <= len(set(names)) == len(names) <= 15 or names[0] != CLASS_NAMES[0]:
         raise InputError(
-            f"{where}: got {names}, expected 2 to 16 different names by mask value, words of small letters, the "
+            f"{where}: got {names}, expected 2 to 15 different names by mask value, words of small letters, the "
             "first 'background'"
         )
     return names

@@ -24,7 +24,8 @@ class CaseTable:
         spacing_zyx_mm: float32 [N, 3] of the native slice, NaN where unknown.
         native_size_yx: int32 [N, 2], rows and columns before resizing.
         num_nodules: int32 [N], nodules that cross the slice, -1 where not known.
-        labels: uint8 [N, C], 1 where the class has a pixel in the resized mask.
+        labels: uint8 [N, C], 1 where the class has a pixel in the resized mask, 0 where it has none, `UNKNOWN` where
+            that is not known.
         classes: C names by mask value.
         added: bool [N], True for cases of a second data set, which are in no split but train; None: no such case.
     """
@@ -48,7 +49,7 @@ class CaseTable:
     def has_nodule(self):
         """bool [N]: whether a case shows a nodule; by `num_nodules` where nodules are none of the classes."""
         if "nodule" in self.classes:
-            return self.labels[:, value_of("nodule", self.classes)] > 0
+            return self.labels[:, value_of("nodule", self.classes)] == 1
         return self.num_nodules > 0
 
     def digest(self):
@@ -78,7 +79,7 @@ class Dataset:
         name: for logs and reports, such as 'luna16/middle-anatomy-annotations-320x320'.
         table: one row a case.
         size_yx: rows and columns of what `read` returns.
-        read: indices int [n] -> (images int16 [n, H, W] in HU, masks uint8 [n, H, W]).
+        read: indices int [n] -> (images int16 [n, H, W] in HU, masks uint8 [n, H, W], `classes.UNKNOWN` where unknown).
         read_native_mask: index -> mask uint8 [H0, W0] before resizing.
         notes: lines to log and to keep in the run (missing subsets, skipped scans).
         read_slabs: indices int [n] -> int16 [n, H, W, slab] in HU, each case's slice in the middle; None without.

@@ -2,14 +2,14 @@
 
 Classes: 0 background, 1 left lung, 2 right lung, 3 nodule; left and right are the patient's. LUNA16's
 `seg-lungs-LUNA16` has 3 for the left lung, 4 for the right lung and 5 for the trachea with the main bronchi:
-it holds no nodules.
+it holds no nodules. `UNKNOWN` (255) is a pixel that nothing is known of, in every source.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from auxseg.base.classes import LEFT, NODULE, NUM_CLASSES, RIGHT
+from auxseg.base.classes import LEFT, NODULE, NUM_CLASSES, RIGHT, UNKNOWN
 from auxseg.base.errors import InputError, check_choice
 
 LUNA16_LEFT, LUNA16_RIGHT, LUNA16_AIRWAY = 3, 4, 5
@@ -27,7 +27,7 @@ def from_luna16(mask, labels, *, where):
     """Returns class indices of a mask with LUNA16's values.
 
     Args:
-        mask: integers [...], values 0, 3, 4, 5.
+        mask: integers [...], values 0, 3, 4, 5, and `UNKNOWN`, which stays.
         labels: one of `LABEL_SETS`.
         where: what the mask belongs to, for the message.
 
@@ -40,15 +40,15 @@ def from_luna16(mask, labels, *, where):
     check_choice("data.labels", labels, LABEL_SETS)
     check_values(mask, LUNA16_VALUES, where=where)
     classes = np.zeros(256, np.uint8)
-    classes[[LUNA16_LEFT, LUNA16_RIGHT]] = LEFT, RIGHT
+    classes[[LUNA16_LEFT, LUNA16_RIGHT, UNKNOWN]] = LEFT, RIGHT, UNKNOWN
     if labels == "airway_as_nodule":
         classes[LUNA16_AIRWAY] = NODULE
     return classes[np.asarray(mask).astype(np.uint8)]
 
 
 def check_values(mask, expected, *, where):
-    """Raises an InputError that names the values of `mask` (integers or whole floats) not in `expected`."""
-    bad = [value for value in distinct(mask).tolist() if value not in expected]
+    """Raises an InputError that names the values of `mask` (integers or whole floats) not in `expected` or `UNKNOWN`."""
+    bad = [value for value in distinct(mask).tolist() if value not in expected and value != UNKNOWN]
     if bad:
         raise InputError(
             f"mask values: got {', '.join(map(str, bad[:8]))}{' ...' if len(bad) > 8 else ''}, expected only "
@@ -84,5 +84,9 @@ def side_columns(mask, left, right):
 
 
 def label_vector(mask, num_classes=NUM_CLASSES):
-    """Returns which classes have a pixel in a mask of class indices: uint8 [C] of 0 and 1."""
-    return (np.bincount(np.ravel(mask), minlength=num_classes) > 0).astype(np.uint8)
+    """Returns which classes have a pixel in a mask: uint8 [C], 1 where one has.
+
+    A class without one is 0, or `UNKNOWN` where the mask has unknown pixels, which might be of it.
+    """
+    counts = np.bincount(np.ravel(mask), minlength=UNKNOWN + 1)
+    return np.where(counts[:num_classes] > 0, 1, UNKNOWN if counts[UNKNOWN] else 0).astype(np.uint8)

@@ -6,7 +6,8 @@ Three forms are read:
 * one `.npz` with stacked arrays: `images` [N, H, W] and `masks` [N, H, W], or `image` and `mask`.
 A last axis of length 1 is accepted. Nothing is ever unpickled.
 
-Masks hold class indices, the places of the names in `data.classes`: 0 to 3, unless other classes are given. They
+Masks hold class indices, the places of the names in `data.classes`: 0 to 3, unless other classes are given, and 255
+where nothing is known. They
 may hold LUNA16's own 0, 3, 4, 5 with `data.labels='airway_as_nodule'` (which files of the paper have). lungmask
 writes 1 for the right lung and 2 for the left: `data.classes=('background','right_lung','left_lung')`. A slice has no direction matrix: rows must run from anterior to posterior and columns from
 the patient's right to the left. The sides of the lungs are checked over all slices.
@@ -30,7 +31,7 @@ import zlib
 import numpy as np
 
 from auxseg.base import files, npz
-from auxseg.base.classes import CLASS_NAMES, value_of
+from auxseg.base.classes import CLASS_NAMES, UNKNOWN, value_of
 from auxseg.base.errors import InputError
 from auxseg.ct import checks
 from auxseg.datasets import resize
@@ -241,10 +242,10 @@ def _with_dims(array, num_dims, path, name):
 
 def _mapping(source, values, labels, path, classes):
     """Returns the function from a mask as stored to uint8 class indices."""
-    places = range(len(classes))
-    if set(values.tolist()) <= set(places):
+    places, found = range(len(classes)), set(values.tolist()) - {UNKNOWN}
+    if found <= set(places):
         return lambda mask: mask.astype(np.uint8)
-    if classes == CLASS_NAMES and set(values.tolist()) <= set(LUNA16_VALUES):
+    if classes == CLASS_NAMES and found <= set(LUNA16_VALUES):
         if labels != "airway_as_nodule":
             raise InputError(
                 f"data.dir: the masks in {path} have LUNA16's own values 0, 3, 4, 5, where 5 is the airway "
@@ -292,7 +293,7 @@ def _check_both_lungs(facts, path, classes):
     values = {name: value_of(name, classes) for name in ("left_lung", "right_lung")}
     if not set(values) <= set(classes):
         return
-    seen = [name for name, value in values.items() if any(fact["labels"][value] for fact in facts)]
+    seen = [name for name, value in values.items() if any(fact["labels"][value] == 1 for fact in facts)]
     if len(seen) == 1 and len(facts) > 1:
         raise InputError(
             f"data.dir: the masks in {path} have the value {values[seen[0]]} ({seen[0]}) and never that of the other "

@@ -42,12 +42,12 @@ def resize_image(image_hu, size_yx):
 def resize_mask(mask, size_yx, *, nodule=NODULE):
     """Returns a mask in another size: in every new pixel the class that covers most of it.
 
-    Equal areas go to the higher class. A nodule (an 8-connected component) that would vanish, as it covers
+    Equal areas go to the higher class, and so to unknown, which is never mixed into a class. A nodule (an 8-connected component) that would vanish, as it covers
     less than its surroundings of every new pixel that it touches, keeps the pixel that it covers best:
     a nodule of 3 mm is never lost.
 
     Args:
-        mask: uint8 [H, W], class indices.
+        mask: uint8 [H, W], class indices and `classes.UNKNOWN`.
         size_yx: new rows and columns.
         nodule: value of nodules.
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, LEFT, NODULE, RIGHT
+from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, LEFT, NODULE, RIGHT, UNKNOWN
 from auxseg.base.errors import InputError
 
 MEMBERS = {"left_lung": (LEFT,), "right_lung": (RIGHT,), BOTH_LUNGS: (LEFT, RIGHT), "nodule": (NODULE,)}
@@ -36,10 +36,7 @@ def select(dataset, classes):
         return images, np.stack([to_classes(mask, values) for mask in masks]) if len(masks) else masks
 
     table = dataset.table
-    present = [
-        table.labels[:, list(MEMBERS[name])].max(axis=1) if name in MEMBERS else table.labels[:, 0]
-        for name in classes
-    ]
+    present = [_any_of(table.labels[:, list(MEMBERS[name]) if name in MEMBERS else [0]]) for name in classes]
     return dataclasses.replace(
         dataset,
         name=f"{dataset.name}-{'-'.join(classes[1:])}",
@@ -49,9 +46,15 @@ def select(dataset, classes):
     )
 
 
+def _any_of(labels):
+    """Returns uint8 [N] of labels [N, members]: 1 where one of them is, else `UNKNOWN` where one may be, else 0."""
+    return np.where((labels == 1).any(axis=1), 1, labels.max(axis=1)).astype(np.uint8)
+
+
 def _values(classes, where):
-    """Returns uint8 [4]: the place in `classes` of each of `CLASS_NAMES`."""
-    values = np.zeros(len(CLASS_NAMES), np.uint8)
+    """Returns uint8 [256]: the place in `classes` of each of `CLASS_NAMES`; `UNKNOWN` stays."""
+    values = np.zeros(UNKNOWN + 1, np.uint8)
+    values[UNKNOWN] = UNKNOWN
     for place, name in enumerate(classes[1:], start=1):
         if name not in MEMBERS or values[list(MEMBERS[name])].any():
             raise InputError(
@@ -67,7 +70,7 @@ def to_classes(mask, values):
 
     Args:
         mask: uint8 [H, W].
-        values: uint8 [4], the new value of each old one; a nodule of value 0 goes to what is nearest.
+        values: uint8 [256], the new value of each old one; a nodule of value 0 goes to what is nearest.
     """
     nodule = mask == NODULE
     if values[NODULE] == 0 and nodule.any() and not nodule.all():

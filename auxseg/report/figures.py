@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR
+from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR, UNKNOWN
 from auxseg.report import tables
 from auxseg.report.tables import MARKERS
 from auxseg.scoring import calibration, statistics
@@ -350,7 +350,9 @@ def draw_panels(cases):
 
 def _draw_case(row, case):
     window = {"cmap": "gray", "vmin": case.window_hu[0], "vmax": case.window_hu[1]}
-    palette = ListedColormap(["#000000", *(COLOURS[name] for name in case.classes[1:])])
+    palette = ListedColormap(["#000000", *(COLOURS[name] for name in case.classes[1:])]).with_extremes(
+        over=_UNKNOWN_COLOUR
+    )
     row[0].imshow(case.image, **window)
     row[0].set_ylabel(shorten(case.case_id), fontsize=8, color=INK)
     for panel, mask in ((row[1], case.reference), (row[2], case.prediction)):
@@ -364,6 +366,9 @@ def _draw_case(row, case):
     )
 
 
+_UNKNOWN_COLOUR = "#777777"
+
+
 def shorten(case_id, length=28):
     """Returns a case's name with its middle left out where it is longer: a series UID is as long as a row."""
     if len(case_id) <= length:
@@ -372,12 +377,13 @@ def shorten(case_id, length=28):
 
 
 def overlay(reference, prediction, classes=CLASS_NAMES, *, alpha=0.45):
-    """Returns float [H, W, 4], RGBA: the prediction in the paper's colours, yellow where it is wrong."""
+    """Returns float [H, W, 4], RGBA: the prediction in the paper's colours, yellow where it is known to be wrong."""
     colors = np.zeros((len(classes) + 1, 4))
     for index, value in enumerate([*(COLOURS[name] for name in classes[1:]), DIFFERENCE_COLOUR], start=1):
         colors[index] = [*(int(value[i : i + 2], 16) / 255 for i in (1, 3, 5)), alpha]
     colors[-1, 3] = 0.9
-    return colors[np.where(reference != prediction, len(classes), prediction)]
+    wrong = (reference != prediction) & (reference != UNKNOWN)
+    return colors[np.where(wrong, len(classes), prediction)]
 
 
 def draw_explanation(explanation):

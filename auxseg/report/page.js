@@ -8,6 +8,8 @@
   const NAMES = ["background"].concat(classes.map((each) => each.title.toLowerCase()));
   const COLOURS = classes.map((each) => each.colour).concat([difference]).map(rgb);
   const DIFFERS = COLOURS.length;
+  const UNKNOWN = 15;
+  NAMES[UNKNOWN] = "unknown";
   const KEPT = 12;
   const decoded = new Map();
   let current = -1;
@@ -84,7 +86,7 @@
     return {
       truth: (truth) => of(truth),
       prediction: (truth, prediction) => of(prediction),
-      difference: (truth, prediction) => (truth === prediction ? 0 : DIFFERS),
+      difference: (truth, prediction) => (truth === prediction || truth === UNKNOWN ? 0 : DIFFERS),
       none: () => 0,
     }[fill()];
   }
@@ -190,7 +192,7 @@
     }
     button.addEventListener("click", () => select(index));
     $("strip").appendChild(button);
-    decode(item).then((both) => paint(canvas, both, (truth, prediction) => (truth === prediction ? prediction : DIFFERS), 0.6));
+    decode(item).then((both) => paint(canvas, both, (truth, prediction) => (truth === prediction || truth === UNKNOWN ? prediction : DIFFERS), 0.6));
   }
 
   function place(event) {

@@ -14,8 +14,11 @@ import io
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR
+from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR, UNKNOWN
 from auxseg.report.markup import element, join, script_data
+
+_UNKNOWN_CODE = 15
+"""Of an unknown reference in a page, where `UNKNOWN` has no room: no class has it, for there are 15 at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class CaseImage:
         case_id: of `row`.
         reasons: why it was chosen, such as 'nodule: worst'.
         image: int16 [H, W] in HU.
-        reference: uint8 [H, W].
+        reference: uint8 [H, W], class indices and `UNKNOWN`.
         prediction: uint8 [H, W].
         window_hu: (low, high) that the picture shows.
         row: its scores, as `case_scores.CaseScores.row`.
@@ -154,9 +157,11 @@ def describe(*, levels, windows, classes=CLASS_NAMES):
 def to_item(case):
     """Returns what the script needs of a CaseImage, JSON types.
 
-    `ct` and `codes` are PNG data URIs: grey levels of the window, and 16 * reference + prediction.
+    `ct` and `codes` are PNG data URIs: grey levels of the window, and 16 * reference + prediction, where an unknown
+    reference is 15.
     """
-    codes = case.reference.astype(np.uint8) * 16 + case.prediction.astype(np.uint8)
+    truth = np.where(case.reference == UNKNOWN, _UNKNOWN_CODE, case.reference)
+    codes = (truth * 16 + case.prediction).astype(np.uint8)
     rows, columns = case.image.shape
     return {
         "key": case.case_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from auxseg.base.classes import NUM_CLASSES
+from auxseg.base.classes import NUM_CLASSES, UNKNOWN
 from auxseg.base.errors import InputError
 
 NUM_BINS = 15
@@ -19,7 +19,7 @@ def count_calibration(*, probabilities, reference, num_classes=NUM_CLASSES, wher
 
     Args:
         probabilities: float [H, W, C], softmax.
-        reference: uint8 [H, W].
+        reference: uint8 [H, W]; pixels of `UNKNOWN` are left out.
         num_classes: C.
         where: appended to the name in an error.
 
@@ -35,6 +35,8 @@ def count_calibration(*, probabilities, reference, num_classes=NUM_CLASSES, wher
             f"probabilities{where}: got sums from {probabilities.sum(-1).min():.3g} to "
             f"{probabilities.sum(-1).max():.3g}, expected 1 in every pixel; give the softmax, not logits"
         )
+    known = reference != UNKNOWN
+    probabilities, reference = probabilities[known], reference[known]
     sums = [_bin(probabilities[..., index], reference == index) for index in range(num_classes)]
     top = probabilities.argmax(-1)
     return np.stack([*sums, _bin(probabilities.max(-1), top == reference)])

@@ -14,6 +14,8 @@ The rules, in one place; `RULES` states them for the reader of a table:
   other.
 * Objects are 8-connected components in the slice, matched one to one, largest IoU first, from
   `MIN_OBJECT_IOU`.
+* Pixels of `UNKNOWN` in the reference are in no score: the prediction there is left out, beside them is no
+  contour, and a predicted object counts by its other pixels.
 
 numpy and scipy alone; nothing here grows with the number of cases but one row a case.
 """
@@ -27,7 +29,7 @@ from concurrent import futures
 
 import numpy as np
 
-from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, value_of
+from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, UNKNOWN, value_of
 from auxseg.base.errors import InputError
 from auxseg.scoring import matching, surfaces
 from auxseg.scoring.calibration import count_calibration
@@ -103,7 +105,7 @@ def score_case(
 
     Args:
         prediction: uint8 [H, W], class indices.
-        reference: uint8 [H, W], class indices.
+        reference: uint8 [H, W], class indices, and `UNKNOWN`.
         spacing_yx_mm: two floats, mm between the centres of rows and of columns; NaN where unknown.
         probabilities: float [H, W, C], softmax, or None: no calibration.
         identity: what else to keep in the row, such as case_id and patient.
@@ -117,7 +119,7 @@ def score_case(
     where = f" (case {identity['case_id']})" if "case_id" in identity else ""
     spacing = _check_spacing(spacing_yx_mm, where)
     prediction = _check_mask("prediction", prediction, len(classes), where)
-    reference = _check_mask("reference", reference, len(classes), where)
+    reference = _check_mask("reference", reference, len(classes), where, unknown=True)
     if prediction.shape != reference.shape:
         raise InputError(
             f"prediction{where}: got shape {prediction.shape}, expected the reference's {reference.shape}; "
@@ -129,11 +131,12 @@ def score_case(
         "columns": prediction.shape[1],
         "spacing_y_mm": float(spacing[0]),
         "spacing_x_mm": float(spacing[1]),
-        "accuracy": float(np.trace(confusion) / confusion.sum()),
+        "accuracy": float(np.trace(confusion) / confusion.sum()) if confusion.any() else float("nan"),
     }
+    known = reference != UNKNOWN
     for index, name in enumerate(classes[1:], start=1):
         scored = score_class(
-            prediction=prediction == index, reference=reference == index, spacing_yx_mm=spacing
+            prediction=prediction == index, reference=reference == index, spacing_yx_mm=spacing, known=known
         )
         row |= {f"{name}_{key}": value for key, value in scored.items()}
     row |= {
@@ -144,7 +147,7 @@ def score_case(
     row |= estimate_shift(prediction=prediction, reference=reference, classes=classes)
     nodule = value_of("nodule", classes)
     objects = matching.match_objects(
-        prediction=prediction == nodule, reference=reference == nodule, spacing_yx_mm=spacing
+        prediction=prediction == nodule, reference=reference == nodule, spacing_yx_mm=spacing, known=known
     )
     row |= {
         f"nodules_{kind}": sum(item["kind"] == kind for item in objects)
@@ -222,12 +225,13 @@ def resized_spacing(spacing_yx_mm, *, native_size_yx, size_yx):
 
 
 def count_confusion(*, prediction, reference, num_classes):
-    """Returns int64 [C, C], pixels by reference class (first axis) and predicted class (second)."""
-    codes = reference.astype(np.intp).ravel() * num_classes + prediction.ravel()
+    """Returns int64 [C, C], known pixels by reference class (first axis) and predicted class (second)."""
+    known = reference != UNKNOWN
+    codes = reference[known].astype(np.intp) * num_classes + prediction[known]
     return np.bincount(codes, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def score_class(*, prediction, reference, spacing_yx_mm):
+def score_class(*, prediction, reference, spacing_yx_mm, known=None):
     """Returns the scores of one class, name -> value.
 
     Args:
@@ -235,19 +239,32 @@ def score_class(*, prediction, reference, spacing_yx_mm):
         reference: bool [H, W].
         spacing_yx_mm: float64 [2], NaN where unknown: then distances are in pixels under names ending in
             px.
+        known: bool [H, W], the pixels that count; None: all.
     """
-    size_yx = reference.shape
-    window = matching.bounding_box(prediction | reference)
+    size_yx, unknown = reference.shape, None
+    num_pixels = int(np.prod(size_yx))
+    if known is not None and not known.all():
+        prediction, num_pixels = prediction & known, int(np.count_nonzero(known))
+        # With a margin, so that the contour knows what lies beside the masks.
+        window = tuple(
+            slice(max(0, span.start - 1), span.stop + 1)
+            for span in matching.bounding_box(prediction | reference)
+        )
+        unknown = ~known[window]
+    else:
+        window = matching.bounding_box(prediction | reference)
     prediction, reference = prediction[window], reference[window]
     true_positive = int(np.count_nonzero(prediction & reference))
     predicted, present = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     scores = {"status": _status(present, predicted)}
-    scores |= overlap_scores(
-        true_positive, predicted - true_positive, present - true_positive, int(np.prod(size_yx))
-    )
+    scores |= overlap_scores(true_positive, predicted - true_positive, present - true_positive, num_pixels)
     scores |= area_scores(predicted, present, spacing_yx_mm)
     return scores | surfaces.surface_scores(
-        prediction=prediction, reference=reference, spacing_yx_mm=spacing_yx_mm, size_yx=size_yx
+        prediction=prediction,
+        reference=reference,
+        spacing_yx_mm=spacing_yx_mm,
+        size_yx=size_yx,
+        unknown=unknown,
     )
 
 
@@ -277,7 +294,7 @@ def overlap_scores(true_positive, false_positive, false_negative, num_pixels):
         "specificity": true_negative / (true_negative + false_positive)
         if num_pixels > present
         else float("nan"),
-        "accuracy": (true_positive + true_negative) / num_pixels,
+        "accuracy": (true_positive + true_negative) / num_pixels if num_pixels else float("nan"),
     }
 
 
@@ -315,7 +332,8 @@ def estimate_shift(*, prediction, reference, classes=CLASS_NAMES):
         lungs_dice_moved_back: the same after the prediction is moved back by the shift in whole pixels.
     """
     lungs = [value_of(name, classes) for name in (*LUNGS, BOTH_LUNGS)]
-    pairs = [(prediction == value, reference == value) for value in lungs]
+    known = reference != UNKNOWN
+    pairs = [((prediction == value) & known, reference == value) for value in lungs]
     pairs = [(given, true) for given, true in pairs if np.sum(given & true) > 0.3 * np.sum(given | true)]
     if not pairs:
         return dict.fromkeys(
@@ -347,15 +365,16 @@ def _move(mask, shift_yx):
     return moved
 
 
-def _check_mask(name, mask, num_classes, where):
+def _check_mask(name, mask, num_classes, where, *, unknown=False):
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0 or mask.dtype.kind not in "iub":
         raise InputError(
             f"{name}{where}: got {mask.dtype} of shape {mask.shape}, expected class indices [H, W]"
         )
-    if mask.min() < 0 or mask.max() >= num_classes:
+    largest = mask.max(initial=0, where=mask != UNKNOWN) if unknown else mask.max()
+    if mask.min() < 0 or largest >= num_classes:
         raise InputError(
-            f"{name}{where}: got values {mask.min()} to {mask.max()}, expected class indices "
+            f"{name}{where}: got values {mask.min()} to {largest}, expected class indices "
             f"0 to {num_classes - 1}"
         )
     return mask.astype(np.uint8, copy=False)

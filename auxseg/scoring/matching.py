@@ -18,20 +18,21 @@ def bounding_box(mask):
     return tuple(slice(span[0], span[-1] + 1) if len(span) else slice(0, 0) for span in spans)
 
 
-def match_objects(*, prediction, reference, spacing_yx_mm):
+def match_objects(*, prediction, reference, spacing_yx_mm, known=None):
     """Returns one mapping for each object: kind ('found', 'missed' or 'false'), size, place and IoU.
 
     Args:
         prediction: bool [H, W].
         reference: bool [H, W].
         spacing_yx_mm: float64 [2], NaN where unknown: then the stratum is 'unknown size'.
+        known: as `find_overlaps`.
 
     Returns:
         A list, found and missed in the order of the reference's components, then the false ones. Size and
         centre are the reference's, or of a false one its own; iou is that with its partner, 0 without one.
     """
     window = bounding_box(prediction | reference)
-    overlaps = find_overlaps(prediction[window], reference[window])
+    overlaps = find_overlaps(prediction[window], reference[window], None if known is None else known[window])
     partners = match(overlaps)
     taken = {index for index, _ in partners.values()}
     origin = [each.start for each in window]
@@ -70,11 +71,20 @@ class Overlaps:
     shared_px: np.ndarray
 
 
-def find_overlaps(prediction, reference):
-    """Returns the Overlaps of two masks, bool [H, W]."""
+def find_overlaps(prediction, reference, known=None):
+    """Returns the Overlaps of two masks, bool [H, W].
+
+    Args:
+        prediction: bool [H, W].
+        reference: bool [H, W].
+        known: bool [H, W]; objects of the prediction are found on all pixels and count by the known ones alone, one
+            that lies wholly outside them as nothing. None: all pixels are known.
+    """
     eight = np.ones((3, 3))
     true, num_true = ndimage.label(reference, eight)
     given, num_given = ndimage.label(prediction, eight)
+    if known is not None:
+        given, num_given = _only_known(given, known)
     codes = true.astype(np.int64) * (num_given + 1) + given
     pairs, shared = np.unique(codes[(true > 0) & (given > 0)], return_counts=True)
     rows, columns = np.divmod(pairs, num_given + 1)
@@ -87,6 +97,13 @@ def find_overlaps(prediction, reference):
         given=columns - 1,
         shared_px=shared,
     )
+
+
+def _only_known(labels, known):
+    """Returns (labels from 1 on without the pixels that are not known, how many are left)."""
+    labels = np.where(known, labels, 0)
+    kept = np.unique(labels[labels > 0])
+    return np.searchsorted(kept, labels) * (labels > 0) + (labels > 0), len(kept)
 
 
 def match(overlaps, kept=None):

@@ -14,7 +14,7 @@ import itertools
 
 import numpy as np
 
-from auxseg.base.classes import NO_CLASS, NODULE
+from auxseg.base.classes import NO_CLASS, NODULE, UNKNOWN
 from auxseg.base.errors import InputError
 from auxseg.scoring import components, matching
 
@@ -196,9 +196,9 @@ def _count_case(choices, probabilities, reference, spacing_yx_mm, *, nodule=NODU
     threshold are found once and left out by size.
     """
     others = np.delete(probabilities, nodule, axis=-1).max(axis=-1)
-    true = reference == nodule
+    true, known = reference == nodule, reference != UNKNOWN
     pieces = {
-        weight: matching.find_overlaps(probabilities[..., nodule] * np.float32(weight) > others, true)
+        weight: matching.find_overlaps(probabilities[..., nodule] * np.float32(weight) > others, true, known)
         for weight in {choice.nodule_weight for choice in choices}
     }
     pixel_mm2, counted = float(np.prod(spacing_yx_mm)), np.zeros((len(choices), len(COUNTED)))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from auxseg.base.classes import UNKNOWN
+
 
 class Counts(NamedTuple):
     """Pixels per case and class, float32 [N, C]: exact up to 2^24 pixels.
@@ -28,11 +30,12 @@ def count_pixels(*, predictions, masks, num_classes):
 
     Args:
         predictions: integers [N, H, W], class indices.
-        masks: integers [N, H, W], class indices.
+        masks: integers [N, H, W], class indices; pixels of `UNKNOWN` are in no count.
         num_classes: C.
     """
     classes = jnp.arange(num_classes)
-    predicted = predictions[..., None].astype(jnp.int32) == classes[None, None, None]
+    predictions = jnp.where(masks == UNKNOWN, -1, predictions.astype(jnp.int32))
+    predicted = predictions[..., None] == classes[None, None, None]
     reference = masks[..., None].astype(jnp.int32) == classes[None, None, None]
     pixels = (predicted & reference, predicted, reference)
     return Counts(*(p.sum(axis=(1, 2), dtype=jnp.float32) for p in pixels))
@@ -69,11 +72,10 @@ def pooled_dsc(counts):
     lungs and the background decide it; a nodule does not. Never report it alone.
     """
     overlap, predicted, reference = (np.asarray(c, np.float64).sum() for c in counts)
-    return float(2.0 * overlap / (predicted + reference))
+    return float(2.0 * overlap / (predicted + reference)) if reference else float("nan")
 
 
 def pooled_accuracy(counts):
-    """Returns the fraction of the pixels of all cases that have the right class."""
-    return float(
-        np.asarray(counts.overlap, np.float64).sum() / np.asarray(counts.reference, np.float64).sum()
-    )
+    """Returns the fraction of the known pixels of all cases that have the right class; NaN where none is known."""
+    overlap, _, reference = (np.asarray(c, np.float64).sum() for c in counts)
+    return float(overlap / reference) if reference else float("nan")

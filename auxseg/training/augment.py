@@ -42,11 +42,12 @@ def case_keys(seed, step, indices):
 def augment(images, masks, keys, *, ranges, window_hu):
     """Returns augmented (images float32 [N, H, W] in HU, masks uint8 [N, H, W]).
 
-    Images are interpolated linearly and filled with air, masks take the nearest pixel and background.
+    Images are interpolated linearly and filled with air, masks take the nearest pixel and, beyond the edge, where
+    there is air, background: unknown pixels are never mixed into a class.
 
     Args:
         images: int16 [N, H, W], HU; or slabs [N, H, W, slices], whose slices all move together.
-        masks: uint8 [N, H, W], class indices.
+        masks: uint8 [N, H, W], class indices and `UNKNOWN`.
         keys: from `case_keys`, [N].
         ranges: Ranges.
         window_hu: (low, high) in HU, the unit of `intensity_fraction`.

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from auxseg.base.classes import UNKNOWN
 from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
 from auxseg.models import interface
+from auxseg.training import references
 
 PREFETCH_BATCHES = 3
 
@@ -63,12 +65,6 @@ def read_cases(dataset, indices):
     return (images if dataset.read_slabs is None else dataset.read_slabs(indices)), masks
 
 
-def label_vectors(masks, num_classes):
-    """Returns float32 [N, C]: 1.0 where the class has a pixel in the mask [N, H, W] (section 3.2)."""
-    present = [(masks == c).any(axis=(1, 2)) for c in range(num_classes)]
-    return jnp.stack(present, axis=1).astype(jnp.float32)
-
-
 def to_batch(raw, *, window_hu, num_classes, aux_labels=None):
     """Returns the Batch that the model takes, from a RawBatch without an axis of devices.
 
@@ -80,25 +76,26 @@ def to_batch(raw, *, window_hu, num_classes, aux_labels=None):
     """
     images = interface.to_input(raw.images, window_hu)
     if aux_labels is None:
-        labels = label_vectors(raw.masks, num_classes)
+        labels = references.label_vectors(raw.masks, num_classes)
     else:
         labels = jnp.asarray(aux_labels)[raw.indices]
     return Batch(images, raw.masks, labels, raw.weights)
 
 
 def shuffle_labels(labels, members, *, seed):
-    """Returns float32 [N, C]: the label vectors exchanged at random among the cases of each split.
+    """Returns float32 [N, C]: the label vectors exchanged at random among the cases of each split; -1.0 is not known.
 
     The placebo of the auxiliary head (`loss.shuffle_aux_labels`): each split keeps how often a class is in
     a slice, and what a slice is told says nothing of it. The exchange is a function of (seed, the split's
     cases) and stays the same through a run.
 
     Args:
-        labels: [N, C] of 0 and 1, `CaseTable.labels`.
+        labels: uint8 [N, C], `CaseTable.labels`.
         members: {split: int [n]}.
         seed: of the exchange.
     """
-    shuffled = np.array(labels, np.float32)
+    labels = np.where(labels == UNKNOWN, -1.0, labels).astype(np.float32)
+    shuffled = labels.copy()
     for place, rows in enumerate(members.values()):
         generator = np.random.Generator(np.random.PCG64([seed, place]))
         shuffled[rows] = labels[generator.permutation(rows)]
@@ -263,8 +260,8 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32 [N, H, W, 1], HU mapped from the window to [0, 1]; of slabs [N, H, W, slices].
-        masks: uint8 or int32 [N, H, W], class indices.
-        labels: float32 [N, C], 1.0 where the class has a pixel in the slice.
+        masks: uint8 or int32 [N, H, W], class indices and `UNKNOWN`.
+        labels: float32 [N, C], 1.0 where the class has a pixel in the slice, -1.0 where that is not known, else 0.0.
         weights: float32 [N], 1.0 for an example, 0.0 for padding.
     """
 

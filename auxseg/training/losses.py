@@ -8,6 +8,9 @@ and one that is absent from the reference alone still has a finite gradient that
 The one loss that is no sum over examples is the batch Dice: its sums run over the batch, on all devices, so
 that a class which few slices have still weighs as much as one that all have.
 
+Pixels of `UNKNOWN` are in no loss. Where labels say less than one class of each pixel, every loss takes (as `partial`)
+what `references` does: `meanings` of the values, and `shares` of them. The classes are then the labels' values.
+
 Letters: N examples, H rows, W columns, C classes.
 """
 
@@ -17,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from auxseg.base.classes import NUM_CLASSES
+from auxseg.base.classes import NUM_CLASSES, UNKNOWN
 from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
+from auxseg.training import references
 
 
-def dice_loss(*, logits, masks, smooth=1.0):
+def dice_loss(*, logits, masks, smooth=1.0, **partial):
     """Returns 1 - soft Dice, float32 [N, C].
 
     Args:
@@ -30,17 +34,17 @@ def dice_loss(*, logits, masks, smooth=1.0):
         masks: integers [N, H, W], class indices.
         smooth: pixels added to numerator and denominator.
     """
-    overlap, predicted, reference = _overlaps(logits, masks)
+    overlap, predicted, reference = references.overlaps(logits, masks, **partial)
     return 1.0 - (2.0 * overlap + smooth) / (predicted + reference + smooth)
 
 
-def iou_loss(*, logits, masks, smooth=1.0):
+def iou_loss(*, logits, masks, smooth=1.0, **partial):
     """Returns 1 - soft intersection over union, float32 [N, C]; arguments as `dice_loss`."""
-    overlap, predicted, reference = _overlaps(logits, masks)
+    overlap, predicted, reference = references.overlaps(logits, masks, **partial)
     return 1.0 - (overlap + smooth) / (predicted + reference - overlap + smooth)
 
 
-def tversky_loss(*, logits, masks, alpha=0.3, beta=0.7, smooth=1.0):
+def tversky_loss(*, logits, masks, alpha=0.3, beta=0.7, smooth=1.0, **partial):
     """Returns 1 - Tversky index, float32 [N, C] (Salehi et al. 2017, arXiv:1706.05721).
 
     Args:
@@ -50,22 +54,22 @@ def tversky_loss(*, logits, masks, alpha=0.3, beta=0.7, smooth=1.0):
         beta: weight of false negatives, likewise; alpha = beta = 0.5 gives the Dice loss with smooth / 2.
         smooth: pixels added to numerator and denominator.
     """
-    overlap, predicted, reference = _overlaps(logits, masks)
+    overlap, predicted, reference = references.overlaps(logits, masks, **partial)
     alpha, beta = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), overlap.shape) for x in (alpha, beta))
     errors = alpha * (predicted - overlap) + beta * (reference - overlap)
     return 1.0 - (overlap + smooth) / (overlap + errors + smooth)
 
 
-def focal_tversky_loss(*, logits, masks, alpha=0.3, beta=0.7, gamma=0.75, smooth=1.0):
+def focal_tversky_loss(*, logits, masks, alpha=0.3, beta=0.7, gamma=0.75, smooth=1.0, **partial):
     """Returns the Tversky loss raised to `gamma`, float32 [N, C] (Abraham & Khan 2019, arXiv:1810.07842).
 
     The base is kept above 1e-7: the gradient of a power below 1 is infinite at 0.
     """
-    loss = tversky_loss(logits=logits, masks=masks, alpha=alpha, beta=beta, smooth=smooth)
+    loss = tversky_loss(logits=logits, masks=masks, alpha=alpha, beta=beta, smooth=smooth, **partial)
     return jnp.maximum(loss, 1e-7) ** gamma
 
 
-def batch_dice_loss(*, logits, masks, weights, smooth=1.0, class_weights=None, axis_name=None):
+def batch_dice_loss(*, logits, masks, weights, smooth=1.0, class_weights=None, axis_name=None, **partial):
     """Returns 1 - soft Dice of the whole batch, averaged over the classes that it has; float32 scalar.
 
     One ratio a class, of sums over all examples and devices (Isensee et al. 2021, nnU-Net, call it batch
@@ -80,18 +84,18 @@ def batch_dice_loss(*, logits, masks, weights, smooth=1.0, class_weights=None, a
         axis_name: of the devices that share the batch, or None.
     """
     rows = weights[:, None]
-    sums = tuple((each * rows).sum(axis=0) for each in _overlaps(logits, masks))
+    sums = tuple((each * rows).sum(axis=0) for each in references.overlaps(logits, masks, **partial))
     overlap, predicted, reference = parallel.sum_over_devices(sums, axis_name)
     losses = 1.0 - (2.0 * overlap + smooth) / (predicted + reference + smooth)
     return _present_mean(losses, reference, class_weights)
 
 
-def present_dice_loss(*, logits, masks, smooth=1.0, class_weights=None):
+def present_dice_loss(*, logits, masks, smooth=1.0, class_weights=None, **partial):
     """Returns 1 - soft Dice averaged over the classes that the case has, float32 [N].
 
     The batch Dice of batches of one: what validation reports for it. Arguments as `batch_dice_loss`.
     """
-    overlap, predicted, reference = _overlaps(logits, masks)
+    overlap, predicted, reference = references.overlaps(logits, masks, **partial)
     losses = 1.0 - (2.0 * overlap + smooth) / (predicted + reference + smooth)
     return jax.vmap(lambda *case: _present_mean(*case, class_weights))(losses, reference)
 
@@ -104,7 +108,7 @@ def _present_mean(losses, reference, class_weights):
     return (losses * weights).sum() / jnp.maximum(weights.sum(), 1e-7)
 
 
-def cross_entropy(*, logits, masks, class_weights=None, hard_fraction=1.0):
+def cross_entropy(*, logits, masks, class_weights=None, hard_fraction=1.0, **partial):
     """Returns the cross-entropy averaged over the pixels, float32 [N].
 
     Args:
@@ -115,27 +119,33 @@ def cross_entropy(*, logits, masks, class_weights=None, hard_fraction=1.0):
         hard_fraction: the share of a case's pixels, those with the largest loss, that is averaged (online
             mining of hard pixels; Shrivastava et al. 2016, arXiv:1604.03540, mine regions); 1.0: all.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, masks.astype(jnp.int32))
-    return _pixel_mean(losses, masks, class_weights, hard_fraction)
+    losses = references.pixel_losses(logits, masks, **partial)
+    return _pixel_mean(losses, masks, class_weights, hard_fraction, **partial)
 
 
-def focal_cross_entropy(*, logits, masks, gamma=2.0, class_weights=None, hard_fraction=1.0):
+def focal_cross_entropy(*, logits, masks, gamma=2.0, class_weights=None, hard_fraction=1.0, **partial):
     """Returns (1 - p)^gamma times the cross-entropy, over the pixels, float32 [N] (arXiv:1708.02002).
 
     The other arguments are those of `cross_entropy`.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, masks.astype(jnp.int32))
-    return _pixel_mean((1.0 - jnp.exp(-losses)) ** gamma * losses, masks, class_weights, hard_fraction)
+    losses = references.pixel_losses(
+        logits, masks, **partial, change=lambda losses: (1.0 - jnp.exp(-losses)) ** gamma * losses
+    )
+    return _pixel_mean(losses, masks, class_weights, hard_fraction, **partial)
 
 
-def _pixel_mean(losses, masks, class_weights, hard_fraction):
-    """Returns float32 [N] of losses [N, H, W]: weighted by class, then averaged over the hardest pixels."""
+def _pixel_mean(losses, masks, class_weights, hard_fraction, meanings=None, shares=None):
+    """Returns float32 [N] of losses [N, H, W]: weighted by value, then averaged over the hardest known pixels."""
+    del meanings  # what values mean, they weigh as values
     if class_weights is not None:
-        losses = losses * jnp.asarray(class_weights, jnp.float32)[masks]
+        weights = jnp.asarray(class_weights, jnp.float32)
+        values = jnp.where(masks == UNKNOWN, 0, masks)
+        losses = losses * (weights[values] if shares is None else shares @ weights)
+    known = (masks != UNKNOWN).sum(axis=(1, 2))
     if hard_fraction >= 1.0:
-        return losses.mean(axis=(1, 2))
-    num_hard = max(1, round(hard_fraction * losses[0].size))
-    return jax.vmap(lambda case: _mean_of_largest(case, num_hard))(losses)
+        return losses.sum(axis=(1, 2)) / jnp.maximum(known, 1)
+    num_hard = jnp.maximum(1, jnp.round(hard_fraction * known))
+    return jax.vmap(_mean_of_largest)(losses, num_hard)
 
 
 def _mean_of_largest(values, num):
@@ -160,13 +170,16 @@ def _mean_of_largest(values, num):
 
 
 def auxiliary_loss(*, class_logits, labels):
-    """Returns the multi-label binary cross-entropy averaged over the classes, float32 [N] (section 3.1).
+    """Returns the multi-label binary cross-entropy averaged over the known labels, float32 [N] (section 3.1).
 
     Args:
         class_logits: float32 [N, C] of the auxiliary head.
-        labels: float32 [N, C], 1.0 where the class has a pixel in the slice.
+        labels: float32 [N, C], 1.0 where the class has a pixel in the slice, 0.0 where it has none, -1.0 where that
+            is not known; 0 of a case without a known label.
     """
-    return optax.sigmoid_binary_cross_entropy(class_logits, labels).mean(axis=1)
+    known = labels >= 0.0
+    losses = optax.sigmoid_binary_cross_entropy(class_logits, jnp.maximum(labels, 0.0))
+    return jnp.where(known, losses, 0.0).sum(axis=1) / jnp.maximum(known.sum(axis=1), 1)
 
 
 LOSSES = (
@@ -277,30 +290,30 @@ def _unless_ones(weights):
 
 
 def _per_case(loss, **settings):
-    return lambda *, logits, masks, weights=None: loss(logits=logits, masks=masks, **settings)
+    return lambda *, weights=None, **labelled: loss(**labelled, **settings)
 
 
 def _class_mean(overlap_weights, loss, **settings):
-    per_class = _per_case(loss, **settings)
-    if overlap_weights is None:
-        return lambda **kw: per_class(**kw).mean(axis=1)
-    shares = jnp.asarray(overlap_weights, jnp.float32) / sum(overlap_weights)
-    return lambda **kw: per_class(**kw) @ shares
+    """Returns the mean of a loss [N, C] over the classes, or over the values that a case has where they mean others."""
+    by_class = None if overlap_weights is None else jnp.asarray(overlap_weights, jnp.float32)
+
+    def mean(*, weights=None, meanings=None, **labelled):
+        losses = loss(meanings=meanings, **labelled, **settings)
+        if meanings is not None:
+            used = (meanings.sum(axis=2) > 0).astype(jnp.float32)
+            factors = used if by_class is None else used * by_class[None]
+            return (losses * factors).sum(axis=1) / jnp.maximum(factors.sum(axis=1), 1e-7)
+        return losses.mean(axis=1) if by_class is None else losses @ (by_class / by_class.sum())
+
+    return mean
 
 
-def _batch_dice(*, logits, masks, weights=None, axis_name, **settings):
+def _batch_dice(*, weights=None, axis_name, **settings):
     if weights is None:
-        return present_dice_loss(logits=logits, masks=masks, **settings)
-    loss = batch_dice_loss(logits=logits, masks=masks, weights=weights, axis_name=axis_name, **settings)
+        return present_dice_loss(**settings)
+    loss = batch_dice_loss(weights=weights, axis_name=axis_name, **settings)
     return jnp.broadcast_to(loss, weights.shape)
 
 
 def _sum(first, second):
     return lambda **kw: first(**kw) + second(**kw)
-
-
-def _overlaps(logits, masks):
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    references = jax.nn.one_hot(masks, logits.shape[-1], dtype=probabilities.dtype)
-    overlap = (probabilities * references).sum(axis=(1, 2))
-    return overlap, probabilities.sum(axis=(1, 2)), references.sum(axis=(1, 2))

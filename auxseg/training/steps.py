@@ -256,7 +256,7 @@ def _batch_sums(outputs, cases, batch, step):
     counts = _count(outputs, batch)
     present = (counts.reference > 0) * batch.weights[:, None]
     dice = 2.0 * counts.overlap / jnp.maximum(counts.predicted + counts.reference, 1.0)
-    accuracy = counts.overlap.sum(axis=1) / counts.reference.sum(axis=1)
+    accuracy = counts.overlap.sum(axis=1) / jnp.maximum(counts.reference.sum(axis=1), 1.0)
     sums = ((x * batch.weights).sum() for x in (*cases, accuracy))
     return EpochSums(batch.weights.sum(), *sums, (dice * present).sum(axis=0), present.sum(axis=0), step * 0)
 

@@ -32,7 +32,7 @@ COLUMNS = 8
 
 def real_crops(dataset):
     """Returns [(crop float32 [h, w] in HU, facts)] of every nodule of a data set, on its largest slice."""
-    rows = np.flatnonzero(dataset.table.labels[:, NODULE])
+    rows = np.flatnonzero(dataset.table.has_nodule)
     images, masks = dataset.read(rows)
     return [
         _crop(dataset, row, image, mask == NODULE, real=True)

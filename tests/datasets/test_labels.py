@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from auxseg.base.classes import LEFT, NODULE, RIGHT
+from auxseg.base.classes import LEFT, NODULE, RIGHT, UNKNOWN
 from auxseg.base.errors import InputError
 from auxseg.ct import images
 from auxseg.ct.geometry import index_to_mm
@@ -51,3 +51,11 @@ def test_real_masks_have_left_right_and_airway_where_they_belong(real_data, uid_
     assert 2 < litres < 9
     for index_z in (0, len(volume) // 2):
         np.testing.assert_array_equal(images.read_slice(path, index_z), volume[index_z])
+
+
+def test_unknown_pixels_stay_and_leave_the_absent_classes_open():
+    mask = np.array([[0, 3], [UNKNOWN, 5]], np.int16)
+    np.testing.assert_array_equal(labels.from_luna16(mask, "anatomy", where="scan"), [[0, 1], [UNKNOWN, 0]])
+    np.testing.assert_array_equal(
+        labels.label_vector(np.array([0, 3, UNKNOWN], np.uint8)), [1, UNKNOWN, UNKNOWN, 1]
+    )

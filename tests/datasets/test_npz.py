@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from auxseg.base.errors import InputError
-from auxseg.datasets import npz
+from auxseg.datasets import npz, select
 
 
 def make_slice(seed=0, size=64):
@@ -269,3 +269,18 @@ def test_real_middle_slices(real_data):
     images, masks = dataset.read(np.array([index]))
     assert -950 < images[0][masks[0] == 1].mean() < -700
     assert (masks == 3).sum() == pytest.approx(49 * (320 / 512) ** 2, abs=4)
+
+
+def test_unknown_pixels_are_read_as_such(folder):
+    image, mask = make_slice()
+    mask[mask == 3], mask[:8] = 255, 255
+    for index in range(4):
+        npz.write_case(folder / f"ID_{index:04d}.npz", image, mask)
+    dataset = npz.read_npz(folder, size_yx=(32, 32))
+    np.testing.assert_array_equal(dataset.table.labels, [[1, 1, 1, 255]] * 4)
+    assert not dataset.table.has_nodule.any()
+    _, masks = dataset.read(np.array([0]))
+    assert (masks[0, :4] == 255).all() and masks[0, 16, 20] == 255 and masks[0, 12, 8] == 2
+    other = select.select(dataset, ("background", "lung"))
+    assert np.unique(other.read(np.array([0]))[1]).tolist() == [0, 1, 255]
+    assert other.table.labels.tolist() == [[1, 1]] * 4

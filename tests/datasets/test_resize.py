@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auxseg.base.classes import AIR_HU, CLASS_NAMES, NODULE
+from auxseg.base.classes import AIR_HU, CLASS_NAMES, NODULE, UNKNOWN
 from auxseg.datasets import resize
 
 
@@ -75,3 +75,13 @@ def test_mask_of_the_same_size_is_a_copy():
     resized = resize.resize_mask(mask, (16, 16))
     np.testing.assert_array_equal(resized, mask)
     assert resized is not mask
+
+
+def test_unknown_stays_unknown_and_becomes_no_class():
+    mask = np.array(
+        [[0, UNKNOWN, 3, 3], [0, UNKNOWN, 3, UNKNOWN], [1, 1, 0, 0], [1, UNKNOWN, 0, 0]], np.uint8
+    )
+    # Equal areas of background and unknown are unknown; most of the others is a class.
+    np.testing.assert_array_equal(resize.resize_mask(mask, (2, 2)), [[UNKNOWN, 3], [1, 0]])
+    enlarged = resize.resize_mask(mask, (7, 9))
+    assert set(np.unique(enlarged)) == {0, 1, 3, UNKNOWN}

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from auxseg.base.classes import UNKNOWN
 from auxseg.training import augment
 
 WINDOW = (-1000.0, 400.0)
@@ -67,3 +68,13 @@ def test_a_case_looks_the_same_wherever_it_is_in_the_batch(cases):
     np.testing.assert_allclose(whole[0][3:], last[0], atol=1e-2)
     assert (run(cases, ranges, seed=5, step=8)[1] != whole[1]).any()
     assert (run(cases, ranges, seed=6, step=7)[1] != whole[1]).any()
+
+
+def test_unknown_pixels_move_and_stay_unknown(cases):
+    images, masks = cases
+    masks = masks.copy()
+    masks[:, 8:16, 20:28] = UNKNOWN
+    _, flipped = run((images, masks), NONE._replace(flip_probability=1.0))
+    np.testing.assert_array_equal(flipped == UNKNOWN, masks[:, :, ::-1] == UNKNOWN)
+    _, moved = run((images, masks), augment.Ranges(0.5, 0.1, 0.1, 10.0, 0.05))
+    assert set(np.unique(moved)) == set(np.unique(masks)) and (moved == UNKNOWN).any(axis=(1, 2)).all()

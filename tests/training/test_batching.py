@@ -11,7 +11,7 @@ import pytest
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
-from auxseg.training import batching, validation
+from auxseg.training import batching, references, validation
 from configs import base
 
 
@@ -115,7 +115,7 @@ def test_window_and_labels():
     hu = np.array([-3024, -1000, -300, 400, 3000], np.int16)
     np.testing.assert_allclose(interface.normalise_hu(hu, (-1000.0, 400.0)), [0, 0, 0.5, 1, 1])
     masks = np.array([[[0, 1], [1, 0]], [[3, 3], [3, 3]]], np.uint8)
-    np.testing.assert_array_equal(batching.label_vectors(masks, 4), [[1, 1, 0, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(references.label_vectors(masks, 4), [[1, 1, 0, 0], [0, 0, 0, 1]])
     raw = batching.RawBatch(np.zeros((2, 2, 2), np.int16), masks, np.arange(2), np.ones(2))
     batch = jax.device_get(batching.to_batch(raw, window_hu=(-1000.0, 1000.0), num_classes=4))
     assert batch.images.shape == (2, 2, 2, 1) and batch.images.dtype == np.float32
@@ -206,3 +206,9 @@ def test_data_must_fit_the_host_as_well(monkeypatch):
     assert batching._memory_budget_bytes(gpu) == host
     monkeypatch.setattr(parallel, "device_memory_bytes", lambda _: (4000, None))
     assert batching._memory_budget_bytes(gpu) == 1000
+
+
+def test_labels_that_are_not_known_stay_so_when_they_are_shuffled():
+    labels = np.array([[1, 0, 255, 0], [1, 0, 255, 0]], np.uint8)
+    shuffled = batching.shuffle_labels(labels, {"train": np.arange(2)}, seed=1)
+    np.testing.assert_array_equal(shuffled, [[1, 0, -1, 0], [1, 0, -1, 0]])
