@@ -1,6 +1,6 @@
 """Trains the network of the nodule look for one fold, or the one in the box; resumes where it stopped.
 
-    python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0
+    python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0 [--recipe=outlines]
 
 A fold's network sees neither the crops of the fold's patients, nor the scans that judge it, nor the test patients.
 Fold -1 is the network in the box. Batches are a function of (seed, step). Twice on the way the network is run over
@@ -42,13 +42,28 @@ class Recipe:
     negatives: int = 10  # windows of slices without one
     hard_share: float = 0.5  # of the negatives, once some were mined
     middle_share: float = 0.3  # of the negatives, from the middle slices
-    steps: int = 1800
+    ranges: windows.Ranges = windows.Ranges()
+    steps: int = 5000
     mine_at: tuple[float, ...] = (0.3, 0.65)  # shares of the steps
     mine_above: float = 0.3  # probability of a pixel
     learning_rate: float = 3e-3
     target: str = "share"
     seed: int = 1
     save_every: int = 250
+
+
+RECIPES = {
+    "look": Recipe(),
+    "outlines": Recipe(
+        window_px=96,
+        positives=28,
+        negatives=4,
+        hard_share=0.25,
+        ranges=windows.Ranges(hu_scale=0.1, offset_hu=20.0, noise_hu=15.0, step_hu=6.0),
+    ),
+}
+"""The look of the box meets whole lungs, so a third of its windows hold no nodule; who outlines a nodule in a crop
+around it meets few of these, and HU of the same kind of error."""
 
 
 @dataclasses.dataclass
@@ -96,7 +111,7 @@ def _draw_positive(material, recipe, generator):
     planes = (crops.image_hu(row), crops.target(row, recipe.target, generator))
     centre = (np.array(crops.images.shape[1:]) - 1) / 2.0
     image, target = windows.draw_window(
-        generator, planes, centre, size=recipe.window_px, ranges=windows.Ranges()
+        generator, planes, centre, size=recipe.window_px, ranges=recipe.ranges
     )
     return image, target, np.ones_like(target)
 
@@ -115,9 +130,7 @@ def _draw_negative(material, places, recipe, generator):
         volume.known[index, rows, columns].astype(np.float32),
     )
     centre = (row - rows.start, column - columns.start)
-    image, known = windows.draw_window(
-        generator, planes, centre, size=recipe.window_px, ranges=windows.Ranges()
-    )
+    image, known = windows.draw_window(generator, planes, centre, size=recipe.window_px, ranges=recipe.ranges)
     return image, np.zeros_like(image), (known > 0.99).astype(np.float32)
 
 
@@ -245,10 +258,15 @@ def _restore(output, state, mined):
     return jax.tree.unflatten(jax.tree.structure(state), leaves), step, mined
 
 
+def _recipe_of(values):
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Recipe(**values | {"ranges": windows.Ranges(*values.get("ranges", ()))})
+
+
 def read_variables(output):
     """Returns (`Recipe`, variables) of a finished or saved training."""
     about = json.loads((pathlib.Path(output) / "recipe.json").read_text())
-    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["recipe"].items()})
+    recipe = _recipe_of(about["recipe"])
     model = create_network(recipe)
     window = jnp.zeros((1, recipe.window_px, recipe.window_px, 1))
     variables = model.init(jax.random.key(0), window)
@@ -262,7 +280,9 @@ def main(argv):
     """Trains one fold from the command line."""
     del argv
     options = flags.FLAGS
-    train(options.real, options.output, options.fold, Recipe(steps=options.steps))
+    recipe = RECIPES[options.recipe]
+    recipe = dataclasses.replace(recipe, steps=options.steps or recipe.steps)
+    train(options.real, options.output, options.fold, recipe)
 
 
 if __name__ == "__main__":
@@ -271,5 +291,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("output", None, "folder of the run", required=True)
     flags.DEFINE_integer("fold", None, "that is held out; -1: the network of the box", required=True)
-    flags.DEFINE_integer("steps", Recipe.steps, "of the training")
+    flags.DEFINE_enum("recipe", "look", list(RECIPES), "what the network is for")
+    flags.DEFINE_integer("steps", None, "of the training, in place of the recipe's")
     command.run(main)
