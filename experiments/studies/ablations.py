@@ -5,8 +5,8 @@
     python -m experiments.studies.ablations --data=luna16 --data_dir=LUNA16 --dry_run
 
 Arms: the four of the factorial; the network without both at the width that has as many parameters (67 for the
-paper's 64), which separates SE and head from mere size; a placebo, the head trained on labels that were exchanged
-among the cases, which separates what the labels say from one more loss; other weights of the auxiliary loss.
+paper's 64), which separates SE and head from mere size; placebos with and without SE, the head trained on labels that
+were exchanged among the cases, which separate what the labels say from one more loss; other weights of that loss.
 The study's folder (--out) receives `compare/index.html`, `effects.csv`, `cases.csv` (every case of every
 run) and `summary.md`. A study that was stopped goes on with the same command.
 """
@@ -35,6 +35,7 @@ TITLES = {
     "no_aux": "SE alone",
     "plain": "neither",
     "placebo": "SE + head on shuffled labels",
+    "placebo_no_se": "head alone, on shuffled labels",
 }
 
 
@@ -69,7 +70,8 @@ def create_arms(config):
         if weight != config.loss.aux_weight
     }
     placebo = {"loss.shuffle_aux_labels": True}
-    return {**FACTORIAL, "plain_matched": matched, "placebo": placebo, **weights}
+    placebos = {"placebo": placebo, "placebo_no_se": {**FACTORIAL["no_se"], **placebo}}
+    return {**FACTORIAL, "plain_matched": matched, **placebos, **weights}
 
 
 def create_titles(arms, config):
@@ -98,7 +100,8 @@ def create_effects(titles):
         effect("aux", "auxiliary head (main effect)", se_aux=0.5, no_se=0.5, no_aux=-0.5, plain=-0.5),
         effect("interaction", "SE x auxiliary head (interaction)", se_aux=1, no_aux=-1, no_se=-1, plain=1),
         effect("size", "SE + head against as many parameters", se_aux=1, plain_matched=-1),
-        effect("placebo", "true against shuffled labels", se_aux=1, placebo=-1),
+        effect("placebo", "true against shuffled labels, with SE", se_aux=1, placebo=-1),
+        effect("placebo_no_se", "true against shuffled labels, without SE", no_se=1, placebo_no_se=-1),
     ]
     others = [arm for arm in titles if arm.startswith("aux_weight_")]
     return found + [

@@ -21,7 +21,6 @@ from auxseg.base.errors import check_choice
 from auxseg.report import tables
 from auxseg.report.document import create_document
 from auxseg.report.markup import element, interval, join, number, table
-from auxseg.scoring import case_scores
 from experiments.studies import comparison
 from experiments.studies.comparison import RULES, SCORES
 
@@ -62,7 +61,10 @@ def draw(result):
     """Returns the PNG of each run's mean by arm and class, and of the differences with their intervals."""
     from auxseg.report import figures
 
-    names, arms = case_scores.FOREGROUND, list(dict.fromkeys(row["arm"] for row in result["runs"]))
+    names, arms = (
+        list(dict.fromkeys(row[key] for row in result[of]))
+        for key, of in (("class", "arms"), ("arm", "runs"))
+    )
     key = next(key for key, title in SCORES.items() if title == result["arms"][0]["score"])
     rows = [row for row in result["differences"] if row["score"] == SCORES[key] and row["cases"]]
     figure, axes = figures.create_axes((11, max(3.0, 0.32 * len(rows) + 1.6)), columns=2)

@@ -92,7 +92,7 @@ def compare(workdirs, *, split=None, names=("dice",), arms=None, pairs=None):
     return {
         "split": split,
         "runs": [_run_row(arm, run, names) for arm in arms for run in arm.runs],
-        "arms": [_arm_row(arm, key, name) for arm in arms for key in names for name in FOREGROUND],
+        "arms": [_arm_row(arm, key, name) for arm in arms for key in names for name in scored_classes(arms)],
         "differences": differences,
         "sentences": _sentences(arms, differences),
     }
@@ -184,6 +184,12 @@ def _choose_pairs(arms, pairs):
     return [(named[a], named[b]) for a, b in pairs if a in named and b in named]
 
 
+def scored_classes(arms):
+    """Returns the classes of `FOREGROUND` that every run of some arms has scores of; data may lack the lungs."""
+    rows = [row for arm in arms for run in arm.runs for row in run.cases.values()]
+    return tuple(name for name in FOREGROUND if all(f"{name}_reference_px" in row for row in rows))
+
+
 def case_scores(run, key, name):
     """Returns {case_id: score} of a class over the cases whose reference has it."""
     column = f"{name}_{key}"
@@ -198,7 +204,7 @@ def case_scores(run, key, name):
 def _run_row(arm, run, names):
     row = {"arm": arm.name, "run": run.name}
     for key in names:
-        for name in FOREGROUND:
+        for name in scored_classes([arm]):
             values = list(case_scores(run, key, name).values())
             row |= {
                 f"{name}_{key}": float(np.mean(values)) if values else np.nan,
@@ -241,7 +247,7 @@ def _compare_arms(pairs, names):
         _difference_row(first, second, key, name)
         for first, second in pairs
         for key in names
-        for name in FOREGROUND
+        for name in scored_classes((first, second))
     ]
     return correct(rows, judge)
 

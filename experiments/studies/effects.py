@@ -19,7 +19,7 @@ import numpy as np
 from auxseg.base import files
 from auxseg.report import tables
 from auxseg.report.markup import element, interval, number, table
-from auxseg.scoring import case_scores, statistics
+from auxseg.scoring import statistics
 from experiments.studies import comparison, runner
 from experiments.studies.comparison import (
     SCORES,
@@ -66,7 +66,7 @@ def measure(arms, effects, names=("dice",)):
         for effect in effects
         if effect.weights.keys() <= named.keys()
         for key in names
-        for name in case_scores.FOREGROUND
+        for name in comparison.scored_classes(arms)
     ]
     return correct(rows, judge)
 

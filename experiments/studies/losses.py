@@ -15,9 +15,10 @@ from __future__ import annotations
 from absl import flags
 
 from auxseg.base import command
+from auxseg.base.classes import classes_of
 from experiments.studies import effects, runner
 
-ONES, RARE = (1.0,), (1.0, 1.0, 1.0, 30.0)
+ONES, RARE = 1.0, 30.0
 TITLES = {
     "dice_ce": "Dice + cross-entropy",
     "dice_ce_weighted": "Dice + cross-entropy, nodules weighted",
@@ -32,13 +33,13 @@ TITLES = {
 """The first is the paper's, with which all others are compared."""
 
 
-def create_arms():
-    """Returns {arm: changes}: a loss by name, with its weights of the pixels by class."""
+def create_arms(classes):
+    """Returns {arm: changes}: a loss by name, with its weights of the pixels by class; the nodule is the last."""
     arms = {
-        name: {"loss.name": name.removesuffix("_weighted"), "loss.class_weights": ONES} for name in TITLES
+        name: {"loss.name": name.removesuffix("_weighted"), "loss.class_weights": (ONES,)} for name in TITLES
     }
     for name in ("dice_ce_weighted", "weighted_ce"):
-        arms[name]["loss.class_weights"] = RARE
+        arms[name]["loss.class_weights"] = (ONES,) * (len(classes) - 1) + (RARE,)
     return arms
 
 
@@ -53,7 +54,9 @@ def create_effects(titles):
 
 def plan(protocol, only=()):
     """Returns the Runs of the study; arguments and errors as `study`."""
-    return runner.plan(runner.create_config(protocol), runner.choose_arms(create_arms(), only), protocol)
+    config = runner.create_config(protocol)
+    arms = runner.choose_arms(create_arms(classes_of(config.data)), only)
+    return runner.plan(config, arms, protocol)
 
 
 def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -62,6 +63,7 @@ class Protocol:
         data_dir: folder of the data.
         seeds: of initialisation and order of the examples, one run each.
         folds: test folds, by patient; LUNA16's own subsets with 'luna16'.
+        paired: the first seed runs on the first fold alone, the second on the second, and so on.
         num_folds: of 'phantom' and 'npz'.
         base_width: channels of the first level.
         size: rows and columns.
@@ -75,6 +77,7 @@ class Protocol:
     data_dir: str | None = None
     seeds: tuple[int, ...] = (1, 2, 3)
     folds: tuple[int, ...] = (0,)
+    paired: bool = False
     num_folds: int = 5
     base_width: int | None = None
     size: int | None = None
@@ -156,10 +159,24 @@ def plan(config, arms, protocol):
             arm,
             override(config, {"seed": seed, "train.order_seed": seed, "data.fold": fold, **changes}),
         )
-        for seed in protocol.seeds
-        for fold in protocol.folds
+        for seed, fold in list_draws(protocol)
         for arm, changes in arms.items()
     ]
+
+
+def list_draws(protocol):
+    """Returns the (seed, fold) of an arm's runs, in their order.
+
+    Raises:
+        InputError: paired, and not as many seeds as folds.
+    """
+    if not protocol.paired:
+        return list(itertools.product(protocol.seeds, protocol.folds))
+    if len(protocol.seeds) != len(protocol.folds):
+        raise InputError(
+            f"--paired: got {len(protocol.seeds)} seeds and {len(protocol.folds)} folds, expected as many of both"
+        )
+    return list(zip(protocol.seeds, protocol.folds, strict=True))
 
 
 def choose_arms(arms, only):
@@ -511,9 +528,8 @@ def write_cases(path, workdirs, *, split):
             if row["split"] != split:
                 continue
             kept = {name: row[name] for name in CASE_COLUMNS}
-            for name in case_scores.FOREGROUND:
-                for column in SCORE_COLUMNS:
-                    kept[f"{name}_{column}"] = row[f"{name}_{column}"]
+            columns = [f"{name}_{column}" for name in case_scores.FOREGROUND for column in SCORE_COLUMNS]
+            kept |= {column: row[column] for column in columns if column in row}
             rows.append(which | kept)
     files.write_csv(path, rows)
 
@@ -524,6 +540,7 @@ def define_flags(*, seeds=(1, 2, 3), folds=(0,), out):
     flags.DEFINE_string("data_dir", None, "folder of the data (npz, luna16)")
     flags.DEFINE_list("seeds", list(map(str, seeds)), "of initialisation and order, one run each")
     flags.DEFINE_list("folds", list(map(str, folds)), "test folds, by patient")
+    flags.DEFINE_bool("paired", False, "each seed on one fold: the first on the first, and so on")
     flags.DEFINE_integer("num_folds", 5, "folds of phantom and npz; LUNA16 has ten of its own", lower_bound=3)
     flags.DEFINE_integer(
         "base_width", None, "channels of the first level; default: the config's", lower_bound=1
@@ -553,6 +570,7 @@ def read_protocol():
         data_dir=given.data_dir,
         seeds=whole_numbers("--seeds", given.seeds),
         folds=whole_numbers("--folds", given.folds),
+        paired=given.paired,
         num_folds=given.num_folds,
         base_width=given.base_width,
         size=given.size,
