@@ -183,6 +183,20 @@ def test_images_that_are_no_hu_are_refused_when_read(folder, image, message):
         dataset.read(np.arange(4))
 
 
+def test_windows_without_a_lung_need_no_air(tmp_path):
+    """A window within a mass shows tissue alone; values that are no HU are still refused."""
+    image = np.linspace(-10, 1300, 32 * 32).reshape(32, 32)
+    npz.write_case(tmp_path / "a.npz", image, np.eye(32))
+    two = ("background", "nodule")
+    images, masks = npz.read_npz(tmp_path, size_yx=(32, 32), classes=two).read([0])
+    assert images[0, 0, 0] == -10 and masks.sum() == 32
+    with pytest.raises(InputError, match="intercept"):
+        npz.read_npz(tmp_path, size_yx=(32, 32)).read([0])
+    npz.write_case(tmp_path / "a.npz", np.eye(32), np.eye(32))
+    with pytest.raises(InputError, match="scaled"):
+        npz.read_npz(tmp_path, size_yx=(32, 32), classes=two).read([0])
+
+
 def test_unreadable_files_are_one_line_errors(folder):
     good = (folder / "ID_0000.npz").read_bytes()
     broken = bytearray(good)

@@ -1,6 +1,7 @@
 """The nodule networks of the box: who trains what, the loss, batches and operating points, by hand."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from auxseg.ct.geometry import Geometry
 from auxseg.datasets.crops import Crops
 from auxseg.scoring import froc
 from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_study, nodule_train
+from experiments.nodules import windows
 
 
 def make_crops(num_patients=40, slices=3, size=64):
@@ -176,3 +178,38 @@ def test_a_ball_in_millimetres():
     geometry = Geometry((20, 20, 10), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
     inside = nodule_data.ball(geometry, (10.0, 10.0, 10.0), 2.0)
     assert inside[5].sum() == 13 and inside[4].sum() == 1 and inside[3].sum() == 0
+
+
+def test_windows_of_a_nodule_are_its_largest_slice_and_one_more():
+    crops = make_crops(num_patients=2)
+    crops.readers[1, 20:44, 20:44] = 7  # the first patient's second slice is the largest
+    rows = np.arange(len(crops))
+    chosen = windows.choose_slices(crops, rows, np.random.default_rng(0)).tolist()
+    assert len(chosen) == len(set(chosen)) == 4
+    assert chosen[0] == 1 and chosen[1] in (0, 2) and chosen[2] == 3 and chosen[3] in (4, 5)
+
+
+def test_windows_hold_the_consensus_and_free_ones_nothing_unknown(tmp_path):
+    crops = make_crops(num_patients=2, size=128)
+    crops.readers[2], crops.images[2] = 0, 20
+    crops.readers[2, 60:68, 60:68], crops.images[2, 60:68, 60:68] = 7, 120
+    (line,) = windows.write_nodules(tmp_path, crops, np.array([2]))
+    with np.load(tmp_path / f"{line[0]}.npz") as arrays:
+        image, mask = arrays["image"], arrays["mask"]
+    assert image.shape == mask.shape == (64, 64) and mask.sum() == 64  # 8 x 8 pixels, moved and whole
+    assert set(image[mask == 1].tolist()) == {120 * 8 - 1000} and set(image[mask == 0].tolist()) == {-840}
+    known = np.ones((2, 100, 100), bool)
+    known[0] = False  # whatever would show a pixel of it is left out
+    volume = nodule_data.Volume("scan", np.full(known.shape, -800, np.int16), known, known)
+    lines = windows.write_free(tmp_path, volume, 5, np.random.default_rng(0), 0.7)
+    assert len(lines) == 5 and {row[1] for row in lines} == {"scan"}
+    with np.load(tmp_path / f"{lines[0][0]}.npz") as arrays:
+        assert arrays["image"].shape == (64, 64) and not arrays["mask"].any()
+
+
+def test_a_saved_recipe_is_read_back(tmp_path):
+    recipe = nodule_train.RECIPES["outlines"]
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert nodule_train._recipe_of(values) == recipe
+    del values["ranges"]  # a run of before has none
+    assert nodule_train._recipe_of(values).ranges == nodule_train.RECIPES["look"].ranges

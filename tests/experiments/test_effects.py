@@ -7,7 +7,9 @@ from auxseg.runs import run_folder
 from configs import base
 from experiments.studies import ablations, comparison, effects
 
-TITLES = {arm: arm for arm in ("se_aux", "no_se", "no_aux", "plain", "plain_matched", "placebo")}
+TITLES = {
+    arm: arm for arm in ("se_aux", "no_se", "no_aux", "plain", "plain_matched", "placebo", "placebo_no_se")
+}
 CLASSES = ("left_lung", "right_lung", "nodule")
 
 
@@ -49,6 +51,23 @@ def test_effects_of_a_factorial_by_hand():
         assert row["difference"] == pytest.approx(value)
         assert (row["cases"], row["patients"], row["runs_first"], row["family"]) == (24, 24, 4, 12)
         assert row["between_runs_low"] == pytest.approx(value) and row["supported"]
+
+
+def test_the_placebo_without_se_is_against_the_head_alone():
+    _, rows = measure({"no_se": 0.05, "placebo_no_se": 0.02, "se_aux": 0.07, "placebo": 0.06})
+    found = {row["effect"]: row["difference"] for row in rows if row["class"] == "nodule"}
+    assert found["placebo_no_se"] == pytest.approx(0.03) and found["placebo"] == pytest.approx(0.01)
+
+
+def test_classes_without_scores_have_no_effect():
+    """Crops know nodules alone: their cases have no column of a lung."""
+    arms = [make_arm("no_se", 0.05), make_arm("placebo_no_se", 0.0)]
+    for run in (run for arm in arms for run in arm.runs):
+        for row in run.cases.values():
+            for key in ("left_lung_dice", "left_lung_reference_px", "right_lung_reference_px"):
+                del row[key]
+    rows = effects.measure(arms, ablations.create_effects(TITLES))
+    assert [(row["effect"], row["class"]) for row in rows] == [("placebo_no_se", "nodule")]
 
 
 def test_an_effect_of_one_run_is_not_supported():
@@ -145,7 +164,7 @@ def test_the_control_has_the_nearest_number_of_parameters():
 def test_arms_of_the_study():
     arms = ablations.create_arms(base.get_config())
     assert list(arms) == [
-        "se_aux", "no_se", "no_aux", "plain", "plain_matched", "placebo", "aux_weight_0", "aux_weight_0.1",
+        "se_aux", "no_se", "no_aux", "plain", "plain_matched", "placebo", "placebo_no_se", "aux_weight_0",
         "aux_weight_1",
     ]  # fmt: skip
     config = base.get_config()

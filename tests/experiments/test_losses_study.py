@@ -7,7 +7,7 @@ from experiments.studies import losses, runner
 
 
 def test_every_arm_is_a_loss_that_can_be_made():
-    arms = losses.create_arms()
+    arms = losses.create_arms(base.get_config().data.classes)
     assert set(arms) == set(losses.TITLES) and next(iter(arms)) == "dice_ce"
     config = base.get_config()
     same = runner.override(config, arms["dice_ce"])
@@ -17,8 +17,11 @@ def test_every_arm_is_a_loss_that_can_be_made():
 
 
 def test_the_losses_that_the_paper_names_are_there():
-    assert {"iou", "hybrid", "weighted_ce", "tversky"} <= set(losses.create_arms())
-    assert losses.create_arms()["weighted_ce"]["loss.class_weights"] == (1.0, 1.0, 1.0, 30.0)
+    arms = losses.create_arms(base.get_config().data.classes)
+    assert {"iou", "hybrid", "weighted_ce", "tversky"} <= set(arms)
+    assert arms["weighted_ce"]["loss.class_weights"] == (1.0, 1.0, 1.0, 30.0)
+    two = losses.create_arms(("background", "nodule"))
+    assert two["weighted_ce"]["loss.class_weights"] == (1.0, 30.0)
 
 
 def test_each_loss_is_compared_with_the_papers():

@@ -81,6 +81,15 @@ def test_the_plan_keeps_arms_level_and_changes_only_what_it_says(npz):
     ]
 
 
+def test_paired_seeds_run_on_one_fold_each(npz):
+    protocol = small_protocol(npz, folds=(0, 2), paired=True)
+    planned = runner.plan(runner.create_config(protocol), ARMS, protocol)
+    assert [run.name for run in planned] == ["se-f0-s1", "no_se-f0-s1", "se-f2-s2", "no_se-f2-s2"]
+    assert runner.list_draws(small_protocol(npz, folds=(0, 2))) == [(1, 0), (1, 2), (2, 0), (2, 2)]
+    with pytest.raises(InputError, match="got 2 seeds and 1 folds"):
+        runner.list_draws(small_protocol(npz, paired=True))
+
+
 @pytest.mark.parametrize("data", ["phantom", "npz", "luna16"])
 def test_every_choice_of_data_gives_a_config_that_can_be_run(data):
     config = runner.create_config(runner.Protocol(data=data, data_dir="somewhere"))
