@@ -18,9 +18,9 @@ def get_config():
     config.data.size = (64, 64)
     config.model.base_width = 8
     config.augment.enabled = True
-    config.optim.cosine_epochs = 20
-    config.optim.stop_patience_epochs = 20
+    config.optim.cosine_epochs = 14
+    config.optim.stop_patience_epochs = 14
     config.train.batch_size = 16
-    config.train.num_epochs = 20
+    config.train.num_epochs = 14
     config.train.bn_refresh_batches = 20
     return config
