@@ -165,7 +165,7 @@ def test_arms_of_the_study():
     arms = ablations.create_arms(base.get_config())
     assert list(arms) == [
         "se_aux", "no_se", "no_aux", "plain", "plain_matched", "placebo", "placebo_no_se", "aux_weight_0",
-        "aux_weight_1",
+        "aux_weight_0.1", "aux_weight_1",
     ]  # fmt: skip
     config = base.get_config()
     for changes in arms.values():
@@ -176,4 +176,4 @@ def test_arms_of_the_study():
     titles = ablations.create_titles(arms, config)
     assert titles["plain_matched"] == "neither, as many parameters (width 67)"
     assert ablations.create_titles({"plain": {}, "no_se": {}}, config)["plain"] == "neither"
-    assert len(ablations.create_effects(titles)) == 8 and len(set(titles.values())) == 9
+    assert len(ablations.create_effects(titles)) == 9 and len(set(titles.values())) == 10
