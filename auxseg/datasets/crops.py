@@ -16,7 +16,7 @@ import numpy as np
 
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets.dataset import CaseTable, Dataset
+from auxseg.datasets.dataset import CaseTable, Dataset, Outline
 
 TARGETS = ("consensus", "reader", "share")
 """What a crop is trained on: at least half of the readers, one of them drawn anew each time, or their share."""
@@ -26,6 +26,9 @@ COLUMNS = (
     "consensus_px", "hu_slope", "hu_offset",
 )  # fmt: skip
 """Columns of `index.csv` that are read; millimetres, HU = `hu_slope` x image + `hu_offset`."""
+
+RATINGS = ("texture", "subtlety", "malignancy")
+"""Columns of the readers' median ratings from 1 to 5, which may be missing or empty."""
 
 CLASSES = ("background", "nodule")
 MOST_SHIFT_PX = 24
@@ -51,6 +54,7 @@ class Crops:
         reader_bits: uint8 [N], the bits of those readers; with three readers any of four may be unused.
         diameter_mm: float32 [N], of a sphere with the readers' mean volume.
         hu_slope, hu_offset: float32 [N], estimated; the scale is known to about a fifth.
+        ratings: {one of `RATINGS`: float32 [N], the readers' median, NaN where unknown}.
     """
 
     images: np.ndarray
@@ -67,6 +71,7 @@ class Crops:
     diameter_mm: np.ndarray
     hu_slope: np.ndarray
     hu_offset: np.ndarray
+    ratings: dict = dataclasses.field(default_factory=dict)
 
     def __len__(self):
         return len(self.images)
@@ -146,6 +151,9 @@ def load(folder, *, size_yx, classes):
         marks = cut(crops.readers[index], shifts[index], size)
         return consensus(marks, crops.num_readers[index]).astype(np.uint8)
 
+    def read_outline(index):
+        return outline(crops, index, cut(crops.readers[index], shifts[index], size))
+
     def read(indices):
         indices = np.asarray(indices).reshape(-1)
         images = [np.round(cut(crops.image_hu(i), shifts[i], size)) for i in indices]
@@ -154,7 +162,9 @@ def load(folder, *, size_yx, classes):
         return images, np.array([read_mask(i) for i in indices], np.uint8).reshape(images.shape)
 
     name = f"crops/{pathlib.Path(folder).resolve().name}-{size}x{size}"
-    return Dataset(name, _table(crops, read_mask, size), (size, size), read, read_mask)
+    return Dataset(
+        name, _table(crops, read_mask, size), (size, size), read, read_mask, read_outline=read_outline
+    )
 
 
 def _table(crops, read_mask, size):
@@ -172,6 +182,23 @@ def _table(crops, read_mask, size):
         num_nodules=labels[:, 1].astype(np.int32),
         labels=labels,
         classes=CLASSES,
+    )
+
+
+def outline(crops, index, marks):
+    """Returns the `dataset.Outline` of a slice.
+
+    Args:
+        crops: `Crops`.
+        index: of the slice.
+        marks: uint8 [H, W], the bits of its readers as they are wanted: moved and cut, as a rule.
+    """
+    return Outline(
+        nodule=str(crops.nodule[index]),
+        place=int(crops.place[index]),
+        diameter_mm=float(crops.diameter_mm[index]),
+        readers=np.stack([reader_mask(marks, bit) for bit in crops.which_readers(index)]),
+        ratings={name: float(values[index]) for name, values in crops.ratings.items()},
     )
 
 
@@ -266,6 +293,7 @@ def _create_crops(arrays, rows, folder):
         place=column("k", int).astype(np.int32),
         num_readers=num_readers,
         reader_bits=_find_readers(arrays["readers"], nodule, num_readers, folder),
+        ratings={name: column(name, float, "nan").astype(np.float32) for name in RATINGS if name in rows[0]},
         **numbers,
     )
 

@@ -72,6 +72,25 @@ class CaseTable:
 
 
 @dataclasses.dataclass(frozen=True)
+class Outline:
+    """What several readers marked in one slice of a nodule.
+
+    Attributes:
+        nodule: its name; slices of one nodule share it.
+        place: the slice's number within the nodule.
+        diameter_mm: of the nodule.
+        readers: bool [R, H, W], a mask a reader of the nodule; all False where one did not mark this slice.
+        ratings: {'texture', 'subtlety', 'malignancy': the readers' median from 1 to 5, NaN where unknown}.
+    """
+
+    nodule: str
+    place: int
+    diameter_mm: float
+    readers: np.ndarray
+    ratings: dict
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """A source of cases, whatever it is stored as; every source in `auxseg.datasets` gives one.
 
@@ -85,6 +104,7 @@ class Dataset:
         read_slabs: indices int [n] -> int16 [n, H, W, slab] in HU, each case's slice in the middle; None without.
         slab: slices of a slab; 1 without.
         fingerprint: digest of what the slices and masks hold; '' where the source has none.
+        read_outline: index -> `Outline`, what each reader marked, at the size of `read`; None where that is not known.
     """
 
     name: str
@@ -96,6 +116,7 @@ class Dataset:
     read_slabs: Callable[[np.ndarray], np.ndarray] | None = None
     slab: int = 1
     fingerprint: str = ""
+    read_outline: Callable[[int], Outline] | None = None
 
     def __len__(self):
         return len(self.table)

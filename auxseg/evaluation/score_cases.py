@@ -20,7 +20,7 @@ from auxseg.base import progress
 from auxseg.base.classes import NO_CLASS, classes_of, mirrored, value_of
 from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
-from auxseg.evaluation import explain
+from auxseg.evaluation import among_readers, explain
 from auxseg.report import Report, macs, viewer, write_report
 from auxseg.runs import masks, run_folder
 from auxseg.scoring import case_scores, operating_point
@@ -345,6 +345,7 @@ def write_judgement(workdir, subject, judgement, *, explained=None, folder=None)
         folder: where to write instead of `workdir/report`, or None.
     """
     workdir = pathlib.Path(workdir)
+    folder = workdir / "report" if folder is None else folder
     cases = read_cases(subject, judgement)
     rows, columns = subject.dataset.size_yx
     records = run_folder.read_records(workdir)
@@ -356,9 +357,35 @@ def write_judgement(workdir, subject, judgement, *, explained=None, folder=None)
         native=judgement.native,
         cases=cases,
         explanations=() if explained is None else explain_cases(subject, cases, explained),
-        facts=list_facts(subject, judgement, records),
+        facts=list_facts(subject, judgement, records) | judge_among_readers(folder, subject, judgement.split),
     )
-    return write_report(workdir / "report" if folder is None else folder, report)
+    return write_report(folder, report)
+
+
+def judge_among_readers(folder, subject, split):
+    """Returns {fact: text} on the readers' spread, after writing their scores and page; {} where none are known."""
+    if subject.dataset.read_outline is None:
+        return {}
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    scores = among_readers.write(
+        pathlib.Path(folder),
+        subject.dataset,
+        decide_cases(subject, subject.members[split]),
+        split=split,
+        window_hu=tuple(subject.config.data.window_hu),
+    )
+    return {"Among readers": among_readers.describe(scores)}
+
+
+def decide_cases(subject, indices):
+    """Yields (index, mask uint8 [H, W]) of cases, at the size that the network sees."""
+    nodule = value_of("nodule", subject.dataset.classes)
+    for index, probabilities in predict(subject, indices, label="among readers"):
+        spacing = resized_spacing(subject.dataset, index)
+        yield (
+            index,
+            operating_point.decide(probabilities, subject.decision, spacing_yx_mm=spacing, nodule=nodule),
+        )
 
 
 def describe_masks(subject):

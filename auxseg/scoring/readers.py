@@ -9,7 +9,7 @@ interval lies above minus a margin that was stated before. A reference without a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -19,6 +19,15 @@ MARGIN = 0.02
 """Of Dice, by which the network may be worse than a reader."""
 STRATA_MM = ((0.0, 6.0), (6.0, 10.0), (10.0, np.inf))
 """Diameters that are reported apart."""
+RATED = {
+    "texture": ((0.0, 2.0, "ground glass"), (2.0, 4.0, "part solid"), (4.0, np.inf, "solid")),
+    "subtlety": ((0.0, 3.0, "subtle"), (3.0, 4.0, "fairly subtle"), (4.0, np.inf, "obvious")),
+    "malignancy": ((0.0, 2.5, "unlikely"), (2.5, 3.5, "indeterminate"), (3.5, np.inf, "suspicious")),
+}
+"""Readers' median ratings that are reported apart: from, below, in words. LIDC-IDRI rates from 1 to 5: texture from
+ground glass to solid, subtlety from extremely subtle to obvious (McNitt-Gray et al. 2007, doi:10.1016/j.acra.2007.07.021)."""
+MIN_IOU = 0.1
+"""Overlap with the consensus from which on a nodule is found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +39,14 @@ class ReadCase:
         diameter_mm: of the nodule.
         readers: bool [R, ...], what each of the R readers marks; any shape of pixels.
         marked: bool [...], what the network marks.
+        ratings: {one of `RATED`: the readers' median, NaN where unknown}; may lack some.
     """
 
     patient: str
     diameter_mm: float
     readers: np.ndarray
     marked: np.ndarray
+    ratings: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +58,7 @@ class Pairs:
         network_to_reader: float64 [<= R], the network against each reader who marks something.
         between: float64, mean over all pairs of readers; NaN where none of them marks anything.
         consensus: float64, the network against the consensus of all; NaN where that is empty.
+        found: whether the network's IoU with the consensus is at least `MIN_IOU`; NaN where that is empty.
         num_empty: readers left out.
     """
 
@@ -55,6 +67,7 @@ class Pairs:
     network_to_reader: np.ndarray
     between: float
     consensus: float
+    found: float
     num_empty: int
 
 
@@ -84,12 +97,14 @@ def compare(readers, marked):
     pairs = [dice(a, b) for i, a in enumerate(readers) for b in readers[:i]]
     agreed = 2 * votes >= len(readers)
     columns = np.array(rows).reshape(-1, 2)
+    consensus = dice(marked, agreed) if agreed.any() else np.nan
     return Pairs(
         reader=columns[:, 0],
         network=columns[:, 1],
         network_to_reader=np.array([dice(marked, mask) for mask in readers if mask.any()]),
         between=float(np.nanmean(pairs)) if not np.isnan(pairs).all() else np.nan,
-        consensus=dice(marked, agreed) if agreed.any() else np.nan,
+        consensus=consensus,
+        found=float(consensus / (2.0 - consensus) >= MIN_IOU) if agreed.any() else np.nan,  # Dice as IoU
         num_empty=len(readers) - len(rows),
     )
 
@@ -101,11 +116,12 @@ def dice(first, second):
 
 
 def judge(cases: Iterable[ReadCase], *, margin=MARGIN, num_resamples=2000, seed=0):
-    """Returns the scores by stratum of diameter, a dict ready for JSON; 'all' comes first.
+    """Returns the scores by stratum of diameter and rating, a dict ready for JSON; 'all' comes first.
 
-    Each has `nodules`, `patients`, `left_out` (references without a pixel), `consensus`, `network` and `reader` (mean
-    Dice, those two against the others' consensus), `network_to_reader`, `between_readers`, `difference` (network
-    less reader, by patient), its `interval`, and `inside` the spread or not. Values are None where nothing is there.
+    Each has `nodules`, `patients`, `left_out` (references without a pixel), `consensus` (mean Dice), `found` (share),
+    `network` and `reader` (mean Dice, those two against the others' consensus), `network_to_reader`,
+    `between_readers`, `difference` (network less reader, by patient), its `interval`, and `inside` the spread or
+    not. Values are None where nothing is there; a stratum of a rating that no case has is left out.
 
     Args:
         cases: of any patients.
@@ -113,13 +129,26 @@ def judge(cases: Iterable[ReadCase], *, margin=MARGIN, num_resamples=2000, seed=
         num_resamples: of the bootstrap over patients.
         seed: of the bootstrap.
     """
-    compared = [(case.patient, case.diameter_mm, compare(case.readers, case.marked)) for case in cases]
-    strata = {"all": (0.0, np.inf)} | {_name(*limits): limits for limits in STRATA_MM}
+    compared = [(case, compare(case.readers, case.marked)) for case in cases]
     results = {"margin": margin}
-    for name, (low, high) in strata.items():
-        chosen = [(patient, pairs) for patient, diameter, pairs in compared if low <= diameter < high]
-        results[name] = _summarise(chosen, margin, num_resamples, seed)
+    for name, belongs in _strata().items():
+        chosen = [(case.patient, pairs) for case, pairs in compared if belongs(case)]
+        if chosen or ":" not in name:
+            results[name] = _summarise(chosen, margin, num_resamples, seed)
     return results
+
+
+def _strata():
+    """Returns {name: `ReadCase` -> whether it belongs}; those of ratings have a colon."""
+    strata = {"all": lambda case: True}
+    for low, high in STRATA_MM:
+        strata[_name(low, high)] = lambda case, low=low, high=high: low <= case.diameter_mm < high
+    for rating, parts in RATED.items():
+        for low, high, words in parts:
+            strata[f"{rating}: {words}"] = lambda case, low=low, high=high, rating=rating: (
+                low <= case.ratings.get(rating, np.nan) < high
+            )
+    return strata
 
 
 def _name(low, high):
@@ -143,6 +172,7 @@ def _summarise(chosen, margin, num_resamples, seed):
         "patients": len(by_patient),
         "left_out": sum(pairs.num_empty for _, pairs in chosen),
         "consensus": _mean([pairs.consensus for _, pairs in chosen]),
+        "found": _mean([pairs.found for _, pairs in chosen]),
         "network": _mean([value for _, pairs in chosen for value in pairs.network]),
         "reader": _mean([value for _, pairs in chosen for value in pairs.reader]),
         "network_to_reader": _mean([value for _, pairs in chosen for value in pairs.network_to_reader]),

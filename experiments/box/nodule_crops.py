@@ -15,8 +15,8 @@ from absl import flags
 
 from auxseg.base import command, files
 from auxseg.datasets import crops as crops_lib
+from auxseg.evaluation import among_readers
 from auxseg.prediction import nodule_look
-from auxseg.scoring import readers as readers_lib
 from experiments.box import nodule_data, nodule_train
 from experiments.made_by import made_by
 
@@ -88,35 +88,20 @@ def iou(numbers):
     return numbers[:, 2] / np.maximum(numbers[:, 0] + numbers[:, 1] - numbers[:, 2], 1)
 
 
-def judge_by_readers(crops, rows, marked):
-    """Returns `scoring.readers.judge` on the largest slice of each nodule, and over all slices.
+def seen_slices(crops, rows, marked):
+    """Yields the `among_readers.Seen` of shifted slices.
 
     Args:
         crops: `Crops`.
         rows: slices, int [n].
-        marked: bool [n, S, S], what the network marks in the shifted slices.
+        marked: bool [n, S, S], what the network marks in them.
     """
     shifts = crops_lib.draw_shifts(len(crops), most_px=crops_lib.MOST_SHIFT_PX, seed=crops_lib.SHIFT_SEED)
-    place = {row: i for i, row in enumerate(rows.tolist())}
-    by_nodule = {}
-    for row in rows.tolist():
-        by_nodule.setdefault(crops.nodule[row], []).append(row)
-    largest = [[row] for row in crops_lib.largest_slices(crops, rows).tolist()]
-
-    def to_case(own):
-        marks = [crops_lib.cut(crops.readers[row], shifts[row], crops.images.shape[1]) for row in own]
-        outlines = [
-            [crops_lib.reader_mask(mark, bit) for mark in marks] for bit in crops.which_readers(own[0])
-        ]
-        patient, diameter = str(crops.patient[own[0]]), float(crops.diameter_mm[own[0]])
-        return readers_lib.ReadCase(
-            patient, diameter, np.array(outlines), np.stack([marked[place[row]] for row in own])
-        )
-
-    return {
-        "largest slice": readers_lib.judge(map(to_case, largest)),
-        "all slices": readers_lib.judge(map(to_case, by_nodule.values())),
-    }
+    size = crops.images.shape[1]
+    for row, mask in zip(rows.tolist(), marked, strict=True):
+        marks = crops_lib.cut(crops.readers[row], shifts[row], size)
+        image = np.round(crops_lib.cut(crops.image_hu(row), shifts[row], size)).astype(np.int16)
+        yield among_readers.Seen(str(crops.patient[row]), crops_lib.outline(crops, row, marks), mask, image)
 
 
 def main(argv):
@@ -149,7 +134,7 @@ def main(argv):
             str(threshold): score(crops, rows, counts(probabilities >= 255 * threshold, references))
             for threshold in THRESHOLDS
         },
-        "readers": judge_by_readers(crops, rows, probabilities >= 255 * THRESHOLD),
+        "readers": among_readers.judge(list(seen_slices(crops, rows, probabilities >= 255 * THRESHOLD))),
     }
     files.write_json(pathlib.Path(options.output), results)
     print(json.dumps(results, indent=1))
