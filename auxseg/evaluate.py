@@ -2,6 +2,11 @@
 
 python -m auxseg.evaluate --workdir=runs/phantom [--split=test] [--explain=CASE:CLASS,...] [--tune | --tuned] \
     [--flip]
+
+Nodules of whole scans are judged by LUNA16's rule, from the folder that `predict` wrote and tables in LUNA16's form:
+
+python -m auxseg.evaluate --prediction=DIR --annotations=annotations.csv [--excluded=annotations_excluded.csv] \
+    [--reference=MASKS] [--output=DIR]
 """
 
 import json
@@ -16,6 +21,12 @@ from auxseg.base.errors import InputError
 def main(argv):
     """Runs the command: prints the summary as JSON and the report's page on the last line."""
     del argv
+    if flags.FLAGS.annotations:
+        return judge_nodules(flags.FLAGS)
+    if not flags.FLAGS.workdir:
+        raise InputError(
+            "--workdir: not given, expected a run's folder; or give --prediction and --annotations"
+        )
     from auxseg.evaluation import evaluate_run  # here, for --help to be answered at once
 
     workdir = pathlib.Path(flags.FLAGS.workdir)
@@ -28,6 +39,21 @@ def main(argv):
         workdir, split=flags.FLAGS.split, explained=explained, tuned=tuned, flip=flip
     )
     print(json.dumps(summary, indent=2))
+    print(f"report: {page}")
+
+
+def judge_nodules(given):
+    """Judges predicted nodules by a table of annotations; prints what was found and, last, the report's page."""
+    from auxseg.evaluation import detection
+    from auxseg.report import froc_page
+
+    if not given.prediction:
+        raise InputError("--prediction: not given, expected the folder that predict wrote")
+    output = given.output or pathlib.Path(given.prediction) / "evaluation"
+    scores, page = detection.judge(
+        given.prediction, given.annotations, output, excluded=given.excluded, reference=given.reference
+    )
+    print("\n".join(froc_page.describe(scores)))
     print(f"report: {page}")
 
 
@@ -49,7 +75,7 @@ def parse_explain(text):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+    flags.DEFINE_string("workdir", None, "folder of the run")
     flags.DEFINE_string("split", None, "train, val or test; default: test, else val")
     flags.DEFINE_string(
         "explain", "", "Grad-CAM of these: CASE:CLASS,...; 'none'; default: the worst and the best nodule"
@@ -59,4 +85,11 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("tuned", False, "take the stored nodule threshold and least size")
     flags.DEFINE_bool("flip", False, "average with the mirrored slices, as `predict --flip` does")
+    flags.DEFINE_string("prediction", None, "folder that predict wrote, of one scan or many")
+    flags.DEFINE_string("annotations", None, "CSV of nodules: seriesuid,coordX,coordY,coordZ,diameter_mm")
+    flags.DEFINE_string("excluded", None, "CSV of findings that are neither nodule nor not, in the same form")
+    flags.DEFINE_string("reference", None, "folder of masks, named as the scans, whose nodules are compared")
+    flags.DEFINE_string(
+        "output", None, "folder of the report; default: evaluation, in that of the predictions"
+    )
     command.run(main)

@@ -8,15 +8,17 @@ import zlib
 
 MARK = "auxseg segmentation"
 """What volumes that auxseg wrote say of themselves: NIfTI in descrip, NRRD in content, MetaImage in Comment."""
+DONE, CANDIDATES = "prediction.json", "candidates.csv"
+"""Beside a mask: what it is, and all candidates for nodules in LUNA16's form."""
 _HEAD_BYTES = 2048
 _NAMES = ("mask.", "probability_")
-_RESULTS = {"prediction.json", "measurements.csv", "overview.png", "report.html"}
+_RESULTS = {DONE, CANDIDATES, "measurements.csv", "overview.png", "report.html"}
 
 
 def is_result(path):
     """Returns whether a file is a table, picture or page that auxseg wrote beside a mask."""
     if path.name in _RESULTS:
-        return (path.parent / "prediction.json").exists()
+        return (path.parent / DONE).exists()
     return path.suffix == ".csv" and (path.stem == "scans" or path.stem.startswith("scans-"))
 
 
@@ -28,7 +30,7 @@ def is_own(path):
     Args:
         path: pathlib.Path with one of `headers.SUFFIXES`, or an NPZ.
     """
-    if path.name.startswith(_NAMES) and (path.parent / "prediction.json").exists():
+    if path.name.startswith(_NAMES) and (path.parent / DONE).exists():
         return True
     try:
         if path.suffix.lower() == ".npz":

@@ -7,8 +7,7 @@ import hashlib
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.ct import headers, own
-
-DONE = "prediction.json"
+from auxseg.ct.own import DONE
 
 
 def describe_input(source):

@@ -19,10 +19,10 @@ from auxseg.base.classes import CLASS_NAMES, NODULE
 from auxseg.base.errors import InputError
 from auxseg.ct import dicom_seg, find, geometry, headers, scans, writers
 from auxseg.ct.checks import WARNING, Finding
+from auxseg.ct.own import CANDIDATES, DONE
 from auxseg.prediction import done, measure, page_rows, rows, scan_page, segment
-from auxseg.prediction.done import DONE
 from auxseg.prediction.segment import Options
-from auxseg.scoring import components
+from auxseg.scoring import components, froc
 
 _NO_NODULES = Finding(
     WARNING, "no-nodules", "the networks in the box mark lungs alone: no nodule was looked for"
@@ -51,6 +51,7 @@ def write_segmentation(folder, result, networks, *, formats, settings, inputs=No
         else:
             writers.write_mask(folder / names[-1], result.masks, scan, *span)
     names += _write_probabilities(folder, result, formats)
+    names += _write_candidates(folder, result)
     if measurements:
         files.write_csv(folder / "measurements.csv", measurements, digits=files.FEW_DIGITS)
     scan_page.write_pictures(folder, result, makers)
@@ -59,6 +60,8 @@ def write_segmentation(folder, result, networks, *, formats, settings, inputs=No
         "input": inputs or {},
         "series": rows.describe_series(scan.volume.series if scan.volume else None),
         "skipped": [rows.describe_skipped(one) for one in scan.skipped],
+        "name": scan.name,
+        "seriesuid": _series_uid(scan),
         "scan": str(scan.path),
         "kind": scan.kind,
         "size_xyz": list(result.geometry.size_xyz),
@@ -66,6 +69,7 @@ def write_segmentation(folder, result, networks, *, formats, settings, inputs=No
         "networks": [{"name": one.name, "sha256": one.checksum} for one in networks],
         "box": settings.get("box"),
         "files": names,
+        "least_probability": result.found and result.found.least_probability,
         "changed": result.changed,
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
         "lungs_ml": [_total(result, name) for name in ("left_lung", "right_lung")],
@@ -111,6 +115,27 @@ def _write_dicom_seg(path, result, measurements, makers):
     maker = dicom_seg.Maker(name, first["version"] or first["sha256"][:12], first["sha256"])
     span = (result.start, result.stop)
     dicom_seg.write_dicom_seg(path, result.masks, result.scan, *span, pieces=pieces, maker=maker)
+
+
+def _series_uid(scan):
+    """Returns what tables of nodules call a scan: its SeriesInstanceUID, or its name, as LUNA16 names its files."""
+    return scan.volume.series.uid if scan.volume is not None else scan.name
+
+
+def _write_candidates(folder, result):
+    """Writes all that the second look judged in LUNA16's form, what it dropped too; returns the file's name."""
+    if result.found is None:
+        return []
+    corner = (0, *result.box.start_yx)
+    rows = [
+        [
+            *geometry.index_to_mm(result.scan.geometry, np.add(one["centre_zyx"], corner)[::-1]),
+            one["probability"],
+        ]
+        for one in result.found.candidates
+    ]
+    froc.write_candidates(folder / CANDIDATES, {_series_uid(result.scan): rows})
+    return [CANDIDATES]
 
 
 def _mask_name(form):

@@ -22,6 +22,8 @@ from auxseg.base.errors import InputError
 
 FALSE_PER_SCAN = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Where the sensitivity is read."""
+LEAST_TO_RATE = 10
+"""Scans, and nodules, below which there are counts and no rates."""
 MOST_FINDINGS = 100
 """Of one scan that are judged, the most probable."""
 UNKNOWN_DIAMETER_MM = 10.0
@@ -128,24 +130,33 @@ def summarise(scans, *, num_resamples=1000, seed=0):
         seed: of the bootstrap.
 
     Returns:
-        `num_scans`, `num_nodules`, `num_found` at any threshold, `sensitivity` {false ones a scan: value},
-        `cpm` and `cpm_interval`, the 95 % interval; the interval is None with fewer than two scans, and values
-        are None where no scan has a nodule.
+        `num_scans`, `num_nodules`, `num_found` at any threshold, `num_false`; `found_at` {false ones a scan: nodules
+        found}; `sensitivity` {false ones a scan: value}, `cpm`, and 95 % intervals of both, `sensitivity_interval` and
+        `cpm_interval`. These are None with fewer than `LEAST_TO_RATE` scans or nodules: a handful is counted.
     """
     scans = list(scans)
-    values = sensitivities(scans)
     hits = np.concatenate([scan.hits for scan in scans])
-    return {
+    summary = {
         "num_scans": len(scans),
         "num_nodules": len(hits),
         "num_found": int((~np.isnan(hits)).sum()),
         "num_false": sum(len(scan.false) for scan in scans),
-        "sensitivity": {
-            f"{rate:g}": _number(value) for rate, value in zip(FALSE_PER_SCAN, values, strict=True)
+        "found_at": {
+            f"{rate:g}": int((hits >= choose_threshold(scans, rate)).sum()) for rate in FALSE_PER_SCAN
         },
-        "cpm": _number(values.mean()),
-        "cpm_interval": _interval(scans, num_resamples, seed),
     }
+    rates = dict.fromkeys(("sensitivity", "sensitivity_interval", "cpm", "cpm_interval"))
+    if min(len(scans), len(hits)) >= LEAST_TO_RATE:
+        values, drawn = sensitivities(scans), _resample(scans, num_resamples, seed)
+        names = [f"{rate:g}" for rate in FALSE_PER_SCAN]
+        limits = np.nanpercentile(drawn, (2.5, 97.5), axis=0).T
+        rates = {
+            "sensitivity": dict(zip(names, values.tolist())),
+            "sensitivity_interval": dict(zip(names, limits.tolist())),
+            "cpm": float(values.mean()),
+            "cpm_interval": np.nanpercentile(drawn.mean(axis=1), (2.5, 97.5)).tolist(),
+        }
+    return summary | rates
 
 
 def choose_threshold(scans, false_per_scan):
@@ -170,17 +181,11 @@ def _inside(findings, nodules):
     return distance < np.square(diameter / 2.0)[None]
 
 
-def _interval(scans, num_resamples, seed):
-    if len(scans) < 2 or not sum(len(scan.hits) for scan in scans):
-        return None
+def _resample(scans, num_resamples, seed):
+    """Returns the sensitivities of scans drawn with replacement, float64 [num_resamples, 7]; NaN without a nodule."""
     generator = np.random.Generator(np.random.PCG64(seed))
     drawn = (generator.integers(len(scans), size=len(scans)) for _ in range(num_resamples))
-    means = [sensitivities([scans[i] for i in rows]).mean() for rows in drawn]
-    return [float(value) for value in np.nanpercentile(means, (2.5, 97.5))]
-
-
-def _number(value):
-    return None if np.isnan(value) else float(value)
+    return np.array([sensitivities([scans[i] for i in rows]) for rows in drawn])
 
 
 def _read(path, last):

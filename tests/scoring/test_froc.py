@@ -60,13 +60,26 @@ def test_sensitivity_is_interpolated_and_ends_flat():
     assert values[8.0] == pytest.approx(2 / 3)
 
 
-def test_summary_counts_and_interval():
-    found = froc.summarise(two_scans(), num_resamples=50)
+def test_a_handful_is_counted():
+    found = froc.summarise(two_scans())
     assert (found["num_scans"], found["num_nodules"], found["num_found"], found["num_false"]) == (2, 3, 2, 3)
+    # Of the false ones at 0.8, 0.6, 0.4 one may stay at 0.5 a scan, two at 1 and all at 2 and more.
+    counts = {"0.125": 1, "0.25": 1, "0.5": 1, "1": 1, "2": 2, "4": 2, "8": 2}
+    assert (
+        found["found_at"] == counts and found["cpm"] is found["sensitivity"] is found["cpm_interval"] is None
+    )
+
+
+def test_rates_and_their_intervals():
+    """Five times the same two scans: the curve is theirs, and the intervals hold its values."""
+    found = froc.summarise(two_scans() * 5, num_resamples=50)
     assert found["cpm"] == pytest.approx((4 * (1 / 3) + 3 * (2 / 3)) / 7)
+    assert found["sensitivity"]["8"] == pytest.approx(2 / 3)
     low, high = found["cpm_interval"]
-    assert low <= found["cpm"] <= high
-    assert froc.summarise(two_scans()[:1])["cpm_interval"] is None
+    assert low < found["cpm"] < high
+    low, high = found["sensitivity_interval"]["8"]
+    assert 0.5 < low < 2 / 3 < high <= 1.0
+    assert froc.summarise(two_scans() * 4)["cpm"] is None  # 8 scans
 
 
 def test_interval_leaves_out_two_and_a_half_percent_at_each_end():
@@ -80,9 +93,54 @@ def test_interval_leaves_out_two_and_a_half_percent_at_each_end():
 
 
 def test_scans_without_a_nodule_have_no_sensitivity():
-    found = froc.summarise([froc.match([[0, 0, 0, 0.5]], [])] * 2)
-    assert found["cpm"] is None and found["cpm_interval"] is None
-    assert found["num_false"] == 2
+    found = froc.summarise([froc.match([[0, 0, 0, 0.5]], [])] * 20)
+    assert found["cpm"] is None and found["found_at"]["8"] == 0
+    assert found["num_false"] == 20
+
+
+def official(findings, nodules, excluded):
+    """LUNA16's rule in its own steps: a list of (is nodule, probability) over all scans, then thresholds one by one.
+
+    A nodule that nothing hits has the probability -1; a finding that hits one is used up, and so is one in an excluded
+    finding.
+    """
+    marks, missed = [], 0
+    for found, known, left_out in zip(findings, nodules, excluded):
+        rest = dict(enumerate(sorted(found, key=lambda row: -row[3])[:100]))
+        used = set()
+        for x, y, z, diameter in known:
+            near = [k for k, (a, b, c, _) in rest.items()
+                    if (a - x) ** 2 + (b - y) ** 2 + (c - z) ** 2 < (diameter / 2) ** 2]  # fmt: skip
+            used |= set(near)
+            marks.append((True, max((rest[k][3] for k in near), default=-1.0)))
+            missed += not near
+        for k, (a, b, c, probability) in rest.items():
+            near = any((a - x) ** 2 + (b - y) ** 2 + (c - z) ** 2 < ((diameter if diameter >= 0 else 10) / 2) ** 2
+                       for x, y, z, diameter in left_out)  # fmt: skip
+            if k not in used and not near:
+                marks.append((False, probability))
+    points = [(0.0, 0.0)]
+    for threshold in sorted({probability for _, probability in marks if probability >= 0}, reverse=True):
+        above = [is_nodule for is_nodule, probability in marks if probability >= threshold]
+        total = sum(is_nodule for is_nodule, _ in marks)
+        points.append(((len(above) - sum(above)) / len(findings), sum(above) / total))
+    false, sensitivity = np.array(points).T
+    return np.interp([0.125, 0.25, 0.5, 1, 2, 4, 8], false, sensitivity)
+
+
+def test_the_scores_are_those_of_the_official_steps():
+    generator = np.random.default_rng(5)
+    for _ in range(5):
+        parts = []
+        for _ in range(12):
+            nodules = np.column_stack([generator.uniform(0, 60, (3, 3)), generator.uniform(4, 30, 3)])
+            excluded = np.column_stack([generator.uniform(0, 60, (2, 3)), [6.0, -1.0]])
+            near = nodules[:, :3] + generator.normal(0, 4, (3, 3))
+            places = np.concatenate([near, near + 1, generator.uniform(0, 60, (8, 3))])
+            findings = np.column_stack([places, np.round(generator.random(len(places)), 2)])
+            parts.append((findings, nodules, excluded))
+        scans = [froc.match(*part) for part in parts]
+        np.testing.assert_allclose(froc.sensitivities(scans), official(*zip(*parts)))
 
 
 def test_threshold_for_a_rate_of_false_ones():
