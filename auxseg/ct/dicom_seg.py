@@ -83,8 +83,9 @@ def create_tracking_uid(scan, *words):
 def _create(masks, scan, start, stop, pieces, maker):
     """Returns highdicom's Segmentation; arguments and errors are those of `write_dicom_seg`."""
     sources, frames = _seg_sources(masks, scan, start, stop, pieces)
-    complete = [_complete(one, scan) for one in sources]
     try:
+        frame_uid = _find_frame_uid(sources)
+        complete = [_complete(one, scan, frame_uid) for one in sources]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # highdicom's quote the patient's name
             return _segment(complete, frames, scan, pieces, maker)
@@ -102,16 +103,23 @@ _MAY_BE_EMPTY = (
 """Attributes that the standard has in every image, though without a value (its type 2)."""
 
 
-def _complete(source, scan):
-    """Returns a source's header with what the standard requires and some scanners and anonymisers leave out."""
+def _find_frame_uid(sources):
+    """Returns the FrameOfReferenceUID of a series: its first, or one that follows from the series where it has none.
+
+    Some anonymisers, that of LIDC-IDRI too, give every image another; their places are in one frame all the same.
+    """
     import pydicom
 
+    first = sources[0].get("FrameOfReferenceUID")
+    return first or pydicom.uid.generate_uid(entropy_srcs=[str(sources[0].SeriesInstanceUID)])
+
+
+def _complete(source, scan, frame_uid):
+    """Returns a source's header with what the standard requires and some scanners and anonymisers leave out."""
     for name in _MAY_BE_EMPTY:
         if name not in source:
             setattr(source, name, "")
-    if not source.get("FrameOfReferenceUID"):
-        # The same for all images of the series, and for all masks of it.
-        source.FrameOfReferenceUID = pydicom.uid.generate_uid(entropy_srcs=[str(source.SeriesInstanceUID)])
+    source.FrameOfReferenceUID = frame_uid
     if "NumberOfFrames" not in source and not source.get("SliceThickness"):
         source.SliceThickness = f"{scan.geometry.spacing_zyx_mm[0]:.10g}"
     return source

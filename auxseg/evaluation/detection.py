@@ -170,7 +170,9 @@ def _read_masks(prediction, folder):
     paths = [pathlib.Path(folder) / f"{prediction.name}{suffix}" for suffix in headers.SUFFIXES]
     path = next((one for one in paths if one.is_file()), None)
     if path is None:
-        raise InputError(f"--reference: no mask {paths[0].name} in {folder}, nor with {', '.join(headers.SUFFIXES[1:])}")
+        raise InputError(
+            f"--reference: no mask {paths[0].name} in {folder}, nor with {', '.join(headers.SUFFIXES[1:])}"
+        )
     other = images.read_header(path)
     difference = geometry.geometry_difference(other.geometry, header.geometry)
     if difference:

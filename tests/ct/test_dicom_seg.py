@@ -86,6 +86,18 @@ def test_each_nodule_is_a_segment_of_its_own(tmp_path):
     assert syntax == pydicom.uid.DeflatedExplicitVRLittleEndian
 
 
+def test_images_with_a_frame_of_reference_each(tmp_path):
+    """As LIDC-IDRI's anonymiser leaves them: the mask has the first."""
+    numbers = iter(range(1, 9))
+    series_with(tmp_path / "in", lambda one: setattr(one, "FrameOfReferenceUID", f"1.2.3.{next(numbers)}"))
+    options = segment.Options(force=True)
+    network = [fake_network.create((56, 56))]
+    outputs.predict(tmp_path / "in", tmp_path / "out", network, options=options, formats=("dicom-seg",))
+    found = highdicom.seg.segread(tmp_path / "out" / "mask.dcm")
+    assert found.FrameOfReferenceUID in ("1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4")
+    assert len(found.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 4
+
+
 def test_a_name_is_not_printed(tmp_path, capfd, recwarn):
     series_with(tmp_path / "in", lambda one: setattr(one, "PatientName", "Zebra Anna"))
     scan = scans.open_scan(scans.find_scans(tmp_path / "in")[0], tmp_path)
