@@ -97,6 +97,20 @@ MIRROR = mirrored()
 """Of `CLASS_NAMES`."""
 
 
+def classes_of_masks(classes):
+    """Returns the names by value of the masks of a scan: `CLASS_NAMES`, unless a network has a class beside them.
+
+    Args:
+        classes: of the network.
+    """
+    return CLASS_NAMES if set(classes) <= set(CLASS_NAMES) else tuple(classes)
+
+
+def lung_values(classes=CLASS_NAMES):
+    """Returns the values of the lungs among `classes`: the left one, the right one, both as one."""
+    return tuple(classes.index(name) for name in (*CLASS_NAMES[LEFT:NODULE], BOTH_LUNGS) if name in classes)
+
+
 def classes_of(data_config):
     """Returns the class names of `config.data`; settings of before `data.classes` mean `CLASS_NAMES`."""
     return check_classes(getattr(data_config, "classes", CLASS_NAMES))

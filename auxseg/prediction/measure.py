@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES
+from auxseg.base.classes import CLASS_NAMES, lung_values, value_of
 from auxseg.ct import geometry
 from auxseg.scoring.components import Component, equivalent_diameter, find_components, surrounding_lung
-
-LEFT, RIGHT, NODULE = (CLASS_NAMES.index(name) for name in ("left_lung", "right_lung", "nodule"))
-
 
 MASS_MM = 30.0
 """What is wider is called a mass."""
@@ -17,8 +14,8 @@ SOLID_HU = -300.0
 """What is denser counts as solid; vessels are, and lung and most ground glass are not."""
 
 
-def measure(masks, scan, start, probability_of=None):
-    """Returns one dict a lung and nodule: where it is and how large.
+def measure(masks, scan, start, probability_of=None, *, classes=CLASS_NAMES):
+    """Returns one dict a nodule and other structure: where it is and how large.
 
     Positions are LPS in mm; 'slice' counts from 0, from inferior to superior; i, j, k is the voxel in the
     file. Areas and equivalent diameters (of the circle of that area) are those of the slice in which the
@@ -34,23 +31,26 @@ def measure(masks, scan, start, probability_of=None):
         scan: `scans.Scan`.
         start: the scan's slice that masks[0] is.
         probability_of: (index of a slice, bool [H, W] of a nodule's pixels in it) -> its probability; None: not known.
+        classes: names by mask value; nodules are told apart where there is a 'nodule'.
     """
     matrix = np.reshape(scan.geometry.direction, (3, 3)) * scan.geometry.spacing_xyz_mm
     known = scan.has_geometry
     voxel_mm3 = abs(np.linalg.det(matrix)) if known and (len(masks) > 1 or scan.num_slices == 1) else np.nan
     pixel_mm2 = float(np.prod(scan.geometry.spacing_zyx_mm[1:])) if known else np.nan
     rows = []
-    for value in (LEFT, RIGHT):
-        piece = _whole_class(masks, value)
+    nodule, lungs = value_of("nodule", classes), lung_values(classes)
+    for value, name in enumerate(classes):
+        piece = None if value in (0, nodule) else _whole_class(masks, value)
         if piece is not None:
             share = _mean_width(scan, start, lambda index, value=value: masks[index] == value, piece)
             rows.append(
-                _measure_piece(CLASS_NAMES[value], "", piece, scan, start, share * voxel_mm3, pixel_mm2)
+                _measure_piece(name, "", piece, scan, start, share * voxel_mm3, pixel_mm2)
+                | {"kind": "lung" if value in lungs else "structure"}
             )
-    components = find_components(masks, NODULE)
+    components = find_components(masks, nodule)
     means, solid = _describe_values(masks, components, scan, start)
     for number, piece in enumerate(components.pieces, start=1):
-        side = _find_side(masks, components, number)
+        side = _find_side(masks, components, number, classes)
         share = _mean_width(
             scan, start, lambda index, number=number: components.read(masks, index) == number, piece
         )
@@ -69,7 +69,7 @@ def measure(masks, scan, start, probability_of=None):
 
 def is_nodule(row):
     """Returns whether a row of `measure` is of a nodule or mass."""
-    return row["structure"].startswith("nodule")
+    return row["kind"] in ("nodule", "mass")
 
 
 def find_axes(mask, spacing_yx_mm):
@@ -159,11 +159,12 @@ def _whole_class(masks, value):
     )
 
 
-def _find_side(masks, components, number):
+def _find_side(masks, components, number, classes):
     """Returns the lung around a nodule, by the classes next to it in its largest slice; '' where neither is."""
     index = components.pieces[number - 1].largest_slice
-    value = surrounding_lung(masks[index], components.read(masks, index) == number)
-    return CLASS_NAMES[value] if value else ""
+    lungs = lung_values(classes)
+    value = surrounding_lung(masks[index], components.read(masks, index) == number, lungs) if lungs else 0
+    return classes[value] if value else ""
 
 
 def _measure_piece(name, side, piece, scan, start, voxel_mm3, pixel_mm2):
@@ -173,7 +174,7 @@ def _measure_piece(name, side, piece, scan, start, voxel_mm3, pixel_mm2):
     area = piece.largest_pixels * pixel_mm2
     return {
         "structure": name,
-        "kind": "lung",
+        "kind": "nodule",
         "inside": side,
         "probability": np.nan,
         "voxels": piece.voxels,

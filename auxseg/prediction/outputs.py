@@ -72,7 +72,9 @@ def write_segmentation(folder, result, networks, *, formats, settings, inputs=No
         "least_probability": result.found and result.found.least_probability,
         "changed": result.changed,
         "findings": [dataclasses.asdict(finding) for finding in result.findings],
+        "classes": list(result.classes),
         "lungs_ml": [_total(result, name) for name in ("left_lung", "right_lung")],
+        "others_ml": {name: _total(result, name) for name in result.classes if name not in CLASS_NAMES},
         "nodules": sum(map(measure.is_nodule, measurements)),
         "measurements": measurements,
         "auxseg": __version__,
@@ -152,7 +154,7 @@ def _write_probabilities(folder, result, formats):
         return []
     form = next((one for one in formats if one in writers.VOLUME_FORMATS and one != "npz"), "nrrd")
     names = []
-    for value, name in enumerate(CLASS_NAMES[1:], start=1):
+    for value, name in enumerate(result.classes[1:], start=1):
         names.append(f"probability_{name}.{form}")
         stored = geometry.from_canonical(result.probabilities[value], result.scan.orientation)
         writers.write_volume(folder / names[-1], stored, result.geometry, "float32")
@@ -191,6 +193,7 @@ def predict(
     Raises:
         InputError: nothing to do, or the only scan cannot be used.
     """
+    _check_formats(formats, segment.find_classes(networks))
     found = find.survey(path)
     if series is not None and len(found.sources) > 1:
         raise InputError(f"--series: {path} holds {len(found.sources)} scans; give it with one of them")
@@ -205,6 +208,15 @@ def predict(
     )
     with _claimed(pathlib.Path(output), part) as folder:
         return _predict_all(found, folder, job, part)
+
+
+def _check_formats(formats, classes):
+    unknown = [name for name in classes if name not in CLASS_NAMES]
+    if "dicom-seg" in formats and unknown:
+        raise InputError(
+            f"--format=dicom-seg: has codes for {', '.join(CLASS_NAMES[1:])} alone, and the network marks "
+            f"{', '.join(unknown)}; use another format"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

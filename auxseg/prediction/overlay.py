@@ -7,7 +7,7 @@ import io
 import numpy as np
 
 from auxseg.base import files
-from auxseg.base.classes import CLASS_NAMES, COLOURS, to_rgb
+from auxseg.base.classes import CLASS_NAMES, COLOURS, NODULE, to_rgb
 
 WINDOWS_HU = {"lung": (-1350.0, 150.0), "soft tissue": (-160.0, 240.0), "bone": (-500.0, 1300.0)}
 """A radiologist's windows, for pictures only."""
@@ -19,6 +19,7 @@ _LEVEL_OF_HU = np.rint(np.interp(np.arange(_KNOTS_HU[0], _KNOTS_HU[-1] + 1), _KN
 )
 _OVERLAY_ALPHA = 110
 _MAX_PICTURE_PIXELS = 512
+_NAME_PX = 110  # of a name and its colour below an overview
 
 
 def encode_picture(image_hu):
@@ -48,7 +49,8 @@ def encode_mask(mask):
 
 def _encode_classes(image):
     buffer = io.BytesIO()
-    _with_palette(image, [(value,) * 3 for value in range(len(CLASS_NAMES))]).save(buffer, "PNG", bits=2)
+    bits = 2 if image.getextrema()[1] < 4 else 4
+    _with_palette(image, [(value,) * 3 for value in range(2**bits)]).save(buffer, "PNG", bits=bits)
     return buffer.getvalue()
 
 
@@ -70,13 +72,14 @@ def _shrink(image, nearest=False):
     return image.resize(size, Image.NEAREST if nearest else Image.BILINEAR)
 
 
-def choose_coronal(masks):
-    """Returns the row whose coronal plane shows the most nodule, or else the most lung.
+def choose_coronal(masks, nodule=NODULE):
+    """Returns the row whose coronal plane shows the most nodule, or else the most of all that is marked.
 
     Args:
         masks: uint8 [H, W], by slice.
+        nodule: value of nodules, or `NO_CLASS`.
     """
-    found = sum(np.stack([(mask > 0).sum(1), (mask == len(CLASS_NAMES) - 1).sum(1)]) for mask in masks)
+    found = sum(np.stack([(mask > 0).sum(1), (mask == nodule).sum(1)]) for mask in masks)
     return int(found[int(found[1].any())].argmax())
 
 
@@ -106,7 +109,7 @@ def cut_coronals(pictures, masks, rows):
     return planes
 
 
-def draw_overview(pictures, masks, captions, spacing_yx_mm):
+def draw_overview(pictures, masks, captions, spacing_yx_mm, classes=CLASS_NAMES):
     """Returns panels of slices with overlay as a PIL image, four to a row, in true proportions.
 
     Args:
@@ -114,6 +117,7 @@ def draw_overview(pictures, masks, captions, spacing_yx_mm):
         masks: uint8 [H, W] of the same slices.
         captions: one line a slice.
         spacing_yx_mm: pixel size; its ratio sets the proportions.
+        classes: names by mask value.
     """
     from PIL import Image, ImageDraw
 
@@ -122,20 +126,23 @@ def draw_overview(pictures, masks, captions, spacing_yx_mm):
     columns = min(4, len(masks))
     rows = -(-len(masks) // columns)
     canvas = Image.new("RGB", (columns * (wide + 6) + 6, rows * (tall + 26) + 28), "white")
+    names_a_line = max(1, (canvas.width - 8) // _NAME_PX)
+    lines = -(-(len(classes) - 1) // names_a_line)
+    canvas = canvas.resize((canvas.width, canvas.height + 20 * (lines - 1)))
     draw = ImageDraw.Draw(canvas)
     for index, (picture, mask, caption) in enumerate(zip(pictures, masks, captions)):
         x, y = 6 + index % columns * (wide + 6), 6 + index // columns * (tall + 26)
-        canvas.paste(_blend(picture, mask, (wide, tall)), (x, y))
+        canvas.paste(_blend(picture, mask, (wide, tall), classes), (x, y))
         draw.text((x + 2, y + tall + 4), caption, fill="black")
-    x, y = 8, canvas.height - 20
-    for name in CLASS_NAMES[1:]:
+    for index, name in enumerate(classes[1:]):
+        x = 8 + _NAME_PX * (index % names_a_line)
+        y = canvas.height - 20 * (lines - index // names_a_line)
         draw.rectangle((x, y + 2, x + 10, y + 12), fill=COLOURS[name])
         draw.text((x + 16, y), name.replace("_", " "), fill="black")
-        x += 110
     return canvas
 
 
-def _blend(picture, mask, size):
+def _blend(picture, mask, size, classes):
     """Returns a slice in the lung window with its mask over it, as a PIL image."""
     from PIL import Image
 
@@ -145,7 +152,7 @@ def _blend(picture, mask, size):
     image = image.convert("RGB").resize(size, Image.BILINEAR)
     shown = Image.fromarray(np.ascontiguousarray(mask), "L").resize(size, Image.NEAREST)
     visible = shown.point([_OVERLAY_ALPHA if value else 0 for value in range(256)])
-    colours = [(0, 0, 0), *(to_rgb(COLOURS[name]) for name in CLASS_NAMES[1:])]
+    colours = [(0, 0, 0), *(to_rgb(COLOURS[name]) for name in classes[1:])]
     image.paste(_with_palette(shown, colours).convert("RGB"), (0, 0), visible)
     return image
 

@@ -35,8 +35,8 @@ def describe_makers(networks, box=None):
     return [{"name": "networks in the box", "version": box["version"], "sha256": box["sha256"]}, *rows]
 
 
-def shorten_lungs(measurements):
-    """Returns the rows of the lungs, of `measure`'s."""
+def shorten_structures(measurements):
+    """Returns the rows of the lungs and of whatever else is no nodule, of `measure`'s."""
     return [
         {
             "structure": name_of(row),

@@ -28,6 +28,7 @@ def create_row(source, status, seconds, about=None, reason=""):
         "scan": source.name, "status": status, "seconds": float(seconds), "left_lung_ml": left,
         "right_lung_ml": right, "nodules": about.get("nodules"), "warnings": len(warnings),
         "reason": reason or "; ".join(warnings), "path": str(source.path), **_series_cells(series),
+        **{f"{name}_ml": ml for name, ml in about.get("others_ml", {}).items()},
     }  # fmt: skip
 
 
@@ -108,8 +109,8 @@ def _describe_skipped_row(row):
 
 
 def _describe_row(row):
-    lungs = [f"{side} lung {row[f'{side}_lung_ml']:.0f} mL" for side in ("left", "right")
-             if row[f"{side}_lung_ml"] is not None]  # fmt: skip
+    volumes = [f"{name.removesuffix('_ml').replace('_', ' ')} {value:.0f} mL"
+               for name, value in row.items() if name.endswith("_ml") and value is not None]  # fmt: skip
     warnings = f"; warning: {row['reason']}" if row["reason"] else ""
-    parts = [row["status"], *lungs, f"nodules {row['nodules']}"]
+    parts = [row["status"], *volumes, f"nodules {row['nodules']}"]
     return f"{row['scan']}: {', '.join(parts)}{warnings}"

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from auxseg.base import files
+from auxseg.base.classes import CLASS_NAMES, value_of
 from auxseg.ct import geometry
 from auxseg.ct.checks import ERROR, WARNING
 from auxseg.prediction import measure, overlay, page_rows
@@ -41,6 +42,7 @@ class Page:
         tables: below them, of (heading, rows).
         marks: of `create_marks`.
         start: index of the slice to show first.
+        classes: names by mask value.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Page:
     tables: list
     marks: list
     start: int
+    classes: tuple[str, ...] = CLASS_NAMES
 
 
 def write_page(path, page):
@@ -76,7 +79,11 @@ def write_page(path, page):
 def _lay_out(page, has_coronal):
     """Returns the HTML of a page, with `_DATA` where the slices go."""
     stage = viewer.create_slice_viewer(
-        overlay.WINDOWS_HU, num_slices=len(page.masks), start=page.start, coronal=has_coronal
+        overlay.WINDOWS_HU,
+        num_slices=len(page.masks),
+        start=page.start,
+        coronal=has_coronal,
+        classes=page.classes,
     )
     keys = (
         "The patient's right is on the left. Scroll with the wheel, the slider or the arrow keys; 'o' shows the overlay, "
@@ -98,18 +105,20 @@ def _lay_out(page, has_coronal):
         class_="top",
     )
     body = [element("section", element("h2", heading), content) for heading, content in sections if content]
-    return create_document(page.title, join(header, element("main", body)), script=True)
+    body = join(header, element("main", body))
+    return create_document(page.title, body, script=True, classes=page.classes)
 
 
 def _describe(page):
     """Returns what the script needs besides the slices, JSON types."""
-    data = viewer.describe(levels=overlay.LEVELS_HU, windows=overlay.WINDOWS_HU)
+    data = viewer.describe(levels=overlay.LEVELS_HU, windows=overlay.WINDOWS_HU, classes=page.classes)
     data["start"] = page.start
     data["marks"] = [{**mark, "coronal": 0} for mark in page.marks]
     if len(page.masks) < _LEAST_CORONAL:
         return data
-    rows = [overlay.choose_coronal(page.masks)]
-    titles = ["with the most nodule" if page.marks else "with the most lung"]
+    rows = [overlay.choose_coronal(page.masks, value_of("nodule", page.classes))]
+    rest = "lung" if page.classes == CLASS_NAMES else "of all that is marked"
+    titles = ["with the most nodule" if page.marks else f"with the most {rest}"]
     for number, mark in enumerate(data["marks"][:_MOST_CORONALS], start=1):
         mark["coronal"] = number
         rows.append(round(mark["row"]))
@@ -166,17 +175,19 @@ def write_pictures(folder, result, makers):
     shown = choose_panels(result)
     overlay.write_overview(
         folder / "overview.png", [result.pictures[k] for k in shown], [masks[k] for k in shown],
-        [f"slice {k + result.start}" for k in shown], spacing[1:],
+        [f"slice {k + result.start}" for k in shown], spacing[1:], result.classes,
     )  # fmt: skip
     marks = create_marks(result)
+    usual = result.classes == CLASS_NAMES
+    what = "Lungs and nodules" if usual else ", ".join(result.classes[1:]).replace("_", " ").capitalize()
     tables = [
-        ("Lungs", page_rows.shorten_lungs(result.measurements)),
+        ("Lungs" if usual else "Structures", page_rows.shorten_structures(result.measurements)),
         ("Scan", [page_rows.describe_grid(scan)]),
         ("Made by", [{"network": one["name"], "version": one["version"], "SHA-256 of the weights": one["sha256"]}
                      for one in makers]),
     ]  # fmt: skip
     page = Page(
-        title=f"Lungs and nodules: {scan.name}",
+        title=f"{what}: {scan.name}",
         facts=page_rows.describe_scan(scan),
         notes=[(finding.severity, finding.text) for finding in result.findings],
         pictures=result.pictures,
@@ -188,6 +199,7 @@ def write_pictures(folder, result, makers):
         tables=tables,
         marks=marks,
         start=marks[0]["item"] if marks else len(masks) // 2,
+        classes=result.classes,
     )
     write_page(folder / "report.html", page)
 
@@ -222,11 +234,11 @@ def create_marks(result):
 
 
 def choose_panels(result):
-    """Returns the slices to show: the largest of the largest nodules, and others spread over the lungs."""
+    """Returns the slices to show: the largest of the largest nodules, and others spread over all else."""
     nodules = [row["slice"] - result.start for row in result.measurements if measure.is_nodule(row)]
-    lungs = [row for row in result.measurements if row["structure"].endswith("lung")]
-    low = min((row["first_slice"] for row in lungs), default=result.start) - result.start
-    high = max((row["last_slice"] for row in lungs), default=result.stop - 1) - result.start
+    others = [row for row in result.measurements if not measure.is_nodule(row)]
+    low = min((row["first_slice"] for row in others), default=result.start) - result.start
+    high = max((row["last_slice"] for row in others), default=result.stop - 1) - result.start
     shown = list(dict.fromkeys(nodules))[: NUM_PANELS // 2]
     spread = np.rint(np.linspace(low, high, NUM_PANELS + 2)[1:-1]).astype(int).tolist()
     shown += [k for k in dict.fromkeys(spread) if k not in shown][: NUM_PANELS - len(shown)]

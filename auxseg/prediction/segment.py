@@ -10,7 +10,7 @@ import tempfile
 import numpy as np
 
 from auxseg.base import files, progress
-from auxseg.base.classes import AIR_HU, CLASS_NAMES, LEFT, NODULE, RIGHT
+from auxseg.base.classes import AIR_HU, CLASS_NAMES, NODULE, classes_of_masks, value_of
 from auxseg.base.errors import InputError
 from auxseg.ct import body, checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
@@ -68,7 +68,7 @@ class Segmentation:
     Attributes:
         scan: the scan.
         start, stop: the slices segmented, canonical.
-        masks: uint8 [stop - start, H, W], canonical: 0 background, 1 left lung, 2 right lung, 3 nodule.
+        masks: uint8 [stop - start, H, W], canonical; the values are the places in `classes`.
         probabilities: float32 [C, stop - start, H, W], canonical, or None.
         findings: about the scan and the mask.
         changed: voxels that each step of the clean-up changed; of 'clean_lungs' mL by what was done.
@@ -76,6 +76,7 @@ class Segmentation:
         pictures: JPEGs of the slices.
         found: what the two looks at nodules found (`nodules.Found`), in the rows and columns of `box`; or None.
         box: `ct.body.Box` that the networks saw.
+        classes: names by mask value (`classes_of_masks`).
     """
 
     scan: scans.Scan
@@ -89,6 +90,7 @@ class Segmentation:
     pictures: tuple[bytes, ...]
     found: nodules.Found | None
     box: body.Box
+    classes: tuple[str, ...] = CLASS_NAMES
 
     @property
     def geometry(self):
@@ -143,7 +145,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     Raises:
         InputError: the scan's values are no HU, it shows no chest, or no lung was found in it.
     """
-    shows_lungs = _shows_lungs(networks)
+    classes = find_classes(networks)
     if not options.force:
         checks.raise_errors(scan.findings, scan.path)
     opened = checks.accept_errors(scan.findings) if options.force else scan.findings
@@ -152,7 +154,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
     view = create_view(scan, networks)
     parts = files.create_array(scratch / "parts.npy", np.uint8, (stop - start, *view.box.size_yx))
-    kept = (len(CLASS_NAMES), *shape)
+    kept = (len(classes), *shape)
     probabilities = (
         files.create_array(scratch / "probabilities.npy", np.float32, kept) if options.probabilities else None
     )
@@ -166,7 +168,13 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     if show_progress:
         total = -(-(stop - start) // batch_size)
         batches = progress.track(batches, total=total, label=f"segmenting {scan.name}", unit="batch")
-    for first, mask, probability in _predict_batches(batches, networks, options, view.field):
+    decide = create_decide(
+        view.field,
+        nodule_threshold=options.nodule_threshold,
+        nodule=value_of("nodule", classes),
+        probabilities=options.probabilities,
+    )
+    for first, mask, probability in _predict_batches(batches, networks, options.flip, decide):
         parts[first - start : first - start + len(mask)] = mask
         if probabilities is not None:
             pasted = view.paste_probabilities(probability)
@@ -175,7 +183,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     # A least size in pixels is of the network's image, whose pixels are larger than the scan's.
     scale = view.field.padded_yx[1] / networks[0].size_yx[1]
     clean = dataclasses.replace(options.clean, min_nodule_px=options.clean.min_nodule_px * scale)
-    changed = components.clean(parts, clean, pixel_mm2=pixel_mm2)
+    changed = components.clean(parts, clean, pixel_mm2=pixel_mm2, classes=classes)
     findings += [
         Finding(INFO, "clean-up", f"{name}: {count} voxels changed") for name, count in changed.items()
     ]
@@ -189,14 +197,16 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         found = _look_for_nodules(parts, volume, scan, second, options) if cleans else None
         findings.append(_describe_nodules(found))
     masks = _paste_all(scratch, parts, view)
-    findings += check_masks(masks, whole=options.slices == "all") if shows_lungs else []
+    if _shows_lungs(networks):
+        findings += check_masks(masks, whole=options.slices == "all", classes=classes)
     if not options.force:
         checks.raise_errors(findings, scan.path)
-    rows = measure.measure(masks, scan, start, found and _probability_of(found, view.box, masks.shape[1:]))
+    probability_of = found and _probability_of(found, view.box, masks.shape[1:])
+    rows = measure.measure(masks, scan, start, probability_of, classes=classes)
     if options.slices == "all":
         findings += plausible.check_nodules(sum(map(measure.is_nodule, rows)))
     return Segmentation(scan, start, stop, masks, probabilities, tuple(findings), changed, tuple(rows),
-                        tuple(pictures), found, view.box)  # fmt: skip
+                        tuple(pictures), found, view.box, classes)  # fmt: skip
 
 
 def _look_for_nodules(parts, volume, scan, second, options):
@@ -236,26 +246,25 @@ def _is_cleanable(scan, networks):
         and scan.num_slices > 1
         and all(one.labels == "anatomy" for one in networks)
         and _shows_lungs(networks)
+        and find_classes(networks) == CLASS_NAMES
     )
 
 
 def _shows_lungs(networks):
-    """Returns whether networks mark both lungs.
+    return {"left_lung", "right_lung"} <= set(networks[0].classes)
+
+
+def find_classes(networks):
+    """Returns the names by value of the masks that networks make together.
 
     Raises:
-        InputError: they have different classes, or one that a mask of `CLASS_NAMES` has no value for.
+        InputError: they have different classes.
     """
     classes = networks[0].classes
     if any(one.classes != classes for one in networks):
         listed = "; ".join(f"{one.name}: {', '.join(one.classes)}" for one in networks)
         raise InputError(f"--workdir: networks of different classes cannot be averaged ({listed})")
-    unknown = [name for name in classes if name not in CLASS_NAMES]
-    if unknown:
-        raise InputError(
-            f"--workdir: {networks[0].name} marks {', '.join(unknown)}, for which masks of {', '.join(CLASS_NAMES[1:])} "
-            "have no value; take load_network(RUN).probabilities in Python, or train with the sides named"
-        )
-    return {"left_lung", "right_lung"} <= set(classes)
+    return classes_of_masks(classes)
 
 
 def _voxel_ml(scan):
@@ -356,19 +365,14 @@ def _prepare(images, field, sizes, batch_size):
     return filled
 
 
-def _predict_batches(batches, networks, options, field):
+def _predict_batches(batches, networks, flip, decide):
     """Yields (first slice, masks uint8 [n, H, W], probabilities [C, n, H, W] or None).
 
     One batch is computed while the one before it is brought to the slices' size.
     """
-    decide = create_decide(
-        field, nodule_threshold=options.nodule_threshold, probabilities=options.probabilities
-    )
     before = None
     for first, inputs, count in batches:
-        finish = decide(
-            [predict_probabilities(one, inputs[one.size_yx], flip=options.flip) for one in networks]
-        )
+        finish = decide([predict_probabilities(one, inputs[one.size_yx], flip=flip) for one in networks])
         if before is not None:
             yield _finish(*before)
         before = first, count, finish
@@ -382,20 +386,22 @@ def _finish(first, count, finish):
     return first, masks[:count], probabilities
 
 
-def check_masks(masks, *, whole):
+def check_masks(masks, *, whole, classes=CLASS_NAMES):
     """Returns the findings about a mask: no lung at all, or left and right on the wrong sides.
 
     Args:
         masks: uint8 [D, H, W], canonical.
         whole: whether that is a whole scan, in which a lung must be.
+        classes: names by mask value, both lungs among them.
     """
     columns = np.arange(masks.shape[2])
-    sums = {value: np.zeros(2) for value in (LEFT, RIGHT)}
+    left, right = classes.index("left_lung"), classes.index("right_lung")
+    sums = {value: np.zeros(2) for value in (left, right)}
     for mask in masks:
         for value, total in sums.items():
             profile = (mask == value).sum(0)
             total += (profile.sum(), (profile * columns).sum())
-    if not sums[LEFT][0] and not sums[RIGHT][0]:
+    if not sums[left][0] and not sums[right][0]:
         text = "no lung was found; the network is untrained, or the scan unlike what it has seen"
         return [
             Finding(
@@ -404,10 +410,10 @@ def check_masks(masks, *, whole):
                 f"{text} (--force keeps the empty mask)" if whole else text,
             )
         ]
-    missing = [CLASS_NAMES[value] for value, total in sums.items() if not total[0]]
+    missing = [classes[value] for value, total in sums.items() if not total[0]]
     if missing:
         return [Finding(WARNING, "one-lung", f"no {missing[0].replace('_', ' ')} was found")]
-    if sums[LEFT][1] / sums[LEFT][0] < sums[RIGHT][1] / sums[RIGHT][0]:
+    if sums[left][1] / sums[left][0] < sums[right][1] / sums[right][0]:
         text = (
             "the left lung lies to the right of the right lung: the scan may be mirrored; check its "
             "orientation"

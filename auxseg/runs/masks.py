@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES, NO_CLASS, NODULE, mirrored, value_of
+from auxseg.base.classes import NO_CLASS, NODULE, classes_of_masks, mirrored, value_of
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
@@ -40,7 +40,7 @@ class Field:
 
 
 def predict_probabilities(network, images, *, flip):
-    """Returns a network's probabilities of `CLASS_NAMES`, float32 [N, h, w, 4], perhaps still being computed.
+    """Returns a network's probabilities of `classes_of_masks`, float32 [N, h, w, C], perhaps still being computed.
 
     A class that the network does not know has a probability of 0.
 
@@ -53,13 +53,14 @@ def predict_probabilities(network, images, *, flip):
         found = interface.average_with_mirrored(network.probabilities, images, mirrored(network.classes))
     else:
         found = jnp.asarray(network.probabilities(images))
-    return found if network.classes == CLASS_NAMES else _spread(found, network.classes)
+    named = classes_of_masks(network.classes)
+    return found if network.classes == named else _spread(found, network.classes, named)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _spread(probabilities, classes):
-    """Returns probabilities [N, h, w, C] of other classes in the places of `CLASS_NAMES`; 0 where one is not there."""
-    places = [value_of(name, classes) for name in CLASS_NAMES]
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _spread(probabilities, classes, named):
+    """Returns probabilities [N, h, w, C] of classes in the places of `named`; 0 where one is not there."""
+    places = [value_of(name, classes) for name in named]
     parts = [
         jnp.zeros_like(probabilities[..., 0]) if place == NO_CLASS else probabilities[..., place]
         for place in places

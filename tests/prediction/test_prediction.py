@@ -656,7 +656,7 @@ def test_stored_masks_fit_the_file(tmp_path):
 def test_the_page_has_rows_that_fit_and_the_csv_all(tmp_path):
     sitk.WriteImage(_image(chest.draw()), str(tmp_path / "scan.mha"))
     result = segment.segment(tmp_path / "scan.mha", [fake_network.create((56, 56))])
-    lungs = page_rows.shorten_lungs(result.measurements)
+    lungs = page_rows.shorten_structures(result.measurements)
     assert [row["structure"] for row in lungs] == ["left lung", "right lung"]
     nodule, full = page_rows.shorten_nodules(result.measurements)[0], result.measurements[2]
     assert nodule["structure"] == "nodule 1" and nodule["inside"] == "left lung"
