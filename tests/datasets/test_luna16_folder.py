@@ -191,9 +191,9 @@ def test_folders_that_are_none_and_wrong_settings(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         layout.list_folder(tmp_path / "nowhere")
     with pytest.raises(
-        InputError, match="data.slices: got 'all', expected one of 'middle', 'nodule', 'lung'"
+        InputError, match="data.slices: got 'every', expected one of 'middle', 'nodule', 'lung', 'all'"
     ):
-        Settings(slices="all")
+        Settings(slices="every")
     with pytest.raises(InputError, match="data.nodules: got 'boxes'"):
         Settings(nodules="boxes")
     with pytest.raises(InputError, match="data.lidc: not given"):

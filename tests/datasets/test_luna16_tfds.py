@@ -168,5 +168,5 @@ def test_importing_it_without_tfds_does_no_harm():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
     )
-    assert done.stdout == "('middle', 'nodule', 'lung')\n", done.stderr
+    assert done.stdout == "('middle', 'nodule', 'lung', 'all')\n", done.stderr
     assert auxseg.datasets.luna16.builder is builder

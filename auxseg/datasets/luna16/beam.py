@@ -1,4 +1,4 @@
-"""Prepares the scans of a LUNA16 folder by Apache Beam: on this machine, or on a cluster that Beam knows.
+"""Prepares the scans of a folder by Apache Beam: on this machine, or on a cluster that Beam knows.
 
 The folder and the pieces must lie where every worker of the cluster sees them under the same name. What is
 written is what `pieces` writes by itself: one piece a scan, whole or not at all, those that are there
@@ -19,7 +19,7 @@ def write_all(job, scans, nodules_of, *, options=()):
 
     Args:
         job: pieces.Job.
-        scans: `layout.Scan`s of its folder.
+        scans: of its folder.
         nodules_of: not used: each worker of the pipeline has its own.
         options: flags of Beam's pipeline, such as '--runner=FlinkRunner'; none: the DirectRunner.
 

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -27,6 +28,7 @@ VERSION = "1.0.0"
 """Of the records: raised whenever the same scans and settings would give other ones."""
 SHARD_BYTES = 256 << 20
 """Images and masks in one file of records, at most."""
+_NO_SUBSET = "scans"
 _DESCRIPTION = """\
 Axial CT slices of LUNA16 in Hounsfield units, with masks of the two lungs and of the nodules.
 
@@ -57,11 +59,11 @@ class Luna16Config(tfds.core.BuilderConfig):
     """Which slices are read, and what their masks hold.
 
     Attributes:
-        settings: `layout.Settings`.
+        settings: of a layout (`auxseg.datasets.layouts`).
         skip_bad_scans: go on without scans that cannot be used.
     """
 
-    settings: Settings = Settings()
+    settings: Any = Settings()
     skip_bad_scans: bool = False
 
 
@@ -69,6 +71,7 @@ class Luna16(tfds.core.GeneratorBasedBuilder):
     """LUNA16 slices with masks, one split for each subset."""
 
     VERSION = tfds.core.Version(VERSION)
+    DESCRIPTION, CITATION, HOMEPAGE = _DESCRIPTION, _CITATION, layout.HOMEPAGE
     RELEASE_NOTES = {str(VERSION): "First version."}
     BUILDER_CONFIGS = [
         Luna16Config(name=name, description=text, settings=Settings(slices=name))
@@ -88,10 +91,10 @@ class Luna16(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
-            description=_DESCRIPTION,
+            description=self.DESCRIPTION,
             features=tfds.features.FeaturesDict(_features(self.builder_config.settings.size_yx)),
-            homepage=layout.HOMEPAGE,
-            citation=_CITATION,
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
         )
 
     def _make_download_manager(self, download_dir, download_config):
@@ -119,7 +122,7 @@ class Luna16(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, source):
         subsets = sorted({scan.subset for scan in source.scans})
-        return {f"subset{subset}": self._generate_examples(source, subset) for subset in subsets}
+        return {split_name(subset): self._generate_examples(source, subset) for subset in subsets}
 
     def _generate_examples(self, source, subset):
         for scan in (scan for scan in source.scans if scan.subset == subset):
@@ -151,7 +154,31 @@ class Luna16(tfds.core.GeneratorBasedBuilder):
         finally:
             writer.close_all()
         self.info.set_splits(info.splits)
-        return sorted(int(name.removeprefix("subset")) for name in info.splits)
+        return sorted({scan.subset for scan in source.scans if split_name(scan.subset) in info.splits})
+
+
+class Scans(Luna16):
+    """Slices of scans in a folder of any layout, in one split; `records` alone makes it."""
+
+    BUILDER_CONFIGS = []
+    DESCRIPTION = "Axial CT slices in Hounsfield units, with masks of the two lungs and of the nodules."
+    CITATION, HOMEPAGE = "", ""
+
+
+def create_builder(settings, place):
+    """Returns the builder of records in a folder.
+
+    Args:
+        settings: of a layout (`auxseg.datasets.layouts`).
+        place: the folder.
+    """
+    kind = Luna16 if isinstance(settings, Settings) else Scans
+    return kind(data_dir=str(place), config=Luna16Config(name=settings.name, settings=settings))
+
+
+def split_name(subset):
+    """Returns the name of the TFDS split of a LUNA16 subset; -1 is that of scans without subsets."""
+    return f"subset{subset}" if subset >= 0 else _NO_SUBSET
 
 
 def case_id(uid, slice_index):

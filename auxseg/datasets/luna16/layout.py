@@ -26,13 +26,14 @@ from auxseg.datasets.labels import LABEL_SETS, LUNA16_LEFT, LUNA16_RIGHT, from_l
 from auxseg.datasets.lidc import consensus_patches, open_source
 from auxseg.datasets.nodules import by_slice, paint, read_annotations, sphere_patches
 
-SLICES = ("middle", "nodule", "lung")
+SLICES = ("middle", "nodule", "lung", "all")
 """Choices of `data.slices`.
 
 'middle': slice n // 2 of each scan (3.3).
 'nodule': every slice that a nodule crosses, and for each scan as many of its lung slices without one, drawn
     by a seed that is the series UID. Scans without a nodule have no slice.
 'lung': all slices with lung.
+'all': all slices.
 """
 NODULES = ("annotations", "lidc")
 """Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
@@ -348,9 +349,22 @@ def _choose(volume, slices, crossing, uid):
     lung = np.array([any((part == value).any() for value in values) for part in volume])
     if not lung.any():
         raise InputError("the mask has no lung (values 3 and 4)")
+    return choose_slices(lung, sorted(crossing or ()), slices, uid)
+
+
+def choose_slices(lung, with_nodule, slices, uid):
+    """Returns the rising indices of the slices to read of a scan.
+
+    Args:
+        lung: bool [D], which slices show lung.
+        with_nodule: rising indices of the slices that a nodule crosses.
+        slices: one of `SLICES` but 'middle'.
+        uid: of the scan, the seed of what is drawn.
+    """
+    if slices == "all":
+        return list(range(len(lung)))
     if slices == "lung":
         return np.flatnonzero(lung).tolist()
-    with_nodule = sorted(crossing)
     without = np.setdiff1d(np.flatnonzero(lung), with_nodule)
     rng = np.random.default_rng(zlib.crc32(uid.encode()))
     drawn = rng.permutation(without)[: len(with_nodule)]

@@ -1,4 +1,4 @@
-"""A LUNA16 folder in the paper's own storage: one `.npz` a slice with `index.csv`, all or nothing.
+"""A folder of scans in the paper's own storage: one `.npz` a slice with `index.csv`, all or nothing.
 
 The slices are written to a folder beside the output, named by what they are made of, which then takes its place:
 a preparation that was killed goes on with the scans that are there.
@@ -13,16 +13,18 @@ import shutil
 
 from auxseg.base import files, progress
 from auxseg.base.errors import InputError
-from auxseg.datasets.luna16 import layout, pieces
+from auxseg.datasets.layouts import layout_of
+from auxseg.datasets.luna16 import pieces
+from auxseg.datasets.luna16.layout import BadScansError
 
 
 def write(data_dir, output, *, settings, size_yx=None, skip_bad_scans=False, overwrite=False, write_all):
     """Returns (rows of index.csv, one line for each scan that was left out, notes), after writing the output.
 
     Args:
-        data_dir: the LUNA16 folder.
+        data_dir: the folder of the scans.
         output: folder to write.
-        settings: `layout.Settings`.
+        settings: of a layout (`auxseg.datasets.layouts`).
         size_yx: rows and columns of the slices; None for those of the scan.
         skip_bad_scans: go on without scans that cannot be used.
         overwrite: replace what a former call wrote.
@@ -35,6 +37,7 @@ def write(data_dir, output, *, settings, size_yx=None, skip_bad_scans=False, ove
     """
     output = pathlib.Path(output).expanduser()
     _check_output(output, overwrite)
+    layout = layout_of(settings)
     folder = layout.list_folder(data_dir)
     named = f"{settings.name}-{size_yx}-{layout.fingerprint(folder, settings)}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
@@ -46,7 +49,7 @@ def write(data_dir, output, *, settings, size_yx=None, skip_bad_scans=False, ove
         try:
             job = pieces.Job("npz", str(folder.path), settings, str(partial), size_yx)
             rows, problems, notes = _write_cases(job, folder, write_all, skip_bad_scans)
-        except layout.BadScansError:
+        except BadScansError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         files.write_csv(partial / "index.csv", rows)
@@ -73,13 +76,14 @@ def _check_output(output, overwrite):
 
 def _write_cases(job, folder, write_all, skip_bad_scans):
     """Returns (rows of index.csv, problems, notes)."""
+    layout = layout_of(job.settings)
     nodules_of = layout.create_nodule_reader(folder, job.settings)
     scans, problems, notes = layout.check_scans(folder, job.settings, nodules_of)
     num_scans = len(folder.scans) + len(folder.problems)
 
     def check(problems):
         if problems and not skip_bad_scans:
-            raise layout.BadScansError(problems, num_scans)
+            raise BadScansError(problems, num_scans)
 
     check(problems)
     rows, notes, failed = [], list(notes), {}

@@ -1,4 +1,4 @@
-"""The scans of a LUNA16 folder, each prepared by itself, by several processes or a cluster side by side.
+"""The scans of a folder, each prepared by itself, by several processes or a cluster side by side.
 
 A piece is what becomes of one scan: for records a file `UID.npz` with its examples, for the NPZ form the
 `.npz` files of its slices and then `UID.json` with their rows of `index.csv`. It appears under its name when
@@ -18,13 +18,13 @@ import queue
 import subprocess
 import threading
 import zlib
+from typing import Any
 
 import numpy as np
 
 from auxseg.base import classes, files, npz, workers
 from auxseg.base.errors import InputError
-from auxseg.datasets import labels, resize
-from auxseg.datasets.luna16 import layout
+from auxseg.datasets import labels, layouts, resize
 from auxseg.datasets.npz import MOST_BYTES, write_case
 
 FORMS = ("records", "npz")
@@ -41,31 +41,31 @@ class Job:
 
     Attributes:
         form: one of `FORMS`.
-        folder: the LUNA16 folder.
-        settings: `layout.Settings`.
+        folder: of the scans.
+        settings: of a layout (`auxseg.datasets.layouts`).
         place: folder of the pieces.
         npz_size_yx: rows and columns of the NPZ form; None for those of the scan.
     """
 
     form: str
     folder: str
-    settings: layout.Settings
+    settings: Any
     place: str
     npz_size_yx: tuple[int, int] | None = None
 
     def to_json(self):
         """Returns the Job as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(dataclasses.asdict(self) | {"layout": layouts.name_of(self.settings)})
 
     @classmethod
     def from_json(cls, line):
         """Returns the Job that `to_json` gave."""
         fields = json.loads(line)
-        settings = fields.pop("settings")
+        settings, name = fields.pop("settings"), fields.pop("layout")
         size, npz_size = tuple(settings.pop("size_yx")), fields.pop("npz_size_yx")
         return cls(
             **fields,
-            settings=layout.Settings(size_yx=size, **settings),
+            settings=layouts.LAYOUTS[name].Settings(size_yx=size, **settings),
             npz_size_yx=npz_size and tuple(npz_size),
         )
 
@@ -87,8 +87,8 @@ def write_all(job, scans, nodules_of, *, num_workers=None):
 
     Args:
         job: Job.
-        scans: `layout.Scan`s of its folder.
-        nodules_of: from `layout.create_nodule_reader`, for this process.
+        scans: of its folder.
+        nodules_of: from the layout's `create_nodule_reader`, for this process.
         num_workers: processes; None for `default_workers`, 1 for this process alone.
 
     Raises:
@@ -115,7 +115,7 @@ def write_piece(job, scan, nodules_of):
         InputError: the piece cannot be written.
     """
     try:
-        slices, notes = layout.read_slices(scan, job.settings, nodules_of)
+        slices, notes = layouts.layout_of(job.settings).read_slices(scan, job.settings, nodules_of)
     except InputError as error:
         return str(error)
     (_write_examples if job.form == "records" else _write_cases)(job, scan, slices, notes)
@@ -292,5 +292,6 @@ def _start_worker(job):
 
 def open_job(job):
     """Returns ({uid: Scan}, nodule reader) of a Job's folder, in whichever process it is done."""
+    layout = layouts.layout_of(job.settings)
     folder = layout.list_folder(job.folder)
     return {scan.uid: scan for scan in folder.scans}, layout.create_nodule_reader(folder, job.settings)

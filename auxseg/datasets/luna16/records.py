@@ -1,9 +1,10 @@
-"""A LUNA16 folder as records, written by the TFDS builder of `builder`, and the data set that reads them.
+"""A folder of scans as records, written by the TFDS builder of `builder`, and the data set that reads them.
 
 Records are written once to `cache_dir/<name>/<settings>-<fingerprint>/`, one TFDS split for each subset, and
 read from there ever after; the settings and the files of the folder are in the name, so that records of other
 settings or of other files are never read. The folder appears under its name when it is complete: beside the
-TFDS records it then holds `cases.npz` (the table) and `records.json` (settings, notes, what was left out).
+TFDS records it then holds `cases.npz` (the table) and `records.json` (settings, notes, what was left out), and for a folder of the user's own
+`files.csv` (what became of each file).
 Scans are prepared one by one, by several processes or by Apache Beam, into `.pieces-...` (see
 `pieces`), from which the records are then written: a preparation that was killed goes on with the
 pieces that are there, and removes the `.partial-...` folder of unfinished records. That takes twice the space
@@ -29,24 +30,27 @@ from absl import logging
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError
 from auxseg.datasets.dataset import CaseTable, Dataset
-from auxseg.datasets.luna16 import layout
+from auxseg.datasets.folder import listing
+from auxseg.datasets.layouts import layout_of
+from auxseg.datasets.luna16 import layout as luna16
 from auxseg.datasets.luna16 import pieces as luna16_pieces
-from auxseg.datasets.luna16.builder import VERSION, Luna16, Luna16Config, case_id
+from auxseg.datasets.luna16.builder import VERSION, case_id, create_builder, split_name
+from auxseg.datasets.luna16.layout import BadScansError
 from auxseg.datasets.luna16.source import Source
 
-RECORDS_FILE, CASES_FILE = "records.json", "cases.npz"
+RECORDS_FILE, CASES_FILE, FILES_FILE = "records.json", "cases.npz", "files.csv"
 _MOST_CASES_BYTES = 1 << 32
 """Of the table: some kilobytes a case."""
 _READ_TOGETHER = 64  # records; a whole data set at once would be in memory twice
 
 
 def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_workers=None):
-    """Returns the `Dataset` of a LUNA16 folder (prepares its records if need be) or of a folder of records.
+    """Returns the `Dataset` of a folder of scans (prepares its records if need be) or of a folder of records.
 
     Args:
-        path: the LUNA16 folder, or a folder that `prepare` made.
+        path: the folder of the scans, or a folder that `prepare` made.
         cache_dir: where records are kept.
-        settings: `Settings`.
+        settings: of a layout (`auxseg.datasets.layouts`).
         skip_bad_scans: go on without scans that cannot be used.
         name: first part of the data set's name.
         num_workers: as `prepare`.
@@ -78,12 +82,12 @@ def prepare(
     overwrite=False,
     write_all=luna16_pieces.write_all,
 ):
-    """Returns the folder of complete records of a LUNA16 folder; writes them where they are not there.
+    """Returns the folder of complete records of a folder of scans; writes them where they are not there.
 
     Args:
-        path: the LUNA16 folder.
+        path: the folder of the scans.
         cache_dir: where records are kept; made if needed.
-        settings: `Settings`.
+        settings: of a layout (`auxseg.datasets.layouts`).
         skip_bad_scans: go on without scans that cannot be used, and list them in the notes.
         name: folder below `cache_dir`.
         overwrite: prepare anew even if complete records are there.
@@ -93,6 +97,7 @@ def prepare(
         BadScansError: scans cannot be used; nothing is left behind.
         InputError: the folder or its annotations cannot be used, or no slice is left.
     """
+    layout = layout_of(settings)
     folder = layout.list_folder(path)
     place = pathlib.Path(cache_dir).expanduser() / name
     target = place / f"{settings.name}-{layout.fingerprint(folder, settings)}"
@@ -114,7 +119,7 @@ def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
     path = pathlib.Path(path)
     manifest = _read_manifest(path, settings)
     if manifest["problems"] and not skip_bad_scans:
-        raise layout.BadScansError(manifest["problems"], manifest["num_scans"])
+        raise BadScansError(manifest["problems"], manifest["num_scans"])
     table, splits, positions = _read_cases(path / CASES_FILE)
     sources = _open_sources(path, settings, sorted(set(splits.tolist())))
 
@@ -164,9 +169,11 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
         source.write_pieces(write_all)
         subsets = _write_records(partial, source)
         _write_cases(partial, settings, subsets)
+        if isinstance(folder, listing.Folder):
+            files.write_csv(partial / FILES_FILE, listing.list_files(folder, source.problems))
         files.write_json(partial / RECORDS_FILE, _manifest(source, subsets))
         files.replace_folder(partial, target)
-    except layout.BadScansError:
+    except BadScansError:
         shutil.rmtree(pieces, ignore_errors=True)
         raise
     finally:
@@ -176,9 +183,8 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
 
 def _write_records(partial, source):
     """Writes the records; returns the subsets that have any."""
-    config = Luna16Config(name=source.settings.name, settings=source.settings)
     with _quiet():
-        subsets = Luna16(data_dir=str(partial), config=config).write(source)
+        subsets = create_builder(source.settings, partial).write(source)
     if not subsets:
         source.refuse("no scan is left")
     return subsets
@@ -228,8 +234,8 @@ def _open_sources(path, settings, subsets):
     """Returns {subset: TFDS data source}."""
     try:
         with _quiet():
-            builder = Luna16(data_dir=str(path), config=Luna16Config(name=settings.name, settings=settings))
-            return {subset: builder.as_data_source(split=f"subset{subset}") for subset in subsets}
+            builder = create_builder(settings, path)
+            return {subset: builder.as_data_source(split=split_name(subset)) for subset in subsets}
     except Exception as error:
         raise InputError(f"records: {path} cannot be read: {_line(error)}; prepare them again") from error
 
@@ -255,8 +261,10 @@ def _read_in_order(sources, splits, positions, case_ids, path):
 
 def _identity(settings):
     """Returns what records must have been written with to be read with these settings."""
-    lidc = None if settings.lidc is None else pathlib.Path(settings.lidc).name
-    return {"version": VERSION, "settings": dataclasses.asdict(settings) | {"lidc": lidc}}
+    fields = dataclasses.asdict(settings)
+    if fields.get("lidc"):
+        fields["lidc"] = pathlib.Path(fields["lidc"]).name
+    return {"version": VERSION, "settings": fields}
 
 
 def _manifest(source, subsets):
@@ -279,11 +287,16 @@ def _read_manifest(path, settings):
             f"records: {path / RECORDS_FILE} cannot be read: {error}; prepare them again"
         ) from error
     expected = json.loads(json.dumps(_identity(settings)))
-    if settings.nodules != "lidc" or found["settings"].get("lidc") is None or settings.lidc is None:
+    if isinstance(settings, luna16.Settings) and _any_lidc(settings, found["settings"].get("lidc")):
         expected["settings"]["lidc"] = found["settings"].get("lidc")
     if found != expected:
         raise InputError(f"records: {path} was written with {found}, expected {expected}; prepare them again")
     return manifest
+
+
+def _any_lidc(settings, found):
+    """Returns whether records may have been written with another `lidc`, or without one."""
+    return settings.nodules != "lidc" or found is None or settings.lidc is None
 
 
 def _line(error):

@@ -1,4 +1,4 @@
-"""The scans of a LUNA16 folder on their way into records, and what is said of them on the way."""
+"""The scans of a folder on their way into records, and what is said of them on the way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 
 from auxseg.base import progress
 from auxseg.base.errors import InputError
-from auxseg.datasets.luna16 import layout
+from auxseg.datasets.layouts import layout_of
+from auxseg.datasets.luna16.layout import BadScansError
 from auxseg.datasets.luna16.pieces import Job, read_examples
 
 
@@ -14,8 +15,10 @@ class Source:
     """The scans that are being written.
 
     Attributes:
-        settings: `layout.Settings`.
-        scans: `layout.Scan`s that have a slice to read.
+        settings: of a layout (`auxseg.datasets.layouts`).
+        layout: that layout.
+        folder: what it lists.
+        scans: the scans that have a slice to read.
         num_scans: of the folder.
         problems: one line for each scan that cannot be used.
         notes: what else is to be said.
@@ -28,9 +31,10 @@ class Source:
             InputError: no scan has a slice, or some cannot be used and `skip_bad_scans` is False.
         """
         self.settings, self.skip_bad_scans = settings, skip_bad_scans
+        self.layout, self.folder = layout_of(settings), folder
         self._job = Job("records", str(folder.path), settings, str(pieces))
-        self._nodules_of = layout.create_nodule_reader(folder, settings)
-        self.scans, self.problems, notes = layout.check_scans(folder, settings, self._nodules_of)
+        self._nodules_of = self.layout.create_nodule_reader(folder, settings)
+        self.scans, self.problems, notes = self.layout.check_scans(folder, settings, self._nodules_of)
         self.num_scans = len(folder.scans) + len(folder.problems)
         self.notes, self._failed = list(notes), {}
         self._check_problems()
@@ -63,4 +67,4 @@ class Source:
 
     def _check_problems(self):
         if self.problems and not self.skip_bad_scans:
-            raise layout.BadScansError(self.problems, self.num_scans)
+            raise BadScansError(self.problems, self.num_scans)
