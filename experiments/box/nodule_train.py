@@ -1,6 +1,7 @@
 """Trains the network of the nodule look for one fold, or the one in the box; resumes where it stopped.
 
-    python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0 [--recipe=outlines]
+    python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0 --recipe=outlines
+    python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0 --init_from=DIR
 
 A fold's network sees neither the crops of the fold's patients, nor the scans that judge it, nor the test patients.
 Fold -1 is the network in the box. Batches are a function of (seed, step). Twice on the way the network is run over
@@ -21,6 +22,7 @@ import scipy.ndimage
 from absl import flags
 
 from auxseg.base import command
+from auxseg.base.errors import InputError
 from auxseg.datasets import windows
 from auxseg.models.aux_unet import AuxUNet
 from auxseg.models.inference import create_inference
@@ -28,6 +30,7 @@ from auxseg.models.layers import resolve_lowering
 from auxseg.prediction import nodule_look
 from experiments.box import nodule_data
 
+BOX = nodule_data.BOX
 ENTROPY_WEIGHT = 5.0
 
 
@@ -43,10 +46,10 @@ class Recipe:
     hard_share: float = 0.5  # of the negatives, once some were mined
     middle_share: float = 0.3  # of the negatives, from the middle slices
     ranges: windows.Ranges = windows.Ranges()
-    steps: int = 5000
-    mine_at: tuple[float, ...] = (0.3, 0.65)  # shares of the steps
+    steps: int = 1200
+    mine_at: tuple[float, ...] = (0.0, 0.5)  # shares of the steps
     mine_above: float = 0.3  # probability of a pixel
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     target: str = "share"
     seed: int = 1
     save_every: int = 250
@@ -59,11 +62,14 @@ RECIPES = {
         positives=28,
         negatives=4,
         hard_share=0.25,
+        mine_at=(0.3, 0.65),
+        steps=5000,
+        learning_rate=3e-3,
         ranges=windows.Ranges(hu_scale=0.1, offset_hu=20.0, noise_hu=15.0, step_hu=6.0),
     ),
 }
-"""The look of the box meets whole lungs, so a third of its windows hold no nodule; who outlines a nodule in a crop
-around it meets few of these, and HU of the same kind of error."""
+"""Who outlines a nodule in a crop around it meets few windows without one. The look of the box meets whole lungs: it
+starts from the weights of the outlines, and a third of its windows hold no nodule."""
 
 
 @dataclasses.dataclass
@@ -189,18 +195,30 @@ def _mine_volume(volume, forward, recipe):
     return np.array(found, np.int32).reshape(-1, 3)
 
 
-def train(real, output, fold, recipe):
-    """Trains to the end and returns the variables of the network."""
+def train(real, output, fold, recipe, init_from=None):
+    """Trains to the end and returns the variables of the network.
+
+    Args:
+        real, output, fold, recipe: as the command takes them.
+        init_from: folder of the run whose weights it starts from; None: new ones.
+
+    Raises:
+        InputError: that run saw the patients that this one holds out.
+    """
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     material = read_material(real, fold)
     about = {"fold": fold, "recipe": dataclasses.asdict(recipe), "rows": len(material.rows)}
+    if init_from:
+        about["started_from"] = _check_start(init_from, fold)
     (output / "recipe.json").write_text(json.dumps(about, indent=1) + "\n")
     generator = np.random.Generator(np.random.PCG64([recipe.seed, 77]))
     places = [region_places(volume, generator) for volume in material.volumes]
     model = create_network(recipe)
     window = jnp.zeros((1, recipe.window_px, recipe.window_px, 1))
     variables = model.init(jax.random.key(recipe.seed), window)
+    if init_from:
+        variables = read_variables(init_from)[1]
     schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, recipe.steps // 30, recipe.steps)
     optimizer = optax.adam(schedule)
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
@@ -258,6 +276,16 @@ def _restore(output, state, mined):
     return jax.tree.unflatten(jax.tree.structure(state), leaves), step, mined
 
 
+def _check_start(init_from, fold):
+    """Returns what `recipe.json` keeps of the run that a training starts from."""
+    first = json.loads((pathlib.Path(init_from) / "recipe.json").read_text())
+    if fold not in (BOX, first["fold"]):
+        raise InputError(
+            f"--init_from: {init_from} holds out fold {first['fold']}, expected {fold}: it saw the patients of this one"
+        )
+    return {"fold": first["fold"], "recipe": first["recipe"]}
+
+
 def _recipe_of(values):
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Recipe(**values | {"ranges": windows.Ranges(*values.get("ranges", ()))})
@@ -282,7 +310,7 @@ def main(argv):
     options = flags.FLAGS
     recipe = RECIPES[options.recipe]
     recipe = dataclasses.replace(recipe, steps=options.steps or recipe.steps)
-    train(options.real, options.output, options.fold, recipe)
+    train(options.real, options.output, options.fold, recipe, options.init_from)
 
 
 if __name__ == "__main__":
@@ -292,5 +320,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder of the run", required=True)
     flags.DEFINE_integer("fold", None, "that is held out; -1: the network of the box", required=True)
     flags.DEFINE_enum("recipe", "look", list(RECIPES), "what the network is for")
+    flags.DEFINE_string("init_from", None, "folder of a run of the same fold whose weights to start from")
     flags.DEFINE_integer("steps", None, "of the training, in place of the recipe's")
     command.run(main)

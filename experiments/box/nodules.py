@@ -17,6 +17,7 @@ from auxseg.base import command, files
 from auxseg.prediction import nodules
 from experiments.box import nodule_data, nodule_scans, nodule_train
 
+OUTLINES = "outlines"
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
@@ -28,9 +29,19 @@ def train(work_dir, real_dir):
         real_dir: folder of the real data.
     """
     work, common = pathlib.Path(work_dir), [f"--real={real_dir}"]
+    outlines = work / OUTLINES
+    for fold in range(nodule_data.NUM_FOLDS):
+        _run(
+            "nodule_train",
+            *common,
+            f"--output={outlines / f'fold{fold}'}",
+            f"--fold={fold}",
+            "--recipe=outlines",
+        )
     for fold in (*range(nodule_data.NUM_FOLDS), nodule_data.BOX):
         run = work / f"fold{fold}"
-        _run("nodule_train", *common, f"--output={run}", f"--fold={fold}")
+        start = f"--init_from={outlines / f'fold{max(fold, 0)}'}"  # the box's network may see everybody
+        _run("nodule_train", *common, f"--output={run}", f"--fold={fold}", start)
         if not (run / "judge.npz").exists():
             _run("nodule_judge", *common, f"--runs={work}", f"--fold={fold}")
         scans = [name for name, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from auxseg.base.errors import InputError
 from auxseg.ct.geometry import Geometry
 from auxseg.datasets.crops import Crops
 from auxseg.scoring import froc
@@ -213,3 +214,12 @@ def test_a_saved_recipe_is_read_back(tmp_path):
     assert nodule_train._recipe_of(values) == recipe
     del values["ranges"]  # a run of before has none
     assert nodule_train._recipe_of(values).ranges == nodule_train.RECIPES["look"].ranges
+
+
+def test_a_training_starts_from_a_run_that_never_saw_its_patients(tmp_path):
+    recipe = dataclasses.asdict(nodule_train.RECIPES["outlines"])
+    (tmp_path / "recipe.json").write_text(json.dumps({"fold": 1, "recipe": recipe}))
+    assert nodule_train._check_start(tmp_path, 1)["fold"] == 1
+    assert nodule_train._check_start(tmp_path, nodule_data.BOX)["fold"] == 1  # the box may see everybody
+    with pytest.raises(InputError, match="holds out fold 1, expected 0"):
+        nodule_train._check_start(tmp_path, 0)
