@@ -1,6 +1,6 @@
 """Scores of the nodule look on held-out crops, moved so that the place tells nothing.
 
-    python -m experiments.box.nodule_crops --real=DIR --runs=DIR --output=FILE [--mirror] [--test]
+    python -m experiments.box.nodule_crops --real=DIR --runs=DIR --output=FILE [--mirror] [--test] [--picture=FILE]
 
 Every crop is moved by up to 24 pixels (edges mirrored, a fixed seed) and scored by the network of its own fold, which
 did not train on the patient. Dice is over all pixels that the network calls nodule in the crop; found means an
@@ -17,12 +17,14 @@ from auxseg.base import command, files
 from auxseg.datasets import crops as crops_lib
 from auxseg.evaluation import among_readers
 from auxseg.prediction import nodule_look
+from auxseg.report import figures, outlines
 from experiments.box import nodule_data, nodule_train
 from experiments.made_by import made_by
 
 MIN_IOU = 0.1
 THRESHOLD = 0.5
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+PICTURED = 32
 STRATA_MM = ((0.0, 6.0), (6.0, 10.0), (10.0, 99.0))
 
 
@@ -104,24 +106,83 @@ def seen_slices(crops, rows, marked):
         yield among_readers.Seen(str(crops.patient[row]), crops_lib.outline(crops, row, marks), mask, image)
 
 
+def choose_thresholds(crops, parts):
+    """Returns {fold: threshold}, each the best of `THRESHOLDS` by the mean Dice of the largest slices of the other folds.
+
+    Args:
+        crops: `Crops`.
+        parts: {fold: (rows int [n], probabilities uint8 [n, S, S], references bool [n, S, S])}.
+    """
+    dice_of = {
+        fold: [
+            score(crops, rows, counts(probabilities >= 255 * threshold, references))["0-99 mm"][
+                "dice_largest"
+            ]
+            for threshold in THRESHOLDS
+        ]
+        for fold, (rows, probabilities, references) in parts.items()
+    }
+    chosen = {}
+    for fold in parts:
+        others = [values for other, values in dice_of.items() if other != fold]
+        chosen[fold] = THRESHOLDS[int(np.mean(others, axis=0).argmax())] if others else THRESHOLD
+    return chosen
+
+
+def predict_parts(crops, runs, *, test, mirror):
+    """Returns the `parts` of `choose_thresholds`: every fold's held-out slices, or the box's test slices."""
+    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+    held_out = {nodule_data.BOX: nodule_data.TEST} if test else {f: f for f in range(nodule_data.NUM_FOLDS)}
+    parts = {}
+    for fold, part in held_out.items():
+        forward = nodule_train.create_forward(
+            *nodule_train.read_variables(pathlib.Path(runs) / f"fold{fold}")
+        )
+        rows = np.flatnonzero(folds == part)
+        parts[fold] = (rows, *predict(crops, rows, forward, mirror=mirror))
+    return parts
+
+
+def draw(tiles):
+    """Returns the PNG of some `outlines.Tile`: each reader's outline thin, the network's red and wide."""
+    figure, axes = figures.create_axes((16, 2.9 * -(-len(tiles) // 8)), columns=8, rows=-(-len(tiles) // 8))
+    for panel in axes.flat:
+        panel.axis("off")
+    for tile, panel in zip(tiles, axes.flat, strict=False):
+        rows, columns = outlines.find_window(tile)
+        panel.imshow(tile.image_hu[rows, columns], cmap="gray", vmin=-1000, vmax=400)
+        for mask, colour in zip(tile.readers, outlines.READER_COLOURS, strict=False):
+            if mask.any():
+                panel.contour(mask[rows, columns], [0.5], colors=[colour], linewidths=0.9)
+        if tile.marked.any():
+            panel.contour(tile.marked[rows, columns], [0.5], colors=[outlines.NETWORK_COLOUR], linewidths=1.8)
+        panel.set_title(f"{tile.diameter_mm:.0f} mm, Dice {tile.dice:.2f}", fontsize=9)
+    return figures.to_png(figure)
+
+
+def write_pictures(seen, picture, page, scores):
+    """Writes a picture of `PICTURED` nodules drawn by a seed, and the page of all, where they are asked for."""
+    tiles = [among_readers.to_tile(slices) for slices in among_readers.by_nodule(seen).values()]
+    if picture:
+        chosen = np.random.default_rng(crops_lib.SHIFT_SEED).permutation(len(tiles))[:PICTURED]
+        files.write_bytes(pathlib.Path(picture), draw([tiles[place] for place in sorted(chosen)]))
+    if page:
+        html = outlines.create_page(
+            tiles, scores[among_readers.LARGEST], split="held out", window_hu=(-1000, 400)
+        )
+        files.write_text(pathlib.Path(page), html)
+
+
 def main(argv):
     """Writes the scores of every fold, or of the test patients, as JSON."""
     del argv
     options = flags.FLAGS
     crops = nodule_data.read_crops(options.real)
-    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
-    rows, probabilities, references = [], [], []
-    held_out = (
-        {nodule_data.BOX: nodule_data.TEST} if options.test else {f: f for f in range(nodule_data.NUM_FOLDS)}
-    )
-    for fold, part in held_out.items():
-        run = pathlib.Path(options.runs) / f"fold{fold}"
-        forward = nodule_train.create_forward(*nodule_train.read_variables(run))
-        rows.append(np.flatnonzero(folds == part))
-        found = predict(crops, rows[-1], forward, mirror=options.mirror)
-        probabilities.append(found[0])
-        references.append(found[1])
-    rows, probabilities, references = map(np.concatenate, (rows, probabilities, references))
+    parts = predict_parts(crops, options.runs, test=options.test, mirror=options.mirror)
+    chosen = choose_thresholds(crops, parts)
+    marked = np.concatenate([found >= 255 * chosen[fold] for fold, (_, found, _) in parts.items()])
+    rows, probabilities, references = map(np.concatenate, zip(*parts.values(), strict=True))
+    seen = list(seen_slices(crops, rows, marked))
     extra = "".join(f" --{name}" for name in ("mirror", "test") if getattr(options, name))
     results = {
         "made_by": made_by(
@@ -134,9 +195,12 @@ def main(argv):
             str(threshold): score(crops, rows, counts(probabilities >= 255 * threshold, references))
             for threshold in THRESHOLDS
         },
-        "readers": among_readers.judge(list(seen_slices(crops, rows, probabilities >= 255 * THRESHOLD))),
+        "chosen_on_the_other_fold": {f"fold {fold}": threshold for fold, threshold in chosen.items()},
+        "at_the_chosen": score(crops, rows, counts(marked, references)),
+        "readers": among_readers.judge(seen),
     }
     files.write_json(pathlib.Path(options.output), results)
+    write_pictures(seen, options.picture, options.page, results["readers"])
     print(json.dumps(results, indent=1))
 
 
@@ -148,4 +212,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "JSON file to write", required=True)
     flags.DEFINE_bool("mirror", False, "mean with the mirrored crops")
     flags.DEFINE_bool("test", False, "the network in the box, on the test patients")
+    flags.DEFINE_string("picture", None, "PNG file for some nodules and their outlines")
+    flags.DEFINE_string("page", None, "HTML file for all of them")
     command.run(main)

@@ -40,17 +40,21 @@ def page(study, crops, test):
         "Findings by operating point, the points chosen on all these scans (found of known, false):",
         _rates(study["at_the_rates"]),
         "## Held-out crops",
-        f"{crops['made_by']['data']}. Dice is over all pixels that the look marks in the crop; found means an overlap (IoU) "
-        "of at least 0.1; over all slices means a nodule's slices together.",
-        _crops(crops["thresholds"]),
+        f"{crops['made_by']['data']}. The networks are those of the outlines, from whose weights the looks start; the mean "
+        "with the mirrored crop. Dice is over all pixels that the network marks in the crop; found means an overlap "
+        "(IoU) of at least 0.1; over all slices means a nodule's slices together. The threshold of a fold was chosen on "
+        "the other fold.",
+        _crops({"chosen": crops["at_the_chosen"], **{t: crops["thresholds"][t] for t in SHOWN_THRESHOLDS}}),
         "## Among the readers",
-        "Each reader and the look against the consensus of the other readers, by patient; inside the spread means that "
-        f"the interval of the difference lies above -{crops['readers']['largest slice']['margin']:g}.",
+        "Each reader and the network against the consensus of the other readers, by patient; inside the spread means that "
+        f"the interval of the difference lies above -{crops['readers']['largest slice']['margin']:g}. Ratings are medians "
+        "of the readers.",
         _readers(crops["readers"]),
         "## The network in the box, on the test patients",
         f"{test['made_by']['data']}; `{test['made_by']['command']}` at commit {test['made_by']['commit']}. These patients "
-        "were named before the first training and scored once, at the end (`box_nodule_test.json`).",
-        _crops(test["thresholds"]),
+        "were named before the first training. They were opened twice, once for each generation of the weights; nothing was "
+        "chosen by them (`box_nodule_test.json`).",
+        _crops({t: test["thresholds"][t] for t in SHOWN_THRESHOLDS}),
         _readers(test["readers"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -101,8 +105,8 @@ def _rates(scans):
 def _crops(thresholds):
     head = ["threshold", "diameter", "nodules", "Dice, largest slice", "median", "found", "Dice, all slices"]
     rows = []
-    for threshold in SHOWN_THRESHOLDS:
-        for stratum, s in thresholds[threshold].items():
+    for threshold, strata in thresholds.items():
+        for stratum, s in strata.items():
             name = "all" if stratum == "0-99 mm" else stratum.replace("10-99 mm", "10 mm and more")
             values = (s["dice_largest"], s["dice_largest_median"], s["found"], s["dice_all_slices"])
             rows.append([threshold, name, s["nodules"], *(f"{v:.3f}" for v in values)])
@@ -110,7 +114,7 @@ def _crops(thresholds):
 
 
 def _readers(readers):
-    head = ["slices", "diameter", "nodules", "patients", "a reader", "the look", "difference", "inside"]
+    head = ["slices", "diameter", "nodules", "patients", "a reader", "the network", "difference", "inside"]
     rows = []
     for slices, found in readers.items():
         for stratum, s in found.items():

@@ -47,7 +47,8 @@ def train(work_dir, real_dir):
         scans = [name for name, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
         others = nodule_data.READ_FOR_MASS if fold == nodule_data.BOX else (nodule_scans.CROPS,)
         _run("nodule_scans", *common, f"--runs={work}", f"--fold={fold}", *scans, *others)
-    _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_crops.json'}")
+    picture, crops = f"--picture={RESULTS / 'box_nodule_outlines.png'}", RESULTS / "box_nodule_crops.json"
+    _run("nodule_crops", *common, f"--runs={outlines}", f"--output={crops}", "--mirror", picture)
     _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_test.json'}", "--test")
     _run("nodule_study", f"--runs={work}", f"--output={RESULTS / 'box_nodules.json'}")
     _run("nodule_page")

@@ -223,3 +223,16 @@ def test_a_training_starts_from_a_run_that_never_saw_its_patients(tmp_path):
     assert nodule_train._check_start(tmp_path, nodule_data.BOX)["fold"] == 1  # the box may see everybody
     with pytest.raises(InputError, match="holds out fold 1, expected 0"):
         nodule_train._check_start(tmp_path, 0)
+
+
+def test_a_threshold_is_chosen_on_the_other_fold():
+    crops = make_crops(num_patients=2, slices=1)
+    reference = crops_lib_consensus(crops)
+    low, high = np.where(reference, 90, 0), np.where(reference, 170, 140)  # best from 0.2 on; above 140 / 255
+    parts = {0: (np.array([0]), low[:1], reference[:1]), 1: (np.array([1]), high[1:], reference[1:])}
+    assert nodule_crops.choose_thresholds(crops, parts) == {0: 0.6, 1: 0.2}
+    assert nodule_crops.choose_thresholds(crops, {-1: parts[0]}) == {-1: nodule_crops.THRESHOLD}
+
+
+def crops_lib_consensus(crops):
+    return crops.readers == 7
