@@ -236,3 +236,14 @@ def test_a_threshold_is_chosen_on_the_other_fold():
 
 def crops_lib_consensus(crops):
     return crops.readers == 7
+
+
+def test_who_is_told_of_one_nodule_keeps_one():
+    probability = np.zeros((6, 8), np.uint8)
+    probability[1, 1:3] = 200  # sum 400
+    probability[4, 2:7] = 140  # sum 700
+    assert np.argwhere(nodule_crops.keep_one(probability, 0.5)).tolist() == [[4, c] for c in range(2, 7)]
+    assert np.argwhere(nodule_crops.keep_one(probability, 0.7)).tolist() == [[1, 1], [1, 2]]
+    faint = probability // 4  # 50 and 35 of 255: nothing reaches a half, 25 is half of the largest
+    assert np.argwhere(nodule_crops.keep_one(faint, 0.5)).tolist() == [[4, c] for c in range(2, 7)]
+    assert not nodule_crops.keep_one(np.zeros((4, 4), np.uint8), 0.5).any()
