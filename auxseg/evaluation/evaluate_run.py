@@ -66,11 +66,16 @@ def report_run(workdir, *, split=None, explained=(), tuned=False, flip=False):
     return {
         "split": split,
         "epoch": found["epoch"],
-        **_summarise_decided(results, judgement, tuned or flip),
+        **_summarise_decided(results, judgement, tuned or flip, _known(subject, split)),
     }, page
 
 
-def _summarise_decided(results, judgement, otherwise):
+def _known(subject, split):
+    """Returns bool [n, C]: which classes the labels of a split's cases tell apart."""
+    return subject.dataset.table.knows[subject.members[split]]
+
+
+def _summarise_decided(results, judgement, otherwise, known):
     """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
     if not otherwise:
         return validation.summarise(results, judgement.evaluation.classes)
@@ -82,6 +87,7 @@ def _summarise_decided(results, judgement, otherwise):
         overlap=np.diagonal(confusion, axis1=1, axis2=2),
         predicted=confusion.sum(axis=1),
         reference=confusion.sum(axis=2),
+        known=known,
     )
     return validation.summarise(results._replace(counts=counts), classes)
 
@@ -122,7 +128,7 @@ def _evaluate(subject, split):
         validation.create_eval_fn(
             subject.config,
             subject.feed.devices,
-            validation.read_aux_labels(subject.config, subject.dataset, subject.members),
+            batching.read_facts(subject.config, subject.dataset, subject.members),
         ),
         parallel.replicate(subject.variables, subject.feed.devices),
         subject.feed,
@@ -174,7 +180,10 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         "dataset": dataset.name,
         "notes": list(dataset.notes),
         "parameters": state.count_values(variables),
-        "scores": {split: _summarise_decided(results[split], judgements[split], tuned) for split in names},
+        "scores": {
+            split: _summarise_decided(results[split], judgements[split], tuned, _known(subject, split))
+            for split in names
+        },
     }
     files.write_json(workdir / "summary.json", summary)
     if not config.eval.num_panels:

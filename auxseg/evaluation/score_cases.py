@@ -154,16 +154,17 @@ def count_nodules(subject, split):
         subject: Subject whose feed has the split.
         split: its name.
     """
-    dataset = subject.dataset
-    cases = (
-        (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
-        for index, probabilities in predict(subject, subject.members[split], label=f"counting on {split}")
-    )
-    nodule = value_of("nodule", dataset.classes)
+    dataset, nodule = subject.dataset, value_of("nodule", subject.dataset.classes)
     if nodule == NO_CLASS:
         raise InputError(
             f"--tune: the classes are {dataset.classes}; there is no nodule to choose a threshold for"
         )
+    indices = subject.members[split]
+    indices = indices[dataset.table.knows[indices, nodule]]
+    cases = (
+        (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
+        for index, probabilities in predict(subject, indices, label=f"counting on {split}")
+    )
     return operating_point.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset), nodule=nodule)
 
 
@@ -197,6 +198,7 @@ def _score_both(subject, split, native, predicted):
     }
     _, references = dataset.read(np.array([index]))
     resized = resized_spacing(dataset, index)
+    meaning = table.meanings[index] if table.meanings is not None else None
     first = case_scores.score_case(
         prediction=operating_point.decide(
             probabilities, subject.decision, spacing_yx_mm=resized, nodule=nodule
@@ -206,6 +208,7 @@ def _score_both(subject, split, native, predicted):
         probabilities=probabilities,
         identity=identity,
         classes=dataset.classes,
+        meaning=meaning,
     )
     if not native:
         return first, None
@@ -215,6 +218,7 @@ def _score_both(subject, split, native, predicted):
         spacing_yx_mm=spacing,
         identity=identity,
         classes=dataset.classes,
+        meaning=meaning,
     )
 
 
@@ -256,6 +260,9 @@ def read_cases(subject, judgement):
             spacing_yx_mm=spacing,
             nodule=value_of("nodule", subject.dataset.classes),
         )
+        if subject.dataset.table.meanings is not None:
+            meaning = subject.dataset.table.meanings[index]
+            prediction = case_scores.relabel(prediction, references[0], meaning)
         cases.append(
             viewer.CaseImage(
                 case_id,

@@ -50,6 +50,12 @@ def statuses(evaluation, name):
     return np.array([row[f"{name}_status"] for row in evaluation.rows])
 
 
+def is_told(evaluation, name):
+    """Returns bool [N], whether the labels of a case tell the class from the others; background from all of them."""
+    names = evaluation.foreground if name == evaluation.classes[0] else (name,)
+    return np.all([statuses(evaluation, each) != "unknown" for each in names], axis=0)
+
+
 def score_table(evaluation):
     """Returns one row for each class and score: mean with its interval by patient, spread and counts.
 
@@ -155,7 +161,10 @@ def pooled_table(evaluation):
     ]
     for index, name in enumerate(evaluation.classes):
         both = counts[:, index].sum(-1) + counts[:, :, index].sum(-1)
-        table.append(_pooled_row("pooled Dice", name, 2 * counts[:, index, index], both, owners))
+        told = is_told(evaluation, name)
+        table.append(
+            _pooled_row("pooled Dice", name, 2 * told * counts[:, index, index], told * both, owners)
+        )
     return table
 
 

@@ -16,6 +16,8 @@ The rules, in one place; `RULES` states them for the reader of a table:
   `MIN_OBJECT_IOU`.
 * Pixels of `UNKNOWN` in the reference are in no score: the prediction there is left out, beside them is no
   contour, and a predicted object counts by its other pixels.
+* Where labels do not tell all classes apart (`meaning`), a prediction that a label may mean is right, and only the
+  classes that they tell apart are scored; the others are 'unknown'.
 
 numpy and scipy alone; nothing here grows with the number of cases but one row a case.
 """
@@ -29,7 +31,7 @@ from concurrent import futures
 
 import numpy as np
 
-from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, UNKNOWN, value_of
+from auxseg.base.classes import BOTH_LUNGS, CLASS_NAMES, UNKNOWN, knows, value_of
 from auxseg.base.errors import InputError
 from auxseg.scoring import matching, surfaces
 from auxseg.scoring.calibration import count_calibration
@@ -99,7 +101,14 @@ class Evaluation:
 
 
 def score_case(
-    *, prediction, reference, spacing_yx_mm, probabilities=None, identity=None, classes=CLASS_NAMES
+    *,
+    prediction,
+    reference,
+    spacing_yx_mm,
+    probabilities=None,
+    identity=None,
+    classes=CLASS_NAMES,
+    meaning=None,
 ):
     """Returns the scores of one case, all classes, by the rules at the top of this file.
 
@@ -110,6 +119,8 @@ def score_case(
         probabilities: float [H, W, C], softmax, or None: no calibration.
         identity: what else to keep in the row, such as case_id and patient.
         classes: names by mask value; scores of the lungs' shift and of nodules as objects need theirs.
+        meaning: uint8 [C, C], 1 where a value of the reference (first axis) may mean a class (second); None: each
+            means its own.
 
     Raises:
         InputError: shapes differ, a value is no class, a spacing is not positive, probabilities do not sum
@@ -125,6 +136,9 @@ def score_case(
             f"prediction{where}: got shape {prediction.shape}, expected the reference's {reference.shape}; "
             "resize the prediction first"
         )
+    told = np.ones(len(classes), bool)
+    if meaning is not None:
+        prediction, told = relabel(prediction, reference, meaning), knows(meaning)
     confusion = count_confusion(prediction=prediction, reference=reference, num_classes=len(classes))
     row = identity | {
         "rows": prediction.shape[0],
@@ -138,14 +152,15 @@ def score_case(
         scored = score_class(
             prediction=prediction == index, reference=reference == index, spacing_yx_mm=spacing, known=known
         )
-        row |= {f"{name}_{key}": value for key, value in scored.items()}
+        row |= {f"{name}_{key}": value if told[index] else _untold(key) for key, value in scored.items()}
     row |= {
         f"pixels_{true}_as_{given}": int(confusion[i, j])
         for i, true in enumerate(classes)
         for j, given in enumerate(classes)
     }
-    row |= estimate_shift(prediction=prediction, reference=reference, classes=classes)
-    nodule = value_of("nodule", classes)
+    told_names = tuple(name if told[i] else "" for i, name in enumerate(classes))
+    row |= estimate_shift(prediction=prediction, reference=reference, classes=told_names)
+    nodule = value_of("nodule", told_names)
     objects = matching.match_objects(
         prediction=prediction == nodule, reference=reference == nodule, spacing_yx_mm=spacing, known=known
     )
@@ -158,8 +173,25 @@ def score_case(
         calibration = count_calibration(
             probabilities=probabilities, reference=reference, num_classes=len(classes), where=where
         )
+        calibration[~np.append(told, told.all())] = 0
     keys = {key: identity[key] for key in ("case_id", "patient") if key in identity}
     return CaseScores(row, tuple(keys | item for item in objects), calibration, classes)
+
+
+def _untold(key):
+    return "unknown" if key == "status" else float("nan")
+
+
+def relabel(prediction, reference, meaning):
+    """Returns predicted values in place of predicted classes, uint8 [H, W], as `pixel_counts.relabel` does.
+
+    Args:
+        prediction: uint8 [H, W], class indices.
+        reference: uint8 [H, W], values and `UNKNOWN`.
+        meaning: [C, C], as `score_case`.
+    """
+    labels, means = np.where(reference == UNKNOWN, 0, reference), meaning > 0
+    return np.where(means[labels, prediction], labels, means.argmax(axis=0)[prediction]).astype(np.uint8)
 
 
 def collect(cases: Iterable[CaseScores]) -> Evaluation:

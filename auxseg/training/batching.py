@@ -43,6 +43,18 @@ class RawBatch(NamedTuple):
     weights: Any
 
 
+class CaseFacts(NamedTuple):
+    """What a step looks up by a case's row in the data set.
+
+    Attributes:
+        aux_labels: float32 [cases, C] that the auxiliary head is told, from `shuffle_labels`; None: those of the masks.
+        meanings: uint8 [cases, C, C], `CaseTable.meanings`, or None.
+    """
+
+    aux_labels: Any = None
+    meanings: Any = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Feed:
     """Where batches come from.
@@ -65,21 +77,39 @@ def read_cases(dataset, indices):
     return (images if dataset.read_slabs is None else dataset.read_slabs(indices)), masks
 
 
-def to_batch(raw, *, window_hu, num_classes, aux_labels=None):
+def to_batch(raw, *, window_hu, num_classes, facts=None):
     """Returns the Batch that the model takes, from a RawBatch without an axis of devices.
 
     Args:
         raw: RawBatch.
         window_hu: (low, high).
         num_classes: C.
-        aux_labels: float32 [cases of the data set, C] from `shuffle_labels`, or None: those of the masks.
+        facts: CaseFacts of the data set, or None for none.
     """
-    images = interface.to_input(raw.images, window_hu)
-    if aux_labels is None:
-        labels = references.label_vectors(raw.masks, num_classes)
+    images, facts = interface.to_input(raw.images, window_hu), facts or CaseFacts()
+    meanings = None
+    if facts.meanings is not None:
+        meanings = jnp.asarray(facts.meanings)[raw.indices].astype(jnp.float32)
+    if facts.aux_labels is None:
+        labels = references.label_vectors(raw.masks, num_classes, meanings)
     else:
-        labels = jnp.asarray(aux_labels)[raw.indices]
-    return Batch(images, raw.masks, labels, raw.weights)
+        labels = jnp.asarray(facts.aux_labels)[raw.indices]
+    return Batch(images, raw.masks, labels, raw.weights, meanings)
+
+
+def read_facts(config, dataset, members):
+    """Returns the CaseFacts of a run.
+
+    Args:
+        config: settings of the run.
+        dataset: Dataset.
+        members: {split: indices}.
+    """
+    shuffled = config.loss.shuffle_aux_labels
+    return CaseFacts(
+        aux_labels=shuffle_labels(dataset.table.labels, members, seed=config.seed) if shuffled else None,
+        meanings=dataset.table.meanings,
+    )
 
 
 def shuffle_labels(labels, members, *, seed):
@@ -263,9 +293,16 @@ class Batch(NamedTuple):
         masks: uint8 or int32 [N, H, W], class indices and `UNKNOWN`.
         labels: float32 [N, C], 1.0 where the class has a pixel in the slice, -1.0 where that is not known, else 0.0.
         weights: float32 [N], 1.0 for an example, 0.0 for padding.
+        meanings: float32 [N, C, C], as `references` takes them, or None.
     """
 
     images: Any
     masks: Any
     labels: Any
     weights: Any
+    meanings: Any = None
+
+    @property
+    def partial(self):
+        """What the labels say less than one class of each pixel, as the losses take it."""
+        return {} if self.meanings is None else {"meanings": self.meanings}

@@ -29,7 +29,7 @@ class StepSettings:
         accumulate_steps: parts of the batch that are computed one after another, for less memory; the gradient is
             that of the whole batch, but for batch norm, which knows only a part at a time.
         frozen: names of the parts of the network whose weights stay; their statistics follow the data.
-        aux_labels: as `batching.to_batch`.
+        facts: batching.CaseFacts of the data set, or None.
         insertion_plan: insertion.Plan, or None for none.
         axis_name: of the devices, or None.
     """
@@ -46,18 +46,18 @@ class StepSettings:
     augment_seed: int = 0
     accumulate_steps: int = 1
     frozen: tuple[str, ...] = ()
-    aux_labels: Any = None
+    facts: Any = None
     insertion_plan: Any = None
     axis_name: str | None = None
 
 
-def create_step_settings(config, *, axis_name=None, aux_labels=None, insertion_plan=None):
+def create_step_settings(config, *, axis_name=None, facts=None, insertion_plan=None):
     """Returns the StepSettings of a run.
 
     Args:
         config: a ConfigDict with the settings of configs/base.py.
         axis_name: of the devices, or None.
-        aux_labels: as `batching.to_batch`.
+        facts: batching.CaseFacts of the data set, or None.
         insertion_plan: from `insertion.create_plan` of the same settings, or None.
     """
     num_classes = len(classes_of(config.data))
@@ -74,7 +74,7 @@ def create_step_settings(config, *, axis_name=None, aux_labels=None, insertion_p
         augment_seed=config.augment.seed,
         accumulate_steps=config.train.accumulate_steps,
         frozen=tuple(config.train.get("freeze", ())),
-        aux_labels=aux_labels,
+        facts=facts,
         insertion_plan=insertion_plan,
         axis_name=axis_name,
     )

@@ -59,14 +59,15 @@ def create_setup(config, workdir):
         files.write_json(workdir / "versions.json", run_folder.describe_machine(devices) | computed)
     members = _share_splits(workdir, dataset, config.data)
     _check_tuning(config, dataset, members)
+    _check_insertion(config, dataset)
     used = np.concatenate(list(members.values()))
     feed = batching.create_feed(dataset, used, placement=config.data.placement, devices=devices)
-    aux_labels = validation.read_aux_labels(config, dataset, members)
+    facts = batching.read_facts(config, dataset, members)
     plan = insertion.create_plan(
         config.insert, dataset, lidc=config.data.lidc, held_out=_held_out_series(dataset, members)
     )
-    train_fn = create_train_fn(config, devices, aux_labels, plan)
-    eval_fn = validation.create_eval_fn(config, devices, aux_labels)
+    train_fn = create_train_fn(config, devices, facts, plan)
+    eval_fn = validation.create_eval_fn(config, devices, facts)
     statistics_fn = create_statistics_fn(config, devices, plan)
     return Setup(config, workdir, devices, dataset, members, feed, train_fn, statistics_fn, eval_fn)
 
@@ -134,6 +135,19 @@ def _check_tuning(config, dataset, members):
         )
 
 
+def _check_insertion(config, dataset):
+    """Raises InputError where nodules are to be inserted into cases whose labels have no value for them."""
+    meanings = dataset.table.meanings
+    if not config.insert.enabled or meanings is None:
+        return
+    nodule = dataset.classes.index("nodule")
+    if not meanings[:, nodule, nodule].all():
+        raise InputError(
+            "insert.enabled: a source does not tell nodules from other classes (data.meanings), so that none can be "
+            "put into it; leave it off"
+        )
+
+
 def _can_tune(dataset, members):
     return "nodule" in dataset.classes and dataset.table.has_nodule[members["val"]].any()
 
@@ -144,10 +158,10 @@ def _held_out_series(dataset, members):
     return set(dataset.table.series_uid[np.concatenate(rows)].tolist())
 
 
-def create_train_fn(config, devices, aux_labels=None, insertion_plan=None):
+def create_train_fn(config, devices, facts=None, insertion_plan=None):
     """Returns train_step compiled: (TrainState, EpochSums, RawBatch) -> (TrainState, EpochSums)."""
     settings = create_step_settings(
-        config, axis_name=parallel.AXIS, aux_labels=aux_labels, insertion_plan=insertion_plan
+        config, axis_name=parallel.AXIS, facts=facts, insertion_plan=insertion_plan
     )
     step = functools.partial(steps.train_step, settings=settings)
     return parallel.parallelize(step, devices, donate_argnums=(0,))

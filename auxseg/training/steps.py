@@ -75,7 +75,9 @@ def case_losses(outputs, batch, settings, *, train=False):
     In training the segmentation loss is told which rows are examples: the batch Dice sums over them.
     """
     weights = batch.weights if train else None
-    segmentation = settings.segmentation_loss(logits=outputs.mask_logits, masks=batch.masks, weights=weights)
+    segmentation = settings.segmentation_loss(
+        logits=outputs.mask_logits, masks=batch.masks, weights=weights, **batch.partial
+    )
     if outputs.class_logits is None:
         return CaseLosses(segmentation, segmentation, jnp.zeros_like(segmentation))
     auxiliary = losses.auxiliary_loss(class_logits=outputs.class_logits, labels=batch.labels)
@@ -108,7 +110,7 @@ def train_step(state, sums, raw, *, settings):
     Raises:
         InputError: the rows of a device cannot be divided into as many parts as `settings.accumulate_steps`.
     """
-    batch = _prepare(raw, state.step, settings, aux_labels=settings.aux_labels)
+    batch = _prepare(raw, state.step, settings)
     total_weight = parallel.sum_over_devices(batch.weights.sum(), settings.axis_name)
     momentum = statistics_momentum(
         state.step, bn_momentum=settings.bn_momentum, warmup=settings.bn_warmup
@@ -205,7 +207,7 @@ def statistics_step(state, raw, index, *, settings):
     return state._replace(batch_stats=updates["batch_stats"])
 
 
-def _prepare(raw, step, settings, *, aux_labels=None):
+def _prepare(raw, step, settings):
     """Returns the Batch that is trained on at update `step`."""
     if settings.insertion_plan is not None:
         raw = insertion.insert(raw, settings.insertion_plan, step)
@@ -215,12 +217,12 @@ def _prepare(raw, step, settings, *, aux_labels=None):
             raw.images, raw.masks, keys, ranges=settings.augmentation, window_hu=settings.window_hu
         )
         raw = raw._replace(images=images, masks=masks)
-    return _to_batch(raw, settings, aux_labels)
+    return _to_batch(raw, settings)
 
 
-def _to_batch(raw, settings, aux_labels):
+def _to_batch(raw, settings):
     return batching.to_batch(
-        raw, window_hu=settings.window_hu, num_classes=settings.num_classes, aux_labels=aux_labels
+        raw, window_hu=settings.window_hu, num_classes=settings.num_classes, facts=settings.facts
     )
 
 
@@ -236,7 +238,7 @@ def eval_step(variables, raw, *, settings):
 
     Padded rows are for the caller to drop; the other arguments are those of `train_step`.
     """
-    batch = _to_batch(raw, settings, settings.aux_labels)
+    batch = _to_batch(raw, settings)
     outputs = settings.model.apply(variables, batch.images)
     cases = case_losses(outputs, batch, settings)
     counts = _count(outputs, batch)
@@ -248,13 +250,16 @@ def eval_step(variables, raw, *, settings):
 def _count(outputs, batch):
     predictions = outputs.mask_logits.argmax(axis=-1)
     return pixel_counts.count_pixels(
-        predictions=predictions, masks=batch.masks, num_classes=outputs.mask_logits.shape[-1]
+        predictions=predictions,
+        masks=batch.masks,
+        num_classes=outputs.mask_logits.shape[-1],
+        meanings=batch.meanings,
     )
 
 
 def _batch_sums(outputs, cases, batch, step):
     counts = _count(outputs, batch)
-    present = (counts.reference > 0) * batch.weights[:, None]
+    present = pixel_counts.has_class(counts) * batch.weights[:, None]
     dice = 2.0 * counts.overlap / jnp.maximum(counts.predicted + counts.reference, 1.0)
     accuracy = counts.overlap.sum(axis=1) / jnp.maximum(counts.reference.sum(axis=1), 1.0)
     sums = ((x * batch.weights).sum() for x in (*cases, accuracy))

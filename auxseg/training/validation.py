@@ -12,23 +12,10 @@ from auxseg.training import batching, steps
 from auxseg.training.settings import create_step_settings
 
 
-def create_eval_fn(config, devices, aux_labels=None):
-    """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults."""
-    step = functools.partial(steps.eval_step, settings=create_step_settings(config, aux_labels=aux_labels))
+def create_eval_fn(config, devices, facts=None):
+    """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults; `facts`: batching.CaseFacts."""
+    step = functools.partial(steps.eval_step, settings=create_step_settings(config, facts=facts))
     return parallel.parallelize(step, devices)
-
-
-def read_aux_labels(config, dataset, members):
-    """Returns the labels that the auxiliary head is trained on where they are not those of the masks, else None.
-
-    Args:
-        config: settings of the run.
-        dataset: Dataset.
-        members: {split: indices}.
-    """
-    if not config.loss.shuffle_aux_labels:
-        return None
-    return batching.shuffle_labels(dataset.table.labels, members, seed=config.seed)
 
 
 def evaluate_cases(eval_fn, variables, feed, indices, *, batch_size, label=None):

@@ -102,3 +102,53 @@ def test_a_threshold_is_chosen_on_known_pixels():
     counts = operating_point.count([(probabilities, reference, (1.0, 1.0))], nominal_pixel_mm=1.0)
     found, missed, false, dice, _ = counts.sums[0]
     assert (found, missed, false, dice) == (1, 0, 0, 1.0)
+
+
+CROP = np.array([[1, 1, 1, 0], [0] * 4, [0] * 4, [0, 0, 0, 1]], np.uint8)
+"""A crop's value 0 may be background, left or right lung; 3 is nodule."""
+LUNGS_ONLY = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0] * 4], np.uint8)
+"""Nodules are not told from the lung that they lie in."""
+
+
+def test_what_a_label_may_mean_is_right():
+    prediction = np.array([[0, 1, 2, 3], [3, 3, 1, 0]], np.uint8)
+    reference = np.array([[0, 0, 0, 0], [3, UNKNOWN, 3, 3]], np.uint8)
+    expected = [[0, 0, 0, 3], [3, 3, 0, 0]]
+    np.testing.assert_array_equal(case_scores.relabel(prediction, reference, CROP), expected)
+    got = pixel_counts.relabel(prediction[None], reference[None], CROP[None])
+    np.testing.assert_array_equal(got, [expected])
+    lungs = case_scores.relabel(np.array([[3, 3, 3]]), np.array([[1, 2, 0]]), LUNGS_ONLY)
+    np.testing.assert_array_equal(lungs, [[1, 2, 1]])
+
+
+def test_a_crop_is_scored_by_its_nodule_alone():
+    prediction = np.array([[0, 1, 2, 3], [3, 3, 1, 0]], np.uint8)
+    reference = np.array([[0, 0, 0, 0], [3, 3, 3, 0]], np.uint8)
+    scored = case_scores.score_case(
+        prediction=prediction,
+        reference=reference,
+        spacing_yx_mm=(1.0, 1.0),
+        probabilities=np.eye(4)[prediction],
+        meaning=CROP,
+    )
+    assert scored.row["nodule_dice"] == pytest.approx(4 / 6) and scored.row["accuracy"] == 6 / 8
+    assert scored.row["left_lung_status"] == "unknown" and np.isnan(scored.row["left_lung_dice"])
+    assert np.isnan(scored.row["left_lung_predicted_px"]) and np.isnan(scored.row["shift_y_px"])
+    assert scored.calibration[..., 0].sum(axis=1).tolist() == [0, 0, 0, 8, 0]
+    counts = pixel_counts.count_pixels(
+        predictions=prediction[None], masks=reference[None], num_classes=4, meanings=CROP[None]
+    )
+    mean, cases = pixel_counts.mean_dice(counts)
+    assert cases.tolist() == [0, 0, 0, 1] and mean[3] == pytest.approx(4 / 6)
+    assert pixel_counts.false_positive_cases(counts).tolist() == [0, 0, 0, 0]
+    assert pixel_counts.pooled_accuracy(counts) == 6 / 8
+
+
+def test_of_a_set_of_lungs_nodules_are_not_scored():
+    row = case_scores.score_case(
+        prediction=np.array([[3, 1, 0]], np.uint8),
+        reference=np.array([[1, 1, 0]], np.uint8),
+        spacing_yx_mm=(1.0, 1.0),
+        meaning=LUNGS_ONLY,
+    ).row
+    assert row["accuracy"] == 1.0 and row["nodule_status"] == "unknown" and row["nodules_false"] == 0

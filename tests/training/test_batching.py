@@ -11,7 +11,7 @@ import pytest
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
-from auxseg.training import batching, references, validation
+from auxseg.training import batching, references
 from configs import base
 
 
@@ -142,7 +142,7 @@ def test_a_batch_takes_the_shuffled_labels_of_its_own_cases():
     raw = batching.RawBatch(images, masks, np.array([2, 0]), np.ones(2, np.float32))
     told = np.arange(16, dtype=np.float32).reshape(4, 4)
     settings = {"window_hu": (-1000.0, 400.0), "num_classes": 4}
-    batch = batching.to_batch(raw, aux_labels=told, **settings)
+    batch = batching.to_batch(raw, facts=batching.CaseFacts(told), **settings)
     np.testing.assert_array_equal(batch.labels, told[[2, 0]])
     own = batching.to_batch(raw, **settings)
     np.testing.assert_array_equal(own.labels, data.table.labels[[2, 0]])
@@ -151,9 +151,9 @@ def test_a_batch_takes_the_shuffled_labels_of_its_own_cases():
 
 def test_the_placebo_is_off_unless_asked_for():
     data, members, config = fakes.two_discs(30), {"train": np.arange(30)}, base.get_config()
-    assert validation.read_aux_labels(config, data, members) is None
+    assert batching.read_facts(config, data, members) == (None, None)
     config.loss.shuffle_aux_labels = True
-    found = validation.read_aux_labels(config, data, members)
+    found = batching.read_facts(config, data, members).aux_labels
     np.testing.assert_array_equal(
         found, batching.shuffle_labels(data.table.labels, members, seed=config.seed)
     )

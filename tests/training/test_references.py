@@ -80,3 +80,92 @@ def test_unknown_labels_carry_no_auxiliary_loss():
     np.testing.assert_allclose(loss(logits), [np.log(2), 0.0], rtol=1e-6)
     gradient = jax.grad(lambda x: loss(x).sum())(logits)
     np.testing.assert_allclose(gradient, [[-0.25, 0.0, 0.25, 0.0], [0.0] * 4], rtol=1e-6)
+
+
+CROP = np.array([[[1, 1, 1, 0], [0] * 4, [0] * 4, [0, 0, 0, 1]]], np.float32)
+"""A crop's value 0 may be background, left or right lung; 3 is nodule; 1 and 2 are not there."""
+LUNGS_ONLY = np.array([[[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0] * 4]], np.float32)
+"""Nodules are not told from the lung that they lie in."""
+
+
+def logits_of(*pixels):
+    """Returns logits [1, 1, W, 4] of these probabilities."""
+    return jnp.log(jnp.asarray([[pixels]], jnp.float32))
+
+
+def test_merged_losses_of_a_crop_by_hand():
+    logits = logits_of((0.4, 0.2, 0.2, 0.2), (0.1, 0.1, 0.2, 0.6))
+    masks = np.array([[[0, 3]]], np.uint8)
+    entropy = losses.cross_entropy(logits=logits, masks=masks, meanings=CROP)
+    np.testing.assert_allclose(entropy, [-(np.log(0.8) + np.log(0.6)) / 2], rtol=1e-5)
+    # The rest: overlap 0.8, predicted 0.8 + 0.4; the nodule: overlap 0.6, predicted 0.2 + 0.6.
+    dice = losses.dice_loss(logits=logits, masks=masks, meanings=CROP, smooth=1.0)
+    np.testing.assert_allclose(dice[0, [0, 3]], [1 - 2.6 / 3.2, 1 - 2.2 / 2.8], rtol=1e-5)
+    both = losses.create_segmentation_loss(config_of("dice"))(logits=logits, masks=masks, meanings=CROP)
+    np.testing.assert_allclose(both, [(1 - 2.6 / 3.2 + 1 - 2.2 / 2.8) / 2], rtol=1e-5)
+
+
+def test_a_nodule_in_a_lung_agrees_with_lung_and_one_in_the_background_does_not():
+    masks = np.array([[[1, 2, 0]]], np.uint8)
+    sure = (0.0001, 0.0001, 0.0001, 0.9997)
+    good = logits_of(sure, sure, (0.9997, 0.0001, 0.0001, 0.0001))
+    bad = logits_of(sure, sure, sure)
+    for name in losses.LOSSES:
+        loss = losses.create_segmentation_loss(config_of(name))
+        values = [float(loss(logits=each, masks=masks, meanings=LUNGS_ONLY)[0]) for each in (good, bad)]
+        assert values[0] < 0.01 and values[1] > 0.1, name
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_crop_teaches_nothing_of_how_the_rest_is_shared_out(name):
+    """No loss changes, and so no gradient is there, along any split of the rest among background and lungs."""
+    loss = losses.create_segmentation_loss(config_of(name))
+    logits = random_logits((1, 4, 4, 4))
+    masks = np.where(np.arange(16).reshape(1, 4, 4) % 3, 0, 3).astype(np.uint8)
+
+    def crop_loss(x):
+        return loss(logits=x, masks=masks, meanings=CROP).sum()
+
+    value, gradient = jax.value_and_grad(crop_loss)(logits)
+    rest = jax.nn.softmax(logits[..., :3])
+    # Of logits with a fixed sum of exponentials only a gradient in proportion to the shares has no effect.
+    np.testing.assert_allclose(gradient[..., :3], rest * gradient[..., :3].sum(-1, keepdims=True), atol=2e-6)
+    total = jax.nn.logsumexp(logits[..., :3], axis=-1, keepdims=True)
+    other = jax.nn.log_softmax(random_logits((1, 4, 4, 3), seed=1)) + total
+    np.testing.assert_allclose(
+        crop_loss(jnp.concatenate([other, logits[..., 3:]], axis=-1)), value, rtol=1e-5
+    )
+    assert np.abs(gradient[..., 3]).max() > 1e-4
+
+
+def test_meanings_of_one_class_each_change_no_loss():
+    masks = np.arange(16, dtype=np.uint8).reshape(1, 4, 4) % 4
+    masks[0, 0, 0] = UNKNOWN
+    logits, own = random_logits((1, 4, 4, 4)), np.eye(4, dtype=np.float32)[None]
+    for name in losses.LOSSES:
+        loss = losses.create_segmentation_loss(config_of(name))
+        np.testing.assert_allclose(
+            loss(logits=logits, masks=masks, meanings=own), loss(logits=logits, masks=masks), rtol=1e-5
+        )
+
+
+def test_labels_of_merged_classes_are_not_known():
+    masks = np.array([[[0, 3]], [[0, 0]]], np.uint8)
+    crop = references.label_vectors(masks, 4, np.repeat(CROP, 2, axis=0))
+    np.testing.assert_array_equal(crop, [[-1, -1, -1, 1], [-1, -1, -1, 0]])
+    lungs = np.array([[[0, 1]], [[1, 1]]], np.uint8)
+    told = references.label_vectors(lungs, 4, np.repeat(LUNGS_ONLY, 2, axis=0))
+    np.testing.assert_array_equal(told, [[1, -1, 0, -1], [0, -1, 0, -1]])
+
+
+def test_shares_by_hand():
+    logits = logits_of((0.8, 0.05, 0.05, 0.1), (0.25, 0.0001, 0.0001, 0.7498))
+    shares = jnp.asarray([[[[1.0, 0, 0, 0], [0.25, 0, 0, 0.75]]]])
+    masks = np.array([[[0, 3]]], np.uint8)
+    got = losses.cross_entropy(logits=logits, masks=masks, shares=shares)
+    expected = -(np.log(0.8) + 0.25 * np.log(0.25) + 0.75 * np.log(0.7498)) / 2
+    np.testing.assert_allclose(got, [expected], rtol=1e-4)
+    overlap, predicted, reference = references.overlaps(logits, masks, shares=shares)
+    np.testing.assert_allclose(overlap[0, [0, 3]], [0.8 + 0.25 * 0.25, 0.75 * 0.7498], rtol=1e-4)
+    np.testing.assert_allclose(reference[0], [1.25, 0, 0, 0.75])
+    np.testing.assert_allclose(predicted[0, 3], 0.8498, rtol=1e-4)

@@ -192,13 +192,13 @@ def test_settings_come_from_the_config_and_stay():
     config = small_config(
         loss__aux_weight=0.25, augment__seed=7, train__accumulate_steps=2, model__bn_momentum=0.9
     )
-    settings = create_step_settings(config, axis_name="devices", aux_labels="labels")
+    settings = create_step_settings(config, axis_name="devices", facts="facts")
     assert (settings.aux_weight, settings.augment_seed, settings.accumulate_steps) == (0.25, 7, 2)
     assert (settings.bn_momentum, settings.num_classes, settings.window_hu) == (0.9, 4, (-1000.0, 400.0))
-    assert (settings.axis_name, settings.model.axis_name, settings.aux_labels) == (
+    assert (settings.axis_name, settings.model.axis_name, settings.facts) == (
         "devices",
         "devices",
-        "labels",
+        "facts",
     )
     assert settings.augmentation is None
     enabled = create_step_settings(small_config(augment__enabled=True, augment__rotate_degrees=3.0))
