@@ -288,6 +288,22 @@ def test_readme_s_python_segments_a_scan(real_data, tmp_path):
     run_python(block.replace("SCAN", str(real_data / "cip" / "ct-64.nrrd")), tmp_path, [ROOT])
 
 
+def test_a_training_step_by_hand_lowers_the_loss(tmp_path):
+    (block,) = code_blocks("auxseg/README.md", "train_step")
+    rest = """
+import jax.numpy as jnp
+masks = jnp.zeros((2, 32, 32), jnp.uint8).at[:, 8:24, 4:14].set(2)
+images = jnp.where(masks > 0, 0.1, 0.9)[..., None]
+variables = model.init(jax.random.key(0), images)
+opt_state, values = optimizer.init(variables["params"]), []
+for _ in range(6):
+    variables, opt_state, value = train_step(variables, opt_state, images, masks)
+    values.append(float(value))
+assert values[-1] < 0.9 * values[0], values
+"""
+    run_python(block + rest, tmp_path, [ROOT])
+
+
 def test_a_patch_that_does_not_fit_is_seen(tmp_path):
     (tmp_path / "a.py").write_text("one\ntwo\n", encoding="utf-8")
     apply_patch(tmp_path, "--- a.py\n@@\n one\n+more\n")

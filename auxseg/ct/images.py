@@ -66,11 +66,11 @@ def read_header(path):
     with headers.errors_of_system(path):
         if nifti.is_nifti(path):
             headers.check_nifti_size(path)
-            stored = _checked(nifti.read_geometry(path), path)
+            stored = check_geometry(nifti.read_geometry(path), path)
         else:
             read = metaimage.read_voxels if path.suffix.lower() in (".mhd", ".mha") else nrrd.read_voxels
             voxels = read(path)
-            stored = _checked(voxels.stored, path)
+            stored = check_geometry(voxels.stored, path)
             voxels_lib.check_length(voxels)
     orientation = find_orientation(stored)
     return Header(path, stored, to_canonical_geometry(stored, orientation), orientation, voxels)
@@ -193,8 +193,12 @@ def _read_block(header, start, stop):
     return to_canonical(block, header.orientation)
 
 
-def _checked(geometry, path):
-    """Returns a stored geometry whose numbers make sense, else raises an InputError."""
+def check_geometry(geometry, path):
+    """Returns a stored geometry whose numbers make sense.
+
+    Raises:
+        InputError: they do not.
+    """
     numbers = (*geometry.spacing_xyz_mm, *geometry.origin_xyz_mm, *geometry.direction)
     if not all(map(math.isfinite, numbers)) or min(geometry.spacing_xyz_mm) <= 0:
         raise InputError(

@@ -46,8 +46,23 @@ def read_geometry(path):
         InputError: no NIfTI header, not three dimensions, values that are no numbers.
     """
     header = _read_header(path)
-    size = _size(header, path)
-    affine = _placing(header, path)[0]
+    return _create_geometry(_size(header, path), _placing(header, path)[0], header)
+
+
+def geometry_of(image):
+    """Returns the `Geometry` of a nibabel image, of whatever format; of NIfTI as `read_geometry`.
+
+    Raises:
+        InputError: as `read_geometry`.
+    """
+    import nibabel
+
+    if isinstance(image.header, nibabel.Nifti1Header):
+        return _create_geometry(image.shape, _placing(image.header, "image")[0], image.header)
+    return _create_geometry(image.shape, _TO_LPS @ image.affine[:3], None)
+
+
+def _create_geometry(size, affine, header):
     spacing = np.linalg.norm(affine[:, :3], axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         direction = affine[:, :3] / spacing

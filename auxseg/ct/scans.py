@@ -169,7 +169,7 @@ def _oblique(geometry, tilt_degrees=0.0):
 
 
 def _open_npz(source, scratch):
-    images, spacing, dtype = _load_npz(source.path, scratch)
+    images, spacing = _load_npz(source.path, scratch)
     known = spacing is not None
     size = tuple(int(n) for n in images.shape[::-1])
     geometry = Geometry(size, tuple(spacing[::-1]) if known else (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
@@ -177,21 +177,35 @@ def _open_npz(source, scratch):
         "orientation is not stated: rows are taken from front to back, columns from the patient's "
         "right to left"
     )
-    findings = [*source.findings, Finding(INFO, "orientation", text), *_check_axes(images.shape)]
-    findings += values.check_values(images, images.dtype, source.path)
-    if not known:
-        text = "NPZ without 'spacing_zyx_mm': sizes are in voxels, millimetres are left empty"
-        findings.append(Finding(WARNING, "no-spacing", text))
+    findings = [*source.findings, Finding(INFO, "orientation", text), *check_axes(images.shape)]
+    return create_scan(source.name, source.path, "NPZ", images, geometry, known, findings)
+
+
+def create_scan(name, path, kind, images, geometry, has_geometry, findings=()):
+    """Returns the `Scan` of an array, which may lie on disk.
+
+    Args:
+        name, path, kind, has_geometry: as of `Scan`.
+        images: numbers [z, y, x], as stored.
+        geometry: `Geometry` as stored.
+        findings: so far.
+    """
     orientation = find_orientation(geometry)
+    canonical = to_canonical(images, orientation)
+    placed = to_canonical_geometry(geometry, orientation)
+    findings = [*findings, *values.check_values(canonical, images.dtype, path), *_oblique(placed)]
+    if not has_geometry:
+        text = "no spacing is given (NPZ: 'spacing_zyx_mm'): sizes are in voxels, millimetres are left empty"
+        findings.append(Finding(WARNING, "no-spacing", text))
 
     def read(start, stop):
-        return np.ascontiguousarray(values.to_hu(images[start:stop], source.path))
+        return np.ascontiguousarray(values.to_hu(canonical[start:stop], path))
 
-    return Scan(source.name, source.path, "NPZ", geometry, geometry, orientation, dtype, known, read,
+    return Scan(name, path, kind, geometry, placed, orientation, str(images.dtype), has_geometry, read,
                 tuple(findings))  # fmt: skip
 
 
-def _check_axes(shape_zyx):
+def check_axes(shape_zyx):
     """Returns a finding where the last axis of an array without orientation looks like that of the slices."""
     slices, rows, columns = shape_zyx
     if slices != rows or rows == columns:
@@ -204,7 +218,7 @@ def _check_axes(shape_zyx):
 
 
 def _load_npz(path, scratch):
-    """Returns (images [D, H, W] on disk, spacing zyx in mm or None, stored dtype)."""
+    """Returns (images [D, H, W] on disk, spacing zyx in mm or None)."""
     arrays = inflate.inflate_npz(path, scratch)
     names = list(arrays)
     name = "image" if "image" in names else names[0] if len(names) == 1 else None
@@ -224,11 +238,11 @@ def _load_npz(path, scratch):
             raise InputError(f"NPZ: {path} has spacing_zyx_mm {spacing}, expected three numbers above 0")
         spacing = [float(v) for v in spacing]
     volume = image[None] if image.ndim == 2 else image
-    _check_scaled(volume, path)
-    return volume, spacing, str(image.dtype)
+    check_scaled(volume, path)
+    return volume, spacing
 
 
-def _check_scaled(volume, path):
+def check_scaled(volume, path):
     """Raises where floating point values on disk were scaled to 1, looking at a slice at a time."""
     if volume.dtype.kind != "f":
         return

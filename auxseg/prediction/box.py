@@ -21,7 +21,7 @@ FILE = "box.json"
 _FORMAT = "auxseg-box-1"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Box:
     """Networks that come with auxseg.
 
@@ -36,6 +36,9 @@ class Box:
     checksum: str
     lungs: networks.Network
     nodules: nodules.Networks | None
+
+    def __repr__(self):
+        return f"<{self}>"
 
     def __str__(self):
         return f"networks in the box, version {self.version} (SHA-256 {self.checksum[:12]})"

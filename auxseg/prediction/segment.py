@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import pathlib
+import os
 import tempfile
 
 import numpy as np
@@ -12,14 +12,15 @@ import numpy as np
 from auxseg.base import files, progress
 from auxseg.base.classes import AIR_HU, CLASS_NAMES, NODULE, classes_of_masks, value_of
 from auxseg.base.errors import InputError
-from auxseg.ct import body, checks, scans, writers
+from auxseg.ct import arrays, body, checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
 from auxseg.datasets.resize import resize_image
 from auxseg.prediction import lungs, measure, nodules, overlay, plausible
-from auxseg.prediction.box import load_box
+from auxseg.prediction.box import Box, load_box
 from auxseg.prediction.view import create_view
 from auxseg.runs.masks import create_decide, predict_probabilities
+from auxseg.runs.networks import load_network
 from auxseg.scoring import components, operating_point
 
 NUM_CHECKED, NUM_PANELS = 16, 12
@@ -61,7 +62,7 @@ class Options:
             raise InputError(f"--slice: got {self.slices!r}, expected 'all', 'middle' or an index from 0")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Segmentation:
     """What was found in one scan.
 
@@ -92,6 +93,17 @@ class Segmentation:
     box: body.Box
     classes: tuple[str, ...] = CLASS_NAMES
 
+    def __repr__(self):
+        nodules = sum(row["structure"].startswith("nodule") for row in self.measurements)
+        lungs = [
+            f"{row['structure'].replace('_', ' ')} {row['volume_ml']:.0f} mL"
+            for row in self.measurements
+            if not row["structure"].startswith("nodule") and np.isfinite(row["volume_ml"])
+        ]
+        warnings = [f"warning: {one.text}" for one in self.findings if one.severity != INFO]
+        size = "x".join(map(str, self.masks.shape))
+        return f"<Segmentation of {self.scan.name}, {size}: {', '.join([*lungs, f'nodules {nodules}', *warnings])}>"
+
     @property
     def geometry(self):
         """Geometry of `stored_masks`: the scan's own, of the slices segmented."""
@@ -103,41 +115,69 @@ class Segmentation:
         return from_canonical(self.masks, self.scan.orientation)
 
 
-def segment(path, networks=None, *, options=Options(), series=None, second=None):
+def segment(
+    image, network=None, *, spacing_mm=None, direction=None, options=Options(), series=None, second=None
+):
     """Returns the `Segmentation` of one scan, with its arrays in memory.
 
     Args:
-        path: the scan, in any form that `scans.find_scans` knows.
-        networks: `networks.Network`s; their probabilities are averaged. None: those in the box (`box`).
+        image: path of the scan, in any form that `scans.find_scans` knows; or the scan itself: an array in HU
+            [slices, rows, columns], an image of SimpleITK or of nibabel (`arrays.open_array`).
+        network: a run's folder, a bundle's, or what `load_network` or `load_box` gave; several in a list are
+            averaged. None: those in the box.
+        spacing_mm: of an array, in the order of its axes; without it nothing is cleaned or measured in mm.
+        direction: of an array, 3x3 as of SimpleITK; None: slices count from the feet to the head, rows from front to
+            back, columns from the patient's right to the left.
         options: `Options`.
         series: SeriesInstanceUID or SeriesNumber of a DICOM study, or None for the chest CT.
-        second: as in `segment_scan`; without `networks` the box has its own.
+        second: as in `segment_scan`; the box has its own.
 
     Raises:
         InputError: no scan or several there, or it cannot be used; the line says why and what to do.
     """
-    if networks is None:
-        inside = load_box()
-        networks, second = [inside.lungs], inside.nodules
-    found = scans.find_scans(path)
+    chosen, looks = _choose_networks(network)
+    second = second or looks
+    if not isinstance(image, (str, os.PathLike)):
+        scan = arrays.open_array(image, spacing_mm=spacing_mm, direction=direction)
+        return segment_scan(scan, chosen, options, None, second=second)
+    if spacing_mm is not None or direction is not None:
+        raise InputError(f"spacing_mm, direction: given with {image}, which has its own; leave them out")
+    found = scans.find_scans(image)
     if len(found) != 1:
         names = ", ".join(source.name for source in found[:5])
-        raise InputError(f"input: {path} holds {len(found)} scans ({names}, ...), expected one")
+        raise InputError(f"input: {image} holds {len(found)} scans ({names}, ...), expected one")
     with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
         scan = scans.open_scan(found[0], scratch, series=series, force=options.force)
-        result = segment_scan(scan, networks, options, pathlib.Path(scratch), second=second)
-        probabilities = None if result.probabilities is None else np.array(result.probabilities)
-        return dataclasses.replace(result, masks=np.array(result.masks), probabilities=probabilities)
+        return segment_scan(scan, chosen, options, None, second=second)
+
+
+def _choose_networks(network):
+    """Returns (`networks.Network`s, the box's `nodules.Networks` or None) of what `segment` takes."""
+    if network is None:
+        network = load_box()
+    if isinstance(network, Box):
+        return [network.lungs], network.nodules
+    given = network if isinstance(network, (list, tuple)) else [network]
+    return [load_network(one) if isinstance(one, (str, os.PathLike)) else one for one in given], None
+
+
+def _create_array(scratch, name, dtype, shape):
+    """Returns an array of zeros: in a file of the folder `scratch`, or in memory where that is None."""
+    return (
+        np.zeros(shape, dtype)
+        if scratch is None
+        else files.create_array(scratch / f"{name}.npy", dtype, shape)
+    )
 
 
 def segment_scan(scan, networks, options, scratch, *, second=None, show_progress=False):
-    """Returns the `Segmentation` of an open scan; its arrays lie on disk, in `scratch`.
+    """Returns the `Segmentation` of an open scan; its arrays lie on disk, in `scratch`, or in memory.
 
     Args:
         scan: `scans.Scan`.
         networks: `networks.Network`s, at least one.
         options: `Options`.
-        scratch: folder for temporary files; must outlive the result.
+        scratch: folder for temporary files, which must outlive the result; None: all in memory.
         second: `nodules.Networks` that find the nodules in the lungs of a whole scan, or None: those that `networks`
             mark.
         show_progress: draw a bar.
@@ -153,13 +193,13 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
     view = create_view(scan, networks)
-    parts = files.create_array(scratch / "parts.npy", np.uint8, (stop - start, *view.box.size_yx))
+    parts = _create_array(scratch, "parts", np.uint8, (stop - start, *view.box.size_yx))
     kept = (len(classes), *shape)
     probabilities = (
-        files.create_array(scratch / "probabilities.npy", np.float32, kept) if options.probabilities else None
+        _create_array(scratch, "probabilities", np.float32, kept) if options.probabilities else None
     )
     cleans = options.clean_lungs and options.slices == "all" and _is_cleanable(scan, networks)
-    volume = files.create_array(scratch / "volume.npy", np.int16, parts.shape) if cleans else None
+    volume = _create_array(scratch, "volume", np.int16, parts.shape) if cleans else None
     pictures = []
     batch_size = min(options.batch_size, stop - start)
     batches = _read_batches(
@@ -276,7 +316,7 @@ def _paste_all(scratch, parts, view):
     if view.box.size_yx == view.shape_yx and view.box.start_yx == (0, 0):
         return parts
     shape = (len(parts), *view.shape_yx)
-    masks = files.create_array(scratch / "masks.npy", np.uint8, shape)
+    masks = _create_array(scratch, "masks", np.uint8, shape)
     for index, part in enumerate(parts):
         masks[index] = view.box.paste(part, view.shape_yx)
     return masks

@@ -43,7 +43,7 @@ class _Parser(flags.ArgumentParser):
     """Reads the settings as soon as the flag is parsed, so that a mistake is said at once."""
 
     def parse(self, path):
-        return read(path)
+        return read_config(path)
 
 
 def default_workdir():
@@ -74,7 +74,7 @@ def find(text):
     raise InputError(f"--config: got {text!r}, expected a settings file (FILE.py) or one of {names}")
 
 
-def read(text):
+def read_config(text):
     """Returns the locked ConfigDict of a settings file, or of the `config.json` of a run.
 
     Args:
@@ -131,7 +131,7 @@ def describe_settings():
     text = path.read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {each.start[0]: each.string for each in tokens if each.type == tokenize.COMMENT}
-    config, groups, found = read(str(path)), {"config": ""}, []
+    config, groups, found = read_config(str(path)), {"config": ""}, []
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
             continue

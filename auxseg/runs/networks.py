@@ -35,7 +35,7 @@ KINDS = {"stablehlo": "model.stablehlo", "onnx": "model.onnx", "saved": "weights
 _FORMAT = "auxseg-bundle-1"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Network:
     """A trained network as `predict` uses it.
 
@@ -57,6 +57,36 @@ class Network:
     forward: Callable
     field: str = "scan"
     classes: tuple[str, ...] = CLASS_NAMES
+
+    def __repr__(self):
+        rows, columns = self.size_yx
+        return f"<Network {self.name}: images in HU [N, {rows}, {columns}] -> probabilities of {', '.join(self.classes)}>"
+
+    def __call__(self, images):
+        """Returns the mask probabilities of images that somebody hands in, NumPy float32 [N, H, W, C].
+
+        Args:
+            images: HU [N, H, W], or [H, W] of one, of the size of the network and seen as it was trained (`field`).
+
+        Raises:
+            InputError: another size or type, values that are not finite, or scaled to 1.
+        """
+        images = np.asarray(images)
+        images = images[None] if images.ndim == 2 else images
+        if images.shape[1:] != tuple(self.size_yx) or not len(images):
+            raise InputError(
+                f"images: got shape {images.shape}, expected [N, {self.size_yx[0]}, {self.size_yx[1]}]; "
+                "auxseg.segment takes scans of any size"
+            )
+        if images.dtype == np.uint8 or images.dtype.kind not in "iuf" or not np.isfinite(images).all():
+            raise InputError(f"images: got {images.dtype}, expected finite numbers in HU")
+        if images.dtype.kind == "f" and images.min() >= -1 and images.max() <= 1:
+            raise InputError(
+                f"images: got values from {images.min():.3g} to {images.max():.3g}, scaled to 1; expected HU, "
+                "in which air is -1000"
+            )
+        images = images if images.dtype == np.int16 else images.astype(np.float32)
+        return np.asarray(self.probabilities(images))
 
     def probabilities(self, images):
         """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""

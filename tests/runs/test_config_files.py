@@ -37,7 +37,7 @@ def call(folder, *arguments):
 def test_own_settings_are_found_by_name_in_any_folder(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     assert config_files.find(text) == ROOT / "configs" / "phantom.py"
-    assert config_files.read(text).data.name == "phantom"
+    assert config_files.read_config(text).data.name == "phantom"
 
 
 def test_a_file_that_is_there_comes_before_a_name(tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_a_file_that_is_there_comes_before_a_name(tmp_path, monkeypatch):
 
 def test_a_file_elsewhere_starts_from_ours(tmp_path):
     text = "from configs import smoke\ndef get_config():\n    c = smoke.get_config()\n    c.seed = 8\n    return c\n"
-    config = config_files.read(write(tmp_path / "mine.py", text))
+    config = config_files.read_config(write(tmp_path / "mine.py", text))
     assert (config.seed, config.model.depth, config.is_locked) == (8, 2, True)
 
 
@@ -57,11 +57,11 @@ def test_a_folder_configs_elsewhere_has_its_own_neighbours_first(tmp_path):
     text = "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'seed': 77})\n"
     write(tmp_path / "configs" / "base.py", text)
     mine = write(tmp_path / "configs" / "mine.py", "from configs import base\nget_config = base.get_config\n")
-    assert config_files.read(mine).seed == 77
-    assert config_files.read("seed3").seed == 3  # ours again
+    assert config_files.read_config(mine).seed == 77
+    assert config_files.read_config("seed3").seed == 3  # ours again
     mine.write_text("from configs import seed3\nget_config = seed3.get_config\n")
     with pytest.raises(InputError, match="AttributeError: .*'data'"):  # ours on their base, which has no data
-        config_files.read(mine)
+        config_files.read_config(mine)
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,16 @@ def test_a_folder_configs_elsewhere_has_its_own_neighbours_first(tmp_path):
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path, text, words):
     path = write(tmp_path / "mine.py", text)
     with pytest.raises(InputError, match=words):
-        config_files.read(path)
+        config_files.read_config(path)
 
 
 def test_settings_of_a_run_go_on_and_can_be_changed(tmp_path):
     """Settings that were not given keep their kind: data.dir can be given, though the run had none."""
-    config = config_files.read("smoke")
+    config = config_files.read_config("smoke")
     run_folder.claim_config(tmp_path, config)
     path = tmp_path / "config.json"
-    assert run_folder.config_to_dict(config_files.read(path)) == json.loads(path.read_text())
-    found = config_files.read(path)
+    assert run_folder.config_to_dict(config_files.read_config(path)) == json.loads(path.read_text())
+    found = config_files.read_config(path)
     found.data.dir, found.train.max_minutes = "elsewhere", 5.0
     assert found.data.size == (64, 64)
     with pytest.raises(TypeError):
@@ -134,7 +134,7 @@ def test_workdir_alone_goes_on_with_the_run(tmp_path):
 
 def test_every_setting_has_a_value_and_a_comment():
     found = config_files.describe_settings()
-    flat = run_folder.flatten(run_folder.config_to_dict(config_files.read("base")))
+    flat = run_folder.flatten(run_folder.config_to_dict(config_files.read_config("base")))
     assert [name for name, _, comment in found if not comment] == []
     assert {name: value for name, value, _ in found}.keys() == flat.keys()
     named = {name: (value, comment) for name, value, comment in found}
