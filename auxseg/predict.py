@@ -20,7 +20,7 @@ import re
 
 from absl import flags
 
-from auxseg.base import command
+from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 
 
@@ -65,10 +65,10 @@ def main(argv):
             raise InputError(f"--{name}: not given (try --help)")
     # What computes is imported here: --help and a mistake in a flag are answered at once.
     from auxseg.ct import writers
-    from auxseg.devices import programs
+    from auxseg.devices import parallel
     from auxseg.prediction import outputs, rows
 
-    programs.keep()
+    parallel.keep_compiled_programs(files.default_cache_dir() / "compiled")
     options = read_options(values)
     for form in values.format:
         check_choice("--format", form, writers.FORMATS)

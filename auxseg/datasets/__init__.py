@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 from auxseg.base import files, progress
@@ -103,6 +104,9 @@ def _load_values(data_config, classes):
         skip_bad_scans=data_config.skip_bad_scans,
         name=data_config.name,
     )
+    if data_config.name == "phantom":  # has as many subsets as it has scans for, and lacks none
+        notes = tuple(note for note in dataset.notes if not note.startswith(layout.MISSING))
+        dataset = dataclasses.replace(dataset, notes=notes)
     dataset = select.select(dataset, classes)
     if slab == 1:
         return dataset

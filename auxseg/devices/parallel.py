@@ -1,5 +1,6 @@
 """One step over all devices: choosing them, spreading batches, replicating state, fetching results."""
 
+import hashlib
 import os
 import sys
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from auxseg.base import files
+from auxseg.base import files, machine
 from auxseg.base.errors import InputError
 
 AXIS = "devices"
@@ -61,17 +62,19 @@ def check_deterministic(devices):
 
 
 def keep_compiled_programs(folder):
-    """Keeps compiled programs in `folder`, so that a second start of the same program takes seconds.
+    """Keeps compiled programs in `folder`, by processor, so that a second start of the same program takes seconds.
 
     They are run as they are: where somebody else may have written there, nothing is read or kept, and one line says so.
     """
     try:
         files.make_private(folder)
+        folder = folder / hashlib.sha256(machine.describe_processor()).hexdigest()[:24]
+        files.make_private(folder)
     except OSError as error:
         print(f"compiled programs are not kept: {error}", file=sys.stderr, flush=True)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 

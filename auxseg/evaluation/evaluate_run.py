@@ -8,7 +8,7 @@ from auxseg.base import files
 from auxseg.base.errors import check_choice
 from auxseg.datasets import load
 from auxseg.devices import parallel
-from auxseg.runs import checkpoints, decisions, networks, splits, state
+from auxseg.runs import checkpoints, decisions, networks, run_folder, splits, state
 from auxseg.scoring import pixel_counts
 from auxseg.training import batching, validation
 
@@ -175,6 +175,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     summary = {
         "ended": ended,
         "epochs": len(epochs),
+        "steps": epochs[-1]["step"] if epochs else 0,
         "best_epoch": found["epoch"],
         "seconds": sum(row["seconds"] for row in epochs),
         "dataset": dataset.name,
@@ -215,6 +216,8 @@ def describe(summary):
             f"{split}, {scores['cases']} cases, weights of epoch {summary['best_epoch']}: mean Dice {dice}; "
             f"pooled DSC (the paper's measure) {_three(scores['pooled_dsc'])}"
         )
+    if summary["steps"] < run_folder.FEW_STEPS:
+        lines.append(f"a trial of {summary['steps']} steps: its scores mean nothing")
     if "report" in summary:
         lines.append(f"to look at: {summary['report']}")
     return "\n".join(lines)

@@ -153,7 +153,8 @@ def draw_dice(evaluation):
     panel.set_xticks(range(len(labels)), labels)
     panel.set_ylim(-0.03, 1.03)
     panel.grid(False, axis="x")
-    label(panel, "", "Dice", "Dice by case; mean and 95 % interval by patient (black)")
+    beside = " and 95 % interval by patient" if tables.has_intervals(evaluation) else ""
+    label(panel, "", "Dice", f"Dice by case; mean{beside} (black)")
     return figure
 
 
@@ -165,7 +166,7 @@ def draw_lungs_against_nodules(evaluation):
     figure, axes = create_axes((4.8, 3.6))
     panel = axes[0, 0]
     panel.scatter(lungs, nodules, s=22, color=COLOURS["nodule"], alpha=0.65, linewidths=0)
-    r = statistics.correlation(lungs, nodules)
+    r = statistics.correlation(lungs, nodules, intervals=tables.has_intervals(evaluation))
     panel.set_ylim(-0.03, 1.03)
     panel.set_xlim(min(0.8, lungs.min() - 0.01), 1.0)
     text = (
@@ -189,16 +190,18 @@ def draw_bland_altman(evaluation, name):
         return None
     figure, axes = create_axes((5.4, 3.2 * len(units)), rows=len(units))
     for panel, unit in zip(axes[:, 0], units, strict=True):
-        _draw_agreement(panel, *tables.area_pairs(evaluation, name, unit), name, unit.replace("mm2", "mm²"))
+        pairs = tables.area_pairs(evaluation, name, unit)
+        intervals = tables.has_intervals(evaluation)
+        _draw_agreement(panel, *pairs, name, unit.replace("mm2", "mm²"), intervals)
     return figure
 
 
-def _draw_agreement(panel, reference, predicted, name, unit):
+def _draw_agreement(panel, reference, predicted, name, unit, intervals):
     difference, mean = predicted - reference, (predicted + reference) / 2
     missed = predicted == 0
     panel.scatter(mean[~missed], difference[~missed], s=18, color=COLOURS[name], alpha=0.6, linewidths=0)
     panel.scatter(mean[missed], difference[missed], s=30, color=COLOURS[name], marker="x")
-    agreement = statistics.bland_altman(difference)
+    agreement = statistics.bland_altman(difference, intervals=intervals)
     lines = (
         (agreement.bias, agreement.bias_interval, "-"),
         (agreement.lower_limit, agreement.lower_interval, "--"),

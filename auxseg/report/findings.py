@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from auxseg.report import tables
+from auxseg.runs import run_folder
 from auxseg.scoring import calibration, case_scores, statistics
 
 FAULT, CAUTION, NOTE, PASSED = "fault", "caution", "note", "passed"
@@ -54,7 +55,7 @@ class CheckResult:
     section: str
 
 
-def find_all(evaluation, *, split="test", splits=None, finished=True):
+def find_all(evaluation, *, split="test", splits=None, finished=True, num_steps=None):
     """Returns the Findings of all checks, gravest first.
 
     Args:
@@ -62,8 +63,9 @@ def find_all(evaluation, *, split="test", splits=None, finished=True):
         split: its name; 'val' chose the weights, 'train' taught them.
         splits: {name: case ids} of the run, or None: not checked.
         finished: whether training ended by itself.
+        num_steps: of training, or None: not known.
     """
-    found = [check_sides(evaluation), check_shift(evaluation)]
+    found = [check_trained(num_steps), check_sides(evaluation), check_shift(evaluation)]
     found += [check_missed(evaluation, name) for name in evaluation.foreground]
     found += [check_area(evaluation, name) for name in evaluation.foreground]
     found += [check_false_positives(evaluation, name) for name in evaluation.foreground]
@@ -76,6 +78,18 @@ def find_all(evaluation, *, split="test", splits=None, finished=True):
     ]
     found.append(check_finished(finished))
     return sorted((each for each in found if each), key=lambda each: LEVELS.index(each.level))
+
+
+def check_trained(num_steps):
+    """Returns a fault for a run that was over before it had learned anything, as that of smoke.py; else None."""
+    if num_steps is None or num_steps >= run_folder.FEW_STEPS:
+        return None
+    return CheckResult(
+        FAULT,
+        "These scores mean nothing",
+        f"Training was {count_of(num_steps, 'step')}, which shows that everything works and teaches no network.",
+        "training",
+    )
 
 
 def check_sides(evaluation):
@@ -187,9 +201,10 @@ def check_area(evaluation, name):
     if np.sum(~np.isnan(values)) < 5 or (tables.statuses(evaluation, name) == "missed").all():
         return None
     interval = statistics.bootstrap_mean(values, tables.patients(evaluation))
-    text = f"Mean relative area error {interval.estimate:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}]."
+    ends = "" if np.isnan(interval.low) else f" [{interval.low:+.1%}, {interval.high:+.1%}]"
+    text = f"Mean relative area error {interval.estimate:+.1%}{ends}."
     title = tables.TITLES[name]
-    if abs(interval.estimate) > AREA_SHARE and not interval.low <= 0 <= interval.high:
+    if abs(interval.estimate) > AREA_SHARE and (interval.low > 0 or interval.high < 0):
         size = "large" if interval.estimate > 0 else "small"
         return CheckResult(CAUTION, f"{title} comes out too {size}", text, "agreement")
     return CheckResult(PASSED, f"{title} area", text, "agreement")
@@ -270,7 +285,10 @@ def check_numbers(evaluation):
     if not few:
         return None
     return CheckResult(
-        NOTE, "Few patients", f"By class: {', '.join(few)}. Intervals from so few are too narrow.", "scores"
+        NOTE,
+        "Few patients",
+        f"By class: {', '.join(few)}. Intervals from so few are too narrow, and one patient has none.",
+        "scores",
     )
 
 

@@ -61,13 +61,13 @@ def _sections(report, pictures, named):
     """Returns (anchor, heading, content) of each section that has something to show, in the page's order."""
     every = [
         ("checks", "Automatic checks", _checks(report)),
-        ("scores", "Scores", score_sections.scores_section(report, pictures, named)),
         ("cases", "Cases", _cases(report)),
+        ("panels", "Panels", show_figures(pictures, "panels")),
+        ("scores", "Scores", score_sections.scores_section(report, pictures, named)),
         ("confusion", "Where pixels went", show_figures(pictures, "confusion", "shift")),
         ("nodules", "Nodules as objects", score_sections.nodules_section(report, pictures, named)),
         ("agreement", "Agreement of areas", score_sections.agreement_section(pictures, named)),
         ("calibration", "Calibration", score_sections.calibration_section(pictures, named)),
-        ("panels", "Panels", show_figures(pictures, "panels")),
         ("explanations", "What drives the network", run_sections.explanations_section(report, pictures)),
         ("training", "Training", run_sections.training_section(report, pictures)),
         ("paper", "Beside the paper", run_sections.paper_section(report, named)),
@@ -81,7 +81,11 @@ def _sections(report, pictures, named):
 
 def _checks(report):
     found = findings.find_all(
-        report.evaluation, split=report.split, splits=report.run.splits, finished=bool(report.run.summary)
+        report.evaluation,
+        split=report.split,
+        splits=report.run.splits,
+        finished=bool(report.run.summary),
+        num_steps=report.run.epochs[-1].get("step") if report.run.epochs else None,
     )
     open_ones = [each for each in found if each.level != findings.PASSED]
     passed = [each for each in found if each.level == findings.PASSED]

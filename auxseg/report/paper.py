@@ -1,5 +1,7 @@
 """What the paper prints, to stand beside our numbers; decimal points that its text lost are put back."""
 
+from auxseg.base.classes import CLASS_NAMES
+
 TABLE_2 = (
     {"study": "Nam et al. 2018", "data": "LUNA16", "dsc_percent": 78.78, "technique": "3D U-Net"},
     {
@@ -64,3 +66,14 @@ WHY_NOT_COMPARABLE = (
     "Dice of nodules, on other cases. Its value 5, taken for nodules, marks the airway in LUNA16. The "
     "rows stand side by side because the paper's table does, not because they measure the same."
 )
+
+
+def is_papers(config):
+    """Returns whether a run has the paper's data, whose numbers may stand beside it: middle slices of LUNA16.
+
+    Args:
+        config: settings of a run as JSON types.
+    """
+    data = config.get("data", {})
+    asked = (data.get("name"), data.get("slices", "middle"), tuple(data.get("classes", CLASS_NAMES)))
+    return asked == ("luna16", "middle", CLASS_NAMES)

@@ -34,20 +34,20 @@ def draw_all(report):
 
 
 def _draw(report):
-    evaluation, epochs = report.evaluation, report.run.epochs
+    evaluation, epochs, papers = report.evaluation, report.run.epochs, paper.is_papers(report.run.config)
     count = report.run.config.get("eval", {}).get("num_panels", 6)
     yield (
         "curves",
         figures.draw_curves(epochs),
         "Loss, accuracy and Dice by epoch",
-        "Training and validation by epoch (the paper's Figs 5, 7, 9). Yellow: the epoch whose weights "
-        "were kept. Pixel accuracy is mostly background; look at Dice.",
+        f"Training and validation by epoch{' (the paper: Figs 5, 7, 9)' if papers else ''}. Yellow: the epoch whose "
+        "weights were kept. Pixel accuracy is mostly background; look at Dice.",
     )
     yield (
         "schedule",
         figures.draw_schedule(epochs),
         "Learning rate and memory by epoch",
-        "The paper's Table 3, from this run.",
+        "The paper's Table 3, from this run." if papers else "Learning rate and memory by epoch.",
     )
     yield (
         "dice",
@@ -72,18 +72,26 @@ def _draw(report):
         "lung_nodule",
         figures.draw_lungs_against_nodules(evaluation),
         "Lung Dice against nodule Dice",
-        f"The paper's Fig 11 (R = {paper.FIG_11_R}), from this run.",
+        f"The paper's Fig 11 (R = {paper.FIG_11_R}), from this run."
+        if papers
+        else "One point a case that has both.",
     )
     for name in evaluation.foreground:
         beside = ""
-        if name in paper.BLAND_ALTMAN_PX:
+        if papers and name in paper.BLAND_ALTMAN_PX:
             bias, low, high = paper.BLAND_ALTMAN_PX[name]
             beside = f"{_FIGS[name]}. The paper, at 320 x 320 pixels: bias {bias}, limits [{low}, {high}]. "
         yield (
             f"bland_altman_{name}",
             figures.draw_bland_altman(evaluation, name),
             f"Bland-Altman plot of the area of the {tables.TITLES[name].lower()}",
-            f"{beside}Grey: 95 % intervals of the bias and the limits; crosses: missed.",
+            beside
+            + (
+                "Grey: 95 % intervals of the bias and the limits; c"
+                if tables.has_intervals(evaluation)
+                else "C"
+            )
+            + "rosses: missed.",
         )
     yield (
         "reliability",
@@ -101,8 +109,8 @@ def _draw(report):
         "panels",
         figures.draw_panels(viewer.choose_panels(report.cases, count)),
         "CT, truth, prediction and overlay of chosen cases",
-        "The paper's Figs 6, 8, 10: nodule blue, left lung red, right lung green, yellow where the masks "
-        "differ.",
+        f"{'As in Figs 6, 8, 10 of the paper: n' if papers else 'N'}odule blue, left lung red, right lung green, yellow "
+        "where the masks differ.",
     )
     for number, explanation in enumerate(report.explanations, start=1):
         yield (

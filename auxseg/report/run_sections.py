@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from auxseg.base.classes import CLASS_NAMES
 from auxseg.report import all_tables, model_card, paper, tables
 from auxseg.report.figure_parts import show_figures
 from auxseg.report.markup import element, join, number, table
@@ -39,9 +38,10 @@ def training_section(report, pictures):
         ]
         for row in rates
     ]
+    papers = paper.TABLE_3 if paper.is_papers(report.run.config) else ()
     body += [
         [f"the paper, {run}", epochs, f"{rate:g}", number(memory, 1), ""]
-        for run, epochs, rate, memory in paper.TABLE_3
+        for run, epochs, rate, memory in papers
     ]
     of = report.run.epochs[-1].get("memory_of", "process")
     headings = [
@@ -54,13 +54,17 @@ def training_section(report, pictures):
     return join(
         show_figures(pictures, "curves"),
         show_figures(pictures, "schedule"),
-        table(headings, body, caption="Learning rate and memory by epoch (the paper's Table 3)"),
+        table(
+            headings,
+            body,
+            caption=f"Learning rate and memory by epoch{' (Table 3 of the paper)' if papers else ''}",
+        ),
     )
 
 
 def paper_section(report, named):
-    """Returns the section on the paper's Table 2 beside this run, or None for other classes than the paper's."""
-    if report.evaluation.classes != CLASS_NAMES:
+    """Returns the section on the paper's Table 2 beside this run, or None for other data than the paper's."""
+    if not paper.is_papers(report.run.config):
         return None
     pooled = named["pooled"]
     dice = [tables.find_score(named["scores"], name, "Dice") for name in report.evaluation.foreground]

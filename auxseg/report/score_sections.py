@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from auxseg.report import findings, tables
 from auxseg.report.figure_parts import show_figures
 from auxseg.report.markup import element, interval, join, number, table
@@ -11,16 +13,19 @@ from auxseg.scoring import calibration, matching
 def scores_section(report, pictures, named):
     """Returns the section on the scores of each class, at both sizes where there are two."""
     main = named["scores"]
+    intervals = (
+        " with 95 % intervals (bootstrap by patient)" if tables.has_intervals(report.evaluation) else ""
+    )
     parts = [
         element("ul", [_tile(main, name) for name in report.evaluation.foreground], class_="tiles"),
-        _score_matrix(main, f"Means with 95 % intervals (bootstrap by patient), {report.resolution}"),
-        _pooled(named["pooled"]),
         show_figures(pictures, "dice"),
+        _score_matrix(main, f"Means{intervals}, {report.resolution}"),
+        _pooled(named["pooled"]),
     ]
     if report.native is not None:
         again = named["scores_native"]
         parts.insert(
-            2,
+            3,
             _score_matrix(again, "The same at the scan's own resolution: the prediction is resized to it"),
         )
     return join(parts)
@@ -29,7 +34,7 @@ def scores_section(report, pictures, named):
 def _tile(rows, name):
     dice = tables.find_score(rows, name, "Dice")
     distance = next(row for row in rows if row["class"] == name and row["score"].startswith("HD95"))
-    missed = f"{dice['missed']} missed"
+    missed, ends = f"{dice['missed']} missed", interval(dice["low"], dice["high"])
     return element(
         "li",
         element("div", tables.TITLES[name], " Dice"),
@@ -38,7 +43,9 @@ def _tile(rows, name):
             "div",
             element(
                 "small",
-                f"95 %{interval(dice['low'], dice['high']) or ': n/a'}; median {number(dice['median'])}",
+                f"95 %{ends}; median {number(dice['median'])}"
+                if ends
+                else f"median {number(dice['median'])}",
             ),
         ),
         element(
@@ -84,18 +91,20 @@ def _score_cell(row):
 
 
 def _pooled(pooled):
+    known = any(not math.isnan(row["low"]) for row in pooled)
     rows = [
         [
             row["score"],
             row["over"].replace("_", " "),
             number(row["value"], 4),
-            interval(row["low"], row["high"], 4).strip() or "n/a",
+            *([interval(row["low"], row["high"], 4).strip() or "n/a"] if known else []),
             row["cases"],
         ]
         for row in pooled
     ]
     caption = "Pooled over the pixels of all cases: large structures decide, never to be read alone"
-    return table(["Score", "Over", "Value", "95 % interval", "n"], rows, caption=caption)
+    headings = ["Score", "Over", "Value", *(["95 % interval"] if known else []), "n"]
+    return table(headings, rows, caption=caption)
 
 
 def nodules_section(report, pictures, named):
@@ -132,7 +141,7 @@ def nodules_section(report, pictures, named):
         for row in rows
     ]
     caption = f"Matched by overlap (IoU at least {matching.MIN_OBJECT_IOU}), in {len(report.evaluation.rows)} slices"
-    return join(table(headings, body, caption=caption), show_figures(pictures, "objects"))
+    return join(show_figures(pictures, "objects"), table(headings, body, caption=caption))
 
 
 def agreement_section(pictures, named):
@@ -155,10 +164,11 @@ def agreement_section(pictures, named):
         for row in rows
     ]
     names = [name for name in reversed(pictures) if name.startswith("bland_altman_")]
-    caption = "Predicted minus reference: Bland-Altman bias and limits, Pearson's R, 95 % intervals"
+    caption = "Predicted minus reference: Bland-Altman bias and limits, Pearson's R"
+    caption += ", 95 % intervals" if any(not math.isnan(row["bias_low"]) for row in rows) else ""
     return join(
-        table(headings, body, caption=caption),
         show_figures(pictures, *names, "lung_nodule"),
+        table(headings, body, caption=caption),
     )
 
 
@@ -181,4 +191,4 @@ def calibration_section(pictures, named):
         f"Expected calibration error, {calibration.NUM_BINS} equal bins; most pixels of a small class "
         "lie in the lowest"
     )
-    return join(table(headings, body, caption=caption), show_figures(pictures, "reliability"))
+    return join(show_figures(pictures, "reliability"), table(headings, body, caption=caption))

@@ -45,6 +45,11 @@ def patients(evaluation):
     )
 
 
+def has_intervals(evaluation):
+    """Returns whether an interval can be given: the cases of one patient say nothing of others."""
+    return len(set(patients(evaluation).tolist())) > 1
+
+
 def statuses(evaluation, name):
     """Returns str [N], the status of a class in each case, see `scores`."""
     return np.array([row[f"{name}_status"] for row in evaluation.rows])
@@ -234,7 +239,7 @@ def agreement_table(evaluation):
         for unit in ("px", "mm2"):
             reference, predicted = area_pairs(evaluation, name, unit)
             if len(reference):
-                table.append(_agreement_row(name, unit, reference, predicted))
+                table.append(_agreement_row(name, unit, reference, predicted, has_intervals(evaluation)))
     return table
 
 
@@ -245,9 +250,9 @@ def area_pairs(evaluation, name, unit):
     return reference[there], column(evaluation, f"{name}_predicted_{unit}")[there]
 
 
-def _agreement_row(name, unit, reference, predicted):
-    agreement = statistics.bland_altman(predicted - reference)
-    r = statistics.correlation(reference, predicted)
+def _agreement_row(name, unit, reference, predicted, intervals):
+    agreement = statistics.bland_altman(predicted - reference, intervals=intervals)
+    r = statistics.correlation(reference, predicted, intervals=intervals)
     row = {"class": name, "unit": unit, "cases": agreement.num_cases}
     for key in ("bias", "lower_limit", "upper_limit"):
         low, high = getattr(agreement, {"bias": "bias_interval"}.get(key, key.replace("limit", "interval")))

@@ -24,6 +24,8 @@ from auxseg.base.errors import InputError
 from auxseg.datasets import check_size
 
 PACKAGES = ("auxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+FEW_STEPS = 100
+"""Of training: a run of fewer shows that everything works, and its scores mean nothing."""
 FREE_SETTINGS = (
     "train.max_minutes",
     "train.num_devices",

@@ -114,8 +114,10 @@ class Agreement:
     num_cases: int
 
 
-def bland_altman(differences):
+def bland_altman(differences, *, intervals=True):
     """Returns the Agreement of differences float [N]; NaN where there are too few.
+
+    Without `intervals`, as of cases that are all of one patient, their ends are NaN.
 
     Source: Bland and Altman, Lancet 1986 and Stat Methods Med Res 1999 (section 2). Cases count as
         independent.
@@ -130,7 +132,7 @@ def bland_altman(differences):
     half_limit = t * sd * np.sqrt(1 / max(num, 1) + z**2 / (2 * max(num - 1, 1)))
 
     def around(center, half):
-        return (float(center - half), float(center + half))
+        return (float(center - half), float(center + half)) if intervals else (float("nan"),) * 2
 
     lower, upper = bias - z * sd, bias + z * sd
     return Agreement(
@@ -145,8 +147,10 @@ def bland_altman(differences):
     )
 
 
-def correlation(x, y):
+def correlation(x, y, *, intervals=True):
     """Returns Pearson's R of two float [N] as an Interval by Fisher's z; cases count as independent.
+
+    Without `intervals`, as of cases that are all of one patient, its ends are NaN.
 
     R is NaN with fewer than 3 pairs or a constant side, its interval with fewer than 4.
     """
@@ -155,8 +159,8 @@ def correlation(x, y):
     if num < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Interval(float("nan"), float("nan"), float("nan"), num, num)
     r = float(np.corrcoef(x, y)[0, 1])
-    if num < 4 or abs(r) >= 1:
-        return Interval(r, *((r, r) if abs(r) >= 1 else (float("nan"),) * 2), num, num)
+    if num < 4 or abs(r) >= 1 or not intervals:
+        return Interval(r, *((r, r) if abs(r) >= 1 and intervals else (float("nan"),) * 2), num, num)
     half = _stats().norm.ppf((1 + LEVEL) / 2) / np.sqrt(num - 3)
     return Interval(r, float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half)), num, num)
 

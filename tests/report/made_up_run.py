@@ -142,11 +142,11 @@ def write_workdir(folder, *, name="phantom", seed=1, **settings):
     return folder
 
 
-def make_report(folder, change=lambda prediction, seed: prediction, **settings):
+def make_report(folder, change=lambda prediction, seed: prediction, *, name="phantom", **settings):
     """Returns a Report of a made-up run in `folder` with changed predictions."""
     evaluation, pixels = make_evaluation(change, **settings)
     return Report(
-        run=run_folder.read_records(write_workdir(folder)),
+        run=run_folder.read_records(write_workdir(folder, name=name)),
         split="test",
         resolution="96 x 96 pixels, as the network sees",
         evaluation=evaluation,

@@ -10,7 +10,9 @@ from auxseg.report import findings
 
 
 def find(change=lambda prediction, seed: prediction, **settings):
-    known = {key: settings.pop(key) for key in ("split", "splits", "finished") if key in settings}
+    known = {
+        key: settings.pop(key) for key in ("split", "splits", "finished", "num_steps") if key in settings
+    }
     evaluation, _ = made_up_run.make_evaluation(change, **settings)
     return findings.find_all(evaluation, **known)
 
@@ -23,6 +25,12 @@ def test_a_good_prediction_raises_no_fault():
     found = find()
     assert titles(found, "fault") == []
     assert {"Left and right", "Shift", "Left lung found", "Right lung found"} <= set(titles(found, "passed"))
+
+
+def test_a_trial_of_a_few_steps_says_first_that_its_scores_mean_nothing():
+    first = find(num_steps=16)[0]
+    assert (first.level, first.title) == ("fault", "These scores mean nothing") and "16 steps" in first.text
+    assert not titles(find(num_steps=100), "fault")
 
 
 def test_shift_by_three_pixels():

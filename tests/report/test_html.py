@@ -1,5 +1,6 @@
 """The page: whole, escaped, without the network, right in a real browser where there is one."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -11,7 +12,7 @@ import pytest
 
 from auxseg.base.classes import COLOURS, to_rgb
 from auxseg.base.files import read_csv
-from auxseg.report import Report, markup, pictures, write_report
+from auxseg.report import Report, markup, paper, pictures, write_report
 from auxseg.report.all_tables import group_rates, name_tables
 from auxseg.report.html import create_page
 from auxseg.runs import run_folder
@@ -105,9 +106,34 @@ def test_files_stand_beside_the_page(written):
 def test_page_shows_what_was_asked_for(written):
     text = (written / "index.html").read_text(encoding="utf-8")
     sections = ("Automatic checks", "Model card", "Rules of the scores", "train split")
-    paper = ("Table 2", "Table 3", "98.42", "Fig 11", "Fig 12", "Fig 13", "Fig 14", "pooled DSC (paper)")
-    for words in (*sections, *paper, "model.base_width", "n = 18", "synthetic slices"):
+    for words in (*sections, "pooled DSC (paper)", "model.base_width", "n = 18", "synthetic slices"):
         assert words in text, words
+    for words in ("98.42", "Fig 1", "Table 2", "Table 3", "Beside the paper"):
+        assert words not in text, words  # of other data than this
+    order = [text.index(f'id="{section}"') for section in ("checks", "cases", "panels", "scores", "run")]
+    assert order == sorted(order)
+
+
+def test_the_papers_numbers_stand_beside_the_papers_data_alone(tmp_path):
+    report = made_up_run.make_report(tmp_path, name="luna16")
+    captions = " ".join(caption for _, _, _, caption in pictures._draw(report))
+    text = create_page(report, {}) + captions
+    for words in ("Table 2", "Table 3", "98.42", "Fig 11", "Fig 12", "Fig 13", "Fig 14", "Figs 5, 7, 9"):
+        assert words in text, words
+    assert not paper.is_papers({"data": {"name": "luna16", "slices": "nodule"}})
+    assert not paper.is_papers({"data": {"name": "luna16", "classes": ["background", "lung"]}})
+
+
+def test_cases_of_one_patient_have_no_interval(tmp_path):
+    report = made_up_run.make_report(tmp_path)
+    rows = tuple(row | {"patient": "one"} for row in report.evaluation.rows)
+    objects = tuple(item | {"patient": "one"} for item in report.evaluation.objects)
+    evaluation = dataclasses.replace(report.evaluation, rows=rows, objects=objects)
+    text = create_page(dataclasses.replace(report, evaluation=evaluation), {})
+    scores = text[text.index('id="checks"') : text.index('id="run"')]
+    assert "95 %" not in scores and "18 cases of 1 patient" in text
+    assert not re.search(r"-?\d\.\d+ \[-?\d|[>\[ ]nan\b", scores)
+    assert "95 %" in create_page(report, {})
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ NODULES = ("annotations", "lidc")
 """Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
 MASK_FOLDER = "seg-lungs-LUNA16"
 HOMEPAGE = "https://luna16.grand-challenge.org/"
+MISSING = "subsets not there"
+"""How the note begins that names them."""
 CONTENTS = f"subset0 ... subset9, {MASK_FOLDER} and annotations.csv"
 
 
@@ -395,4 +397,4 @@ def _annotations(path):
 
 def _missing_notes(found):
     missing = [str(subset) for subset, files in found.items() if not files]
-    return (f"subsets not there: {', '.join(missing)} of 0 to 9",) if missing else ()
+    return (f"{MISSING}: {', '.join(missing)} of 0 to 9",) if missing else ()
