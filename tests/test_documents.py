@@ -296,10 +296,10 @@ masks = jnp.zeros((2, 32, 32), jnp.uint8).at[:, 8:24, 4:14].set(2)
 images = jnp.where(masks > 0, 0.1, 0.9)[..., None]
 variables = model.init(jax.random.key(0), images)
 opt_state, values = optimizer.init(variables["params"]), []
-for _ in range(6):
+for _ in range(3):
     variables, opt_state, value = train_step(variables, opt_state, images, masks)
     values.append(float(value))
-assert values[-1] < 0.9 * values[0], values
+assert values[0] > values[1] > values[2], values
 """
     run_python(block + rest, tmp_path, [ROOT])
 
