@@ -95,10 +95,10 @@ def read_options(values):
         InputError: a value out of its range, or flags that do not go together.
     """
     from auxseg.prediction.segment import Options
-    from auxseg.runs.decisions import read_common_decision
+    from auxseg.runs import decisions
     from auxseg.scoring import components, operating_point
 
-    chosen = operating_point.Decision(values.nodule_threshold, values.min_nodule_mm)
+    chosen, tuned_on = operating_point.Decision(values.nodule_threshold, values.min_nodule_mm), None
     if values.tuned:
         if not values.workdir:
             raise InputError(
@@ -108,7 +108,8 @@ def read_options(values):
             raise InputError(
                 "--tuned: also got --nodule_threshold or --min_nodule_mm; give the one or the other"
             )
-        chosen = read_common_decision(values.workdir.split(","), flip=values.flip)
+        chosen = decisions.read_common_decision(values.workdir.split(","), flip=values.flip)
+        tuned_on = decisions.count_nodules(values.workdir.split(","))
     return Options(
         slices=values.slice,
         batch_size=values.batch_size,
@@ -119,6 +120,7 @@ def read_options(values):
         nodule_threshold=chosen.threshold,
         clean_lungs=values.clean_lungs,
         false_per_scan=values.false_per_scan,
+        tuned_on=tuned_on,
     )
 
 

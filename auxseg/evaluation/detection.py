@@ -128,13 +128,13 @@ def _describe_scan(prediction, match):
     least = prediction.least_probability
     return {
         "scan": prediction.name,
-        "seriesuid": prediction.uid,
         "nodules": len(match.hits),
         "found": int((match.hits >= least).sum()),
         "false": int((match.false >= least).sum()),
         "found_at_any": int((~np.isnan(match.hits)).sum()),
         "false_at_any": len(match.false),
         "least_probability": least,
+        "seriesuid": prediction.uid,
     }
 
 

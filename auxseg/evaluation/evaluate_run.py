@@ -9,7 +9,7 @@ from auxseg.base.errors import check_choice
 from auxseg.datasets import load
 from auxseg.devices import parallel
 from auxseg.runs import checkpoints, decisions, networks, run_folder, splits, state
-from auxseg.scoring import pixel_counts
+from auxseg.scoring import operating_point, pixel_counts
 from auxseg.training import batching, validation
 
 
@@ -33,11 +33,11 @@ def tune(workdir, *, flip=False):
 
 def describe_decision(found):
     """Returns one line of text on what `tune` chose."""
-    best = found["chosen"]
+    best, few = found["chosen"], operating_point.describe_few(found["nodules"])
     return (
         f"nodules from a probability of {best['threshold']:g} and {best['min_mm']:g} mm on: {best['found']} of "
         f"{found['nodules']} found, {best['false_per_slice']:.2f} false a slice on {found['slices']} validation "
-        f"slices (stored in {decisions.FILE})"
+        f"slices (stored in {decisions.FILE})" + (f"; {few}" if few else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether what was found can be: volumes, pieces, HU and number of nodules that no chest has are warned of."""
+"""Whether what was found can be: what no chest has is warned of, in volumes, pieces, places, HU and number of nodules."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _PIECE_SHARE = 0.02  # of the lung: smaller pieces are not counted
 _MOST_CLIPPED = 0.10
 _MEAN_HU = (-930.0, -550.0)
 _MOST_NODULES = 10
+_MOST_OUTSIDE = 0.05  # of both lungs, outside the body
 
 
 def check_lungs(masks, volume, voxel_ml):
@@ -31,6 +32,25 @@ def check_lungs(masks, volume, voxel_ml):
     texts += _check_pieces(masks)
     texts += _check_values(masks, volume)
     return [Finding(WARNING, code, text) for code, text in texts]
+
+
+def check_outside(masks, outside_ml, voxel_ml, *, left_out):
+    """Returns the findings about lung that was marked outside the body.
+
+    Args:
+        masks: uint8 [D, H, W], class indices, after the clean-up.
+        outside_ml: that was marked there.
+        voxel_ml: volume of a voxel.
+        left_out: whether the clean-up left it out.
+    """
+    lungs_ml = sum(int(_is_lung(mask).sum()) for mask in masks) * voxel_ml
+    if outside_ml <= _MOST_OUTSIDE * lungs_ml:
+        return []
+    end = (
+        "and was left out; look whether lung is missing" if left_out else "as it stays without --clean_lungs"
+    )
+    text = f"{outside_ml:.0f} mL of lung was marked outside the body, {end}"
+    return [Finding(WARNING, "outside", text)]
 
 
 def check_nodules(count):

@@ -41,6 +41,7 @@ class Options:
             is the most likely class.
         false_per_scan: false nodules that the second look may leave in a scan on average (`nodules`).
         clean_lungs: clean the lungs of a whole scan in three dimensions (`lungs`), where its spacing is known.
+        tuned_on: nodules that the threshold was chosen on, or None.
     """
 
     slices: str | int = "all"
@@ -52,6 +53,7 @@ class Options:
     nodule_threshold: float = 0.5
     clean_lungs: bool = True
     false_per_scan: float = 1.0
+    tuned_on: int | None = None
 
     def __post_init__(self):
         operating_point.Decision(self.nodule_threshold)
@@ -189,7 +191,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     if not options.force:
         checks.raise_errors(scan.findings, scan.path)
     opened = checks.accept_errors(scan.findings) if options.force else scan.findings
-    findings = [*opened, *_network_findings(networks), *_check(scan, options)]
+    findings = [*opened, *_network_findings(networks), *_threshold_findings(options), *_check(scan, options)]
     start, stop = choose_slices(scan, options.slices)
     shape = (stop - start, *scan.geometry.shape_zyx[1:])
     view = create_view(scan, networks)
@@ -198,8 +200,9 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     probabilities = (
         _create_array(scratch, "probabilities", np.float32, kept) if options.probabilities else None
     )
-    cleans = options.clean_lungs and options.slices == "all" and _is_cleanable(scan, networks)
-    volume = _create_array(scratch, "volume", np.int16, parts.shape) if cleans else None
+    checks_lungs = options.slices == "all" and _is_cleanable(scan, networks)
+    cleans = options.clean_lungs and checks_lungs
+    volume = _create_array(scratch, "volume", np.int16, parts.shape) if checks_lungs else None
     pictures = []
     batch_size = min(options.batch_size, stop - start)
     batches = _read_batches(
@@ -231,11 +234,17 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         report = lungs.clean(parts, volume, scan.geometry.spacing_zyx_mm, view.shown_yx)
         changed["clean_lungs"] = dataclasses.asdict(report)
         findings += [Finding(INFO, "lungs", lungs.describe(report))]
+    if checks_lungs:
         findings += plausible.check_lungs(parts, volume, _voxel_ml(scan))
+        spacing_mm = scan.geometry.spacing_zyx_mm
+        outside_ml = (
+            report.outside_ml if cleans else lungs.measure_outside(parts, volume, spacing_mm, view.shown_yx)
+        )
+        findings += plausible.check_outside(parts, outside_ml, _voxel_ml(scan), left_out=cleans)
     found = None
     if second is not None:
         found = _look_for_nodules(parts, volume, scan, second, options) if cleans else None
-        findings.append(_describe_nodules(found))
+        findings.append(_describe_nodules(found, second))
     masks = _paste_all(scratch, parts, view)
     if _shows_lungs(networks):
         findings += check_masks(masks, whole=options.slices == "all", classes=classes)
@@ -270,12 +279,14 @@ def _probability_of(found, box, shape_yx):
     return probability_of
 
 
-def _describe_nodules(found):
+def _describe_nodules(found, second):
     if found is None:
         text = "nodules were not looked for: that takes a whole scan of known spacing, and --clean_lungs"
         return Finding(WARNING, "no-nodules", text)
     kept = sum(one["kept"] for one in found.candidates)
     text = f"{kept} of {len(found.candidates)} candidates kept, with a probability of {found.least_probability:.2f} or more"
+    few = operating_point.describe_few(second.about.get("operating_points_nodules"))
+    text += f"; {few}" if few else ""
     return Finding(INFO, "nodules", text)
 
 
@@ -344,6 +355,11 @@ def _network_findings(networks):
         "the airway"
     )
     return [Finding(WARNING, "labels", text)]
+
+
+def _threshold_findings(options):
+    few = operating_point.describe_few(options.tuned_on)
+    return [Finding(WARNING, "threshold", few)] if few else []
 
 
 def _check(scan, options):

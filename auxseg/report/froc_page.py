@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from auxseg.report import figures, viewer
 from auxseg.report.document import create_document
@@ -58,7 +59,7 @@ def describe(scores):
     else:
         lines.append(f"CPM {number(found['cpm'])}{interval(*found['cpm_interval'])}.")
     if scores["not_predicted"]:
-        lines.append(f"{scores['not_predicted']} annotated scans were not predicted, and are left out.")
+        lines.append(f"Annotated scans that were not predicted, and are left out: {scores['not_predicted']}.")
     return lines
 
 
@@ -71,6 +72,7 @@ def draw_curve(scores):
     scale = found["num_nodules"] if counted else 1.0
     false, sensitivity = (np.asarray(scores["curve"][name]) for name in ("false_per_scan", "sensitivity"))
     if counted:
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
         panel.step(false, sensitivity * scale, where="post", color=figures.INK)
     else:
         panel.plot(false, sensitivity, color=figures.INK)
@@ -93,8 +95,8 @@ def draw_curve(scores):
 
 
 def _caption(found):
-    shown = "steps" if found["sensitivity"] is None else "with the 95 % interval"
-    return f"The free-response curve, {shown}. Yellow: the point that was predicted with."
+    shown = "in steps of a nodule" if found["sensitivity"] is None else "with its 95 % intervals"
+    return f"The free-response curve {shown}. Yellow: the point that was predicted with."
 
 
 def _rates(found):

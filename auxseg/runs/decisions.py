@@ -47,6 +47,16 @@ def read_decision(workdir, *, flip=False):
     return chosen
 
 
+def count_nodules(workdirs):
+    """Returns on how few nodules the decision of one of some runs was chosen, None where none of them says it.
+
+    Args:
+        workdirs: paths of runs or bundles with a decision, see `read_decision`.
+    """
+    stored = [files.read_object(pathlib.Path(workdir) / FILE).get("nodules") for workdir in workdirs]
+    return min((int(count) for count in stored if count is not None), default=None)
+
+
 def write_decision(workdir, decision, found, *, flip=False):
     """Stores a Decision with what it found on validation, JSON types; `flip` as in `read_decision`."""
     files.write_json(workdir / FILE, {"decision": dataclasses.asdict(decision), "flip": flip, **found})

@@ -27,6 +27,20 @@ COUNTED = ("found", "missed", "false", "dice", "with_nodule")
 """What is counted of a choice: nodules; summed over slices, the Dice of the nodules, and 1 for a slice with one."""
 
 
+LEAST_NODULES = 10
+"""A threshold chosen on fewer says so."""
+
+
+def describe_few(count):
+    """Returns a sentence where a threshold was chosen on few nodules; '' where they are enough, or not known."""
+    if count is None or count >= LEAST_NODULES:
+        return ""
+    nodules = "1 nodule" if count == 1 else f"{count} nodules"
+    return (
+        f"the threshold was chosen on {nodules}, fewer than {LEAST_NODULES}: it may be far off on other scans"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Decision:
     """How probabilities become a mask; the default is the most likely class.

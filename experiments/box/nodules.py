@@ -69,6 +69,9 @@ def pack(work_dir, folder):
             "weights": list(study["weights"].values()),
             "operating_points": study["operating_points"],
             "operating_points_from": study["operating_points_from"],
+            "operating_points_nodules": sum(
+                one["nodules"] for one in study["default_point_chosen_on_the_other_scans"].values()
+            ),
             "steps": recipe.steps,
             "made_by": study["made_by"],
         },

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import chest
 import fake_network
@@ -59,7 +60,7 @@ def test_counts_of_a_handful(tmp_path):
     assert scores["scores"]["cpm"] is None
     said = froc_page.describe(scores)
     assert said[0] == "1 of 2 nodules found, and 2 false ones in 3 scans, as predicted."
-    assert "Fewer than 10" in said[1] and said[2].startswith("1 annotated scans")
+    assert "Fewer than 10" in said[1] and said[2].endswith("left out: 1.")
     text = page.read_text(encoding="utf-8")
     assert "CPM 0" not in text and "1 of 2" in text and "data:image/png" in text and "f" * 64 in text
     back = json.loads((tmp_path / "judged" / "scores.json").read_text())
@@ -148,7 +149,7 @@ def test_predict_writes_what_is_judged(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nodules, "find_nodules", find)
     lungs = dataclasses.replace(fake_network.create((56, 56)), field="body")
-    inside = box.Box("7", "f" * 64, lungs, "both looks")
+    inside = box.Box("7", "f" * 64, lungs, types.SimpleNamespace(about={}))
     outputs.predict(tmp_path / "scan.mha", tmp_path / "out", [lungs], box=inside)
     (one,) = detection.read_predictions(tmp_path / "out")
     assert (one.uid, one.least_probability) == ("scan", 0.4) and one.findings[:, 3].tolist() == [0.9, 0.1]

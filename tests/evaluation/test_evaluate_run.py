@@ -76,7 +76,10 @@ def test_a_threshold_is_chosen_on_val_stored_and_applied(workdir, capsys):
     found = evaluate_run.tune(workdir)
     stored = json.loads((workdir / "nodules.json").read_text(encoding="utf-8"))
     assert stored["split"] == "val" and stored["chosen"] == found["chosen"]
-    assert "of 1 found" in evaluate_run.describe_decision(found)
+    said = evaluate_run.describe_decision(found)
+    assert "of 1 found" in said and "chosen on 1 nodule, fewer than 10" in said
+    assert "fewer" not in evaluate_run.describe_decision({**found, "nodules": 10})
+    assert decisions.count_nodules([workdir]) == 1
     assert {row["threshold"] for row in stored["all"]} == set(operating_point.THRESHOLDS)
     # Whatever was chosen, a threshold of next to nothing makes all that is no nodule disappear.
     decisions.write_decision(workdir, operating_point.Decision(0.001), {})

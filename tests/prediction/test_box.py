@@ -1,7 +1,9 @@
 """The networks in the box: whole, theirs by checksum, and what predict takes where no run is named."""
 
+import dataclasses
 import json
 import shutil
+import types
 
 import chest
 import fake_network
@@ -65,11 +67,15 @@ def test_predict_takes_the_box_where_no_run_is_named(loaded, capsys):
     assert capsys.readouterr().out.startswith("networks in the box, version ")
 
 
+SECOND = types.SimpleNamespace(about={"operating_points_nodules": 4})
+"""Stands for the networks of both looks."""
+
+
 def find_two(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan):
     """Returns one nodule kept in the left lung, and one that is not."""
     assert (
         false_per_scan == 0.5
-        and networks == "both looks"
+        and networks is SECOND
         and volume.shape == lungs.shape
         and spacing_zyx_mm == (6.0, 6.0, 6.0)
     )
@@ -90,7 +96,7 @@ def test_the_second_look_marks_what_it_keeps(scan, monkeypatch):
     monkeypatch.setattr(nodules, "find_nodules", find_two)
     first = fake_network.create((56, 56))
     options = segment.Options(false_per_scan=0.5)
-    result = segment.segment(scan, [first], options=options, second="both looks")
+    result = segment.segment(scan, [first], options=options, second=SECOND)
     before = segment.segment(scan, [first]).masks
     added = np.argwhere((result.masks == 3) & (before != 3))
     assert added.tolist() == [np.argwhere(result.found.mask).tolist()[0]]
@@ -98,14 +104,29 @@ def test_the_second_look_marks_what_it_keeps(scan, monkeypatch):
     assert [row["probability"] for row in found if row["slice"] == added[0][0] and row["voxels"] == 1] == [
         0.9
     ]
-    assert "1 of 2 candidates kept, with a probability of 0.40 or more" in [
-        one.text for one in result.findings
-    ]
+    (said,) = [one.text for one in result.findings if one.code == "nodules"]
+    assert said.startswith("1 of 2 candidates kept, with a probability of 0.40 or more; the threshold was")
+    assert "chosen on 4 nodules, fewer than 10" in said
+
+
+def test_lungs_that_are_not_cleaned_are_checked_all_the_same(scan):
+    def forward(images):
+        probabilities = fake_network.threshold_probabilities(images)
+        probabilities[:, :8, 20:40] = (0, 1, 0, 0)  # air above the body
+        return probabilities, probabilities.any((1, 2))
+
+    network = dataclasses.replace(fake_network.create((56, 56)), forward=forward)
+    options = segment.Options(clean_lungs=False, tuned_on=9)
+    result = segment.segment(scan, [network], options=options)
+    said = {one.code: one.text for one in result.findings if one.severity == "warning"}
+    assert "outside the body, as it stays without --clean_lungs" in said["outside"]
+    assert "chosen on 9 nodules, fewer than 10" in said["threshold"]
+    assert "outside" in [one.code for one in segment.segment(scan, [network]).findings]
 
 
 def test_a_single_slice_has_no_second_look_and_says_so(scan):
     options = segment.Options(slices="middle")
-    result = segment.segment(scan, [fake_network.create((56, 56))], options=options, second="both looks")
+    result = segment.segment(scan, [fake_network.create((56, 56))], options=options, second=SECOND)
     assert result.found is None and "no-nodules" in [one.code for one in result.findings]
 
 

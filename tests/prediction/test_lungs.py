@@ -171,6 +171,8 @@ def test_what_is_wrong_with_a_whole_chest_is_repaired_and_said(scan):
     wrong[:, 2:8, 60:100] = 2  # air above the body
     wrong[20:24, 60:80, 30:40] = 1  # a patch of the right lung
     wrong[60:64, 60:64, 118:122] = 3  # a nodule in the wall
+    assert lungs.measure_outside(wrong, hu, (2.0, 2.0, 2.0)) == pytest.approx(72 * 6 * 40 * 0.008, rel=0.01)
+    assert wrong[:, 2:8, 60:100].all()
     report = lungs.clean(wrong, hu, (2.0, 2.0, 2.0))
     assert not wrong[:, 2:8, 60:100].any() and not (wrong[:, :, :80] == 1).any()
     assert report.outside_ml == pytest.approx(72 * 6 * 40 * 0.008, rel=0.01)

@@ -62,3 +62,13 @@ def test_values_that_no_lung_has(hu, found):
 def test_many_nodules():
     assert plausible.check_nodules(10) == []
     assert plausible.check_nodules(11)[0].text.startswith("11 nodules were marked")
+
+
+def test_lung_outside_the_body():
+    """Of 1,000 mL in the lungs 50 may lie outside; what is said then depends on whether it still does."""
+    masks, _ = draw()
+    assert plausible.check_outside(masks, 50.0, 1.0, left_out=True) == []
+    (found,) = plausible.check_outside(masks, 51.0, 1.0, left_out=True)
+    assert found.code == "outside" and found.text.startswith("51 mL") and "left out" in found.text
+    (found,) = plausible.check_outside(masks, 51.0, 1.0, left_out=False)
+    assert "stays" in found.text
