@@ -18,7 +18,7 @@ from auxseg.base.errors import InputError, check_choice
 
 
 def read_check_slices(config, workdir, scan_path):
-    """Returns (int16 [n, H, W] of the network's size, what they are), to compare a bundle on.
+    """Returns (images or slabs, int16, of the network's size, what they are), to compare a bundle on.
 
     Args:
         config: the run's settings.
@@ -31,9 +31,8 @@ def read_check_slices(config, workdir, scan_path):
     from auxseg.datasets import load
     from auxseg.runs import bundles, splits
 
-    size = tuple(config.data.size)
     if scan_path:
-        return _read_scans(scan_path, size)
+        return _read_scans(scan_path, config)
     try:
         dataset = load(config.data)
         members = splits.read_splits(pathlib.Path(workdir), dataset)
@@ -41,15 +40,14 @@ def read_check_slices(config, workdir, scan_path):
         raise InputError(
             f"--input: give a scan to check the export on; the run's own data: {error}"
         ) from error
-    return dataset.read(members["val"][: bundles.NUM_SLICES])[0], f"validation cases of {dataset.name}"
+    return dataset.read_seen(members["val"][: bundles.NUM_SLICES])[0], f"validation cases of {dataset.name}"
 
 
-def _read_scans(path, size):
-    """Returns (int16 [n, *size], what they are): `bundles.NUM_SLICES` spread over the scans there."""
+def _read_scans(path, config):
+    """Returns (images or slabs, what they are): `bundles.NUM_SLICES` slices spread over the scans there."""
     import numpy as np
 
     from auxseg.ct import checks, scans
-    from auxseg.datasets.resize import resize_image
     from auxseg.runs.bundles import NUM_SLICES
 
     found = scans.find_scans(path)
@@ -62,10 +60,25 @@ def _read_scans(path, size):
             num_slices = scan.num_slices
             count = max(1, NUM_SLICES // len(chosen))
             wanted = np.unique(np.linspace(0, num_slices - 1, count + 2).astype(int)[1:-1])
-            images += [resize_image(scan.read(int(k), int(k) + 1)[0], size) for k in wanted]
+            images += [_read_slab(scan, int(k), config) for k in wanted]
     name = pathlib.Path(path).resolve().name
     what = f"{num_slices}-slice scan {name}" if len(found) == 1 else f"{len(chosen)} scans of {name}"
     return np.stack(images), what
+
+
+def _read_slab(scan, index, config):
+    """Returns a slice as the network sees it, int16 [H, W], or with its neighbours [H, W, slices]."""
+    import numpy as np
+
+    from auxseg.datasets import check_slab_step, slabs
+    from auxseg.datasets.resize import resize_image
+
+    size, slab = tuple(config.data.size), config.data.slab
+    spacing = scan.geometry.spacing_zyx_mm[0] if scan.has_geometry else float("nan")
+    apart = slabs.slices_apart(spacing, check_slab_step(config.data))
+    places = slabs.places_around(index, num_slices=slab, apart=apart, in_scan=scan.num_slices)
+    images = [resize_image(scan.read(k, k + 1)[0], size) for k in places.tolist()]
+    return images[0] if slab == 1 else np.stack(images, -1)
 
 
 def _define_flags():

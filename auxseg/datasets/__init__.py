@@ -71,7 +71,7 @@ def _load_values(data_config, classes):
 
         if slab > 1:
             raise InputError(
-                f"data.slab: got {slab}, but NPZ files hold single slices: only 'luna16' and 'phantom' have neighbours"
+                f"data.slab: got {slab}, but NPZ files hold single slices: 'luna16', 'phantom' and 'crops' have neighbours"
             )
         return npz.read_npz(
             _data_dir(data_config),
@@ -82,9 +82,13 @@ def _load_values(data_config, classes):
     if data_config.name == "crops":
         from auxseg.datasets import crops
 
-        if slab > 1:
-            raise InputError(f"data.slab: got {slab}, but crops are single slices")
-        return crops.load(_data_dir(data_config), size_yx=size_yx, classes=classes)
+        return crops.load(
+            _data_dir(data_config),
+            size_yx=size_yx,
+            classes=classes,
+            slab=slab,
+            step_mm=check_slab_step(data_config),
+        )
     if data_config.name == "folder":
         return _load_folder(data_config, size_yx, slab, classes)
     from auxseg.datasets import select, slabs
@@ -110,7 +114,13 @@ def _load_values(data_config, classes):
     dataset = select.select(dataset, classes)
     if slab == 1:
         return dataset
-    return slabs.attach(dataset, folder, num_slices=slab, cache_dir=cache_dir(data_config))
+    return slabs.attach(
+        dataset,
+        records.scan_files(folder),
+        num_slices=slab,
+        step_mm=check_slab_step(data_config),
+        cache_dir=cache_dir(data_config),
+    )
 
 
 def _load_folder(data_config, size_yx, slab, classes):
@@ -193,6 +203,18 @@ def parse_size(text):
     except ValueError as error:
         raise InputError(f"--size: got {text!r}, expected ROWS,COLUMNS such as 320,320") from error
     return check_size((rows, columns))
+
+
+def check_slab_step(data_config):
+    """Returns `slab_step_mm` of settings; what was made before there was one took neighbours, as 0.0 does.
+
+    Raises:
+        InputError: it is no distance.
+    """
+    step_mm = data_config.get("slab_step_mm", 0.0)
+    if not (isinstance(step_mm, (int, float)) and 0.0 <= step_mm <= 50.0):
+        raise InputError(f"data.slab_step_mm: got {step_mm}, expected 0 to 50 mm")
+    return step_mm
 
 
 def check_slab(num_slices):

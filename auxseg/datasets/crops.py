@@ -16,6 +16,7 @@ import numpy as np
 
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError, check_choice
+from auxseg.datasets import slabs
 from auxseg.datasets.dataset import CaseTable, Dataset, Outline
 
 TARGETS = ("consensus", "reader", "share")
@@ -121,7 +122,7 @@ def read_crops(folder):
     return _create_crops(arrays, rows, folder)
 
 
-def load(folder, *, size_yx, classes):
+def load(folder, *, size_yx, classes, slab=1, step_mm=0.0):
     """Returns the `Dataset` of a folder of crops: nodule or not, by consensus, at the crops' own resolution.
 
     Every crop is moved by up to `MOST_SHIFT_PX` pixels, always by the same, so that no score is helped by the place.
@@ -130,6 +131,9 @@ def load(folder, *, size_yx, classes):
         folder: as `read_crops` takes it.
         size_yx: of what is cut out, a square no larger than the crops.
         classes: `CLASSES`; `meanings_of` says what they are among others.
+        slab: slices of the nodule around each, which the network sees together; its outermost ones are repeated, since
+            no slice beyond the readers' marks is there.
+        step_mm: between them, as in `slabs`.
 
     Raises:
         InputError: other classes or another size, or the folder cannot be read.
@@ -156,15 +160,51 @@ def load(folder, *, size_yx, classes):
 
     def read(indices):
         indices = np.asarray(indices).reshape(-1)
-        images = [np.round(cut(crops.image_hu(i), shifts[i], size)) for i in indices]
-        limits = np.iinfo(np.int16)
-        images = np.clip(np.array(images).reshape(-1, size, size), limits.min, limits.max).astype(np.int16)
-        return images, np.array([read_mask(i) for i in indices], np.uint8).reshape(images.shape)
+        images = [_cut_hu(crops, i, shifts[i], size) for i in indices]
+        masks = [read_mask(i) for i in indices]
+        shape = (len(indices), size, size)
+        return np.array(images, np.int16).reshape(shape), np.array(masks, np.uint8).reshape(shape)
+
+    def read_slabs(indices):
+        indices = np.asarray(indices).reshape(-1)
+        slices = [_cut_hu(crops, place, shifts[i], size) for i in indices for place in around[i]]
+        return np.moveaxis(np.array(slices, np.int16).reshape(len(indices), slab, size, size), 1, -1)
 
     name = f"crops/{pathlib.Path(folder).resolve().name}-{size}x{size}"
-    return Dataset(
+    dataset = Dataset(
         name, _table(crops, read_mask, size), (size, size), read, read_mask, read_outline=read_outline
     )
+    if slab == 1:
+        return dataset
+    around = neighbours(crops, slab, step_mm)
+    return dataclasses.replace(
+        dataset, name=f"{name}-slab{slab}x{step_mm:g}mm", read_slabs=read_slabs, slab=slab
+    )
+
+
+def neighbours(crops, num_slices, step_mm):
+    """Returns the rows of the slab around each slice, int [N, num_slices]: slices of the same nodule alone.
+
+    Args:
+        crops: `Crops`.
+        num_slices: of a slab, odd.
+        step_mm: between them, as in `slabs`.
+    """
+    around = np.empty((len(crops), num_slices), np.int64)
+    for nodule in np.unique(crops.nodule):
+        rows = np.flatnonzero(crops.nodule == nodule)
+        rows = rows[np.argsort(crops.place[rows])]
+        apart = slabs.slices_apart(crops.gap_mm[rows[0]], step_mm)
+        for place, row in enumerate(rows):
+            around[row] = rows[
+                slabs.places_around(place, num_slices=num_slices, apart=apart, in_scan=len(rows))
+            ]
+    return around
+
+
+def _cut_hu(crops, index, shift_yx, size):
+    limits = np.iinfo(np.int16)
+    return np.clip(np.round(cut(crops.image_hu(index), shift_yx, size)), limits.min, limits.max)
 
 
 def meanings_of(classes):

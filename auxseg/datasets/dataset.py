@@ -137,3 +137,8 @@ class Dataset:
     def classes(self):
         """Class names by mask value."""
         return self.table.classes
+
+    def read_seen(self, indices):
+        """Returns what the network sees of cases and their masks: images or slabs int16, masks uint8 [n, H, W]."""
+        images, masks = self.read(indices)
+        return (images if self.read_slabs is None else self.read_slabs(indices)), masks

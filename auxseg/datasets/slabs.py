@@ -1,8 +1,12 @@
-"""Slabs of neighbouring slices around each case's slice, for networks that see in three dimensions.
+"""Slabs of neighbouring slices around a slice: what networks with depth see, in training and in prediction.
 
-The cases, their masks and their own slices are a data set as ever; its slabs are read from the same scans
-once and kept in the cache as one array file, which training reads in place (memory-mapped). At the ends of a scan its
-outermost slice is repeated.
+The slices of a slab lie as near to a stated distance in millimetres as whole slices allow, and never less than one
+slice apart (`slices_apart`). So a slab shows the same depth in scans of 0.6 mm and of 2.5 mm; by number it would
+show a quarter of it in the former. A scan whose slices lie further apart than that gives its neighbours as they are:
+nothing is interpolated, which would make up what lies between. At the ends of a scan its outermost slice is repeated.
+
+The cases of a data set, their masks and their own slices stay as they are; its slabs are read from the same scans
+once and kept in the cache as one array file, which training reads in place (memory-mapped).
 """
 
 from __future__ import annotations
@@ -17,47 +21,65 @@ from auxseg.base import files, progress
 from auxseg.base.errors import InputError
 from auxseg.ct import images
 from auxseg.datasets import resize
-from auxseg.datasets.luna16 import layout
-from auxseg.datasets.luna16.records import RECORDS_FILE
 
 
-def attach(dataset, path, *, num_slices, cache_dir):
+def slices_apart(spacing_mm, step_mm):
+    """Returns how many slices of a scan lie from one slice of a slab to the next, at least 1.
+
+    Args:
+        spacing_mm: between the slices of the scan; NaN where unknown, for neighbours.
+        step_mm: wanted between the slices of a slab; 0.0 for neighbours, whatever their distance.
+    """
+    return max(1, round(step_mm / spacing_mm)) if spacing_mm > 0 else 1
+
+
+def places_around(index, *, num_slices, apart, in_scan):
+    """Returns the slices of the slab around a slice, int [num_slices], the ends of the scan repeated.
+
+    Args:
+        index: of the slice in the middle.
+        num_slices: of the slab, odd.
+        apart: as `slices_apart`.
+        in_scan: slices of the scan.
+    """
+    steps = np.arange(-(num_slices // 2), num_slices // 2 + 1)
+    return np.clip(index + apart * steps, 0, in_scan - 1)
+
+
+def attach(dataset, paths, *, num_slices, step_mm, cache_dir):
     """Returns the `Dataset` with `read_slabs`, after writing the slabs where they are not there.
 
     Args:
-        dataset: of the LUNA16 folder `path`.
-        path: the folder of the scans.
+        dataset: of whole scans.
+        paths: {series UID: file of the scan}.
         num_slices: in a slab, odd.
+        step_mm: between them, as `slices_apart`.
         cache_dir: where slabs are kept.
 
     Raises:
-        InputError: a folder of records without the scans, or a scan that cannot be read.
+        InputError: a scan is missing or cannot be read.
     """
-    if (pathlib.Path(path) / RECORDS_FILE).is_file():
-        raise InputError(
-            f"data.slab: {path} holds records of single slices; give the folder of the scans they were prepared from"
-        )
-    found = {scan.uid: scan.path for scan in layout.list_folder(path).scans}
-    missing = set(dataset.table.series_uid.tolist()) - found.keys()
+    missing = set(dataset.table.series_uid.tolist()) - paths.keys()
     if missing:
         raise InputError(
-            f"data.slab: {path} has no scan {min(missing)}, whose neighbouring slices are needed"
+            f"data.slab: {dataset.name} has no scan {min(missing)}, whose neighbouring slices are needed"
         )
-    file = _file(dataset, found, num_slices, pathlib.Path(cache_dir))
+    name = f"{dataset.name}-slab{num_slices}x{step_mm:g}mm"
+    file = _file(name, dataset, paths, pathlib.Path(cache_dir))
     if not file.is_file():
-        _write(file, dataset, found, num_slices)
+        _write(file, dataset, paths, num_slices, step_mm)
     slabs = np.load(file, mmap_mode="r", allow_pickle=False)
     return dataclasses.replace(
         dataset,
-        name=f"{dataset.name}-slab{num_slices}",
+        name=name,
         read_slabs=lambda indices: np.asarray(slabs[np.asarray(indices, np.int64).reshape(-1)]),
         slab=num_slices,
     )
 
 
-def _file(dataset, paths, num_slices, cache_dir):
-    """Returns the path of the slabs, whose name changes with cases, size and scan files."""
-    digest = hashlib.sha256(f"{dataset.name} {num_slices}\n".encode())
+def _file(name, dataset, paths, cache_dir):
+    """Returns the path of the slabs, whose name changes with cases, size, distances and scan files."""
+    digest = hashlib.sha256(f"{name}\n".encode())
     for case_id in dataset.table.case_id.tolist():
         digest.update(f"{case_id}\n".encode())
     for uid in sorted(set(dataset.table.series_uid.tolist())):
@@ -66,7 +88,7 @@ def _file(dataset, paths, num_slices, cache_dir):
     return cache_dir.expanduser() / "slabs" / f"{digest.hexdigest()[:16]}.npy"
 
 
-def _write(file, dataset, paths, num_slices):
+def _write(file, dataset, paths, num_slices, step_mm):
     """Writes int16 [cases, H, W, num_slices], whole or not at all."""
     shape = (len(dataset), *dataset.size_yx, num_slices)
     table = dataset.table
@@ -76,24 +98,25 @@ def _write(file, dataset, paths, num_slices):
         for uid in progress.track(scans, total=len(scans), label="Preparing slabs", unit="scan"):
             rows = np.flatnonzero(table.series_uid == uid)
             for row, slab in zip(
-                rows, read_slabs(paths[uid], table.slice_index[rows], num_slices), strict=True
+                rows, read_slabs(paths[uid], table.slice_index[rows], num_slices, step_mm), strict=True
             ):
                 for place, image in enumerate(slab):
                     slabs[row, ..., place] = resize.resize_image(image, dataset.size_yx)
         slabs.flush()
 
 
-def read_slabs(path, indices, num_slices):
+def read_slabs(path, indices, num_slices, step_mm):
     """Yields int16 [num_slices, H, W] in HU around each slice of a scan, of the scan's own size.
 
     Args:
         path: the scan file.
         indices: int, of the middle slices.
         num_slices: odd.
+        step_mm: between them, as `slices_apart`.
     """
     header = images.read_header(path)
-    last, reach = header.geometry.size_xyz[2] - 1, num_slices // 2
+    in_scan, apart = header.geometry.size_xyz[2], slices_apart(header.geometry.spacing_zyx_mm[0], step_mm)
     for index in np.asarray(indices).tolist():
-        around = np.clip(np.arange(index - reach, index + reach + 1), 0, last)
+        around = places_around(index, num_slices=num_slices, apart=apart, in_scan=in_scan)
         wanted, places = np.unique(around, return_inverse=True)
         yield images.read_slices(path, wanted, header=header)[places]

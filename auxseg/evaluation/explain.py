@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from auxseg import models
 from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.models import blocks
@@ -49,15 +50,15 @@ class Explanation:
 
 
 def can_explain(name):
-    """Returns whether the network of `config.model.name` can be explained: all but the 3D one, whose layers
+    """Returns whether the network of `config.model.name` can be explained: all but those in 3D, whose layers
     are volumes."""
-    return name != "unet3d"
+    return name not in models.IN_3D
 
 
 def create_explain_fn(model):
     """Returns a compiled function (variables, image, pixels, class index) -> (maps, scales).
 
-    It takes float32 [H, W] in [0, 1] for `image` and float32 [H, W] weights of the mask's logits for
+    It takes float32 [H, W] in [0, 1], or a slab [H, W, slices], for `image` and float32 [H, W] weights of the mask's logits for
     `pixels`, and gives `maps`, layer -> float32 [h, w] as they are, and `scales`, block -> float32
     [channels].
 
@@ -75,7 +76,7 @@ def explain(explain_fn, variables, *, image, reference, window_hu, class_name, c
     Args:
         explain_fn: from `create_explain_fn`; one compilation serves all cases of one size.
         variables: 'params' and 'batch_stats'.
-        image: int16 [H, W] in HU.
+        image: int16 [H, W] in HU, or a slab [H, W, slices], of which the slice in the middle is shown.
         reference: uint8 [H, W].
         window_hu: (low, high), of the run's settings.
         class_name: of `classes`.
@@ -93,16 +94,17 @@ def explain(explain_fn, variables, *, image, reference, window_hu, class_name, c
     maps, scales = jax.device_get(explain_fn(variables, scaled, pixels, index))
     where = "its pixels in the reference" if target.any() else "all pixels (the reference does not have it)"
     name = class_name.replace("_", " ")
+    shown = image if image.ndim == 2 else image[..., image.shape[-1] // 2]
     return Explanation(
         title=f"Grad-CAM of the class {name} in {case_id}",
         case_id=case_id,
         caption=f"{case_id}: what the logit of '{name}' rests on, summed over {where}; aux: the auxiliary "
         "head's logit that the class is in the slice. Bright: speaks for it. The outline is the reference.",
         class_name=class_name,
-        image=image,
+        image=shown,
         window_hu=tuple(window_hu),
         target=target,
-        maps={layer: scale_map(maps[layer], image.shape) for layer in sorted(maps, key=_place)},
+        maps={layer: scale_map(maps[layer], shown.shape) for layer in sorted(maps, key=_place)},
         se_scales={block: scales[block] for block in sorted(scales, key=_place)},
     )
 
@@ -122,7 +124,7 @@ def scale_map(heat, size_yx):
 
 
 def _explain(model, variables, image, pixels, index):
-    images = image[None, ..., None]
+    images = image[None] if image.ndim == 3 else image[None, ..., None]
     features = _read_features(model, variables, images)
 
     def class_score(offsets):

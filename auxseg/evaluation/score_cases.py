@@ -296,7 +296,7 @@ def explain_cases(subject, cases, wanted=()):
     explain_fn = explain.create_explain_fn(_create_model(subject))
     found = []
     for case_id, class_name in pairs:
-        images, references = subject.dataset.read(np.array([places[case_id]]))
+        images, references = subject.dataset.read_seen(np.array([places[case_id]]))
         window = tuple(subject.config.data.window_hu)
         found.append(
             explain.explain(

@@ -7,6 +7,7 @@ import dataclasses
 from auxseg.base.classes import NUM_CLASSES
 from auxseg.base.errors import InputError, check_choice
 from auxseg.models.aux_unet import AuxUNet, Settings
+from auxseg.models.aux_unet3d import AuxUNet3D
 from auxseg.models.compared.attention_res_unet import GATES, AttentionResUNet, LungFirst
 from auxseg.models.compared.attention_unet import AttentionUNet
 from auxseg.models.compared.bidirectional_unet import BidirectionalUNet
@@ -29,12 +30,16 @@ NAMES = (
     "aux_unet",
     "unet",
     "unet3d",
+    "aux_unet3d",
     "bidirectional_unet",
     "attention_res_unet",
     "attention_unet",
     "unet_plus_plus",
 )
 """Valid values of config.model.name: the paper's network, and those that it is compared with."""
+IN_3D = ("unet3d", "aux_unet3d")
+"""Those whose layers are volumes: they see slabs, and nothing else."""
+_SLICES_AS_CHANNELS = ("aux_unet",)
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -56,8 +61,8 @@ def create_model(model_config, *, num_classes=NUM_CLASSES, axis_name=None):
     """
     name = check_choice("model.name", model_config.name, NAMES)
     settings = create_settings(model_config, num_classes)
-    if name == "aux_unet":
-        return AuxUNet(settings, axis_name)
+    if name in ("aux_unet", "aux_unet3d"):
+        return {"aux_unet": AuxUNet, "aux_unet3d": AuxUNet3D}[name](settings, axis_name)
     # What only the Auxiliary U-Net has.
     settings = dataclasses.replace(settings, separable=False, se=False, aux=False)
     if name == "attention_res_unet":
@@ -69,6 +74,21 @@ def create_model(model_config, *, num_classes=NUM_CLASSES, axis_name=None):
     if name == "unet_plus_plus":
         return UNetPlusPlus(settings, axis_name, model_config.deep_supervision)
     return {"unet": UNet, "unet3d": UNet3D, "attention_unet": AttentionUNet}[name](settings, axis_name)
+
+
+def check_slab(name, num_slices):
+    """Raises an InputError unless a network can take `data.slab` slices together.
+
+    Args:
+        name: of `NAMES`.
+        num_slices: of a slab; 1: slices alone.
+    """
+    if (name in IN_3D and num_slices == 1) or (num_slices > 1 and name not in (*IN_3D, *_SLICES_AS_CHANNELS)):
+        needed, possible = ", ".join(IN_3D), ", ".join(_SLICES_AS_CHANNELS)
+        raise InputError(
+            f"data.slab: got {num_slices} with model.name={name!r}; {needed}: slabs of 3 or more slices; {possible}: "
+            "either; the others: slices alone"
+        )
 
 
 def _dropout(model_config):

@@ -80,11 +80,19 @@ def check_images(images, depth, *, channels=1):
 
 
 class Unit(nn.Module):
-    """Convolution 3x3 (depthwise, then pointwise), batch norm and ReLU."""
+    """Convolution 3x3 (depthwise, then pointwise), batch norm and ReLU.
+
+    Attributes:
+        settings: the checked config.
+        features: channels that it gives.
+        axis_name: as of `NetworkBase`.
+        slices: of volumes, whose slices lie one below the other in the images, for a convolution 3x3x3; or None.
+    """
 
     settings: Settings
     features: int
     axis_name: str | None = None
+    slices: int | None = None
 
     @nn.compact
     def __call__(self, signals, train, weights, momentum):
@@ -115,21 +123,30 @@ class Unit(nn.Module):
         channels, dtype = sum(blocks.num_channels(signal) for signal in signals), signals[0].values.dtype
         lowering, ones = self.settings.lowering, jnp.ones(self.features)
         if not self.settings.separable:
-            kernel = self.param("ordinary", _ZEROS, (3, 3, channels, self.features)).astype(dtype)
             images = jnp.concatenate([blocks.activate(signal) for signal in signals], -1)
-            values = layers.ordinary_conv(images, kernel)
+            values = self._convolve_ordinary(images)
             return ones, values, blocks.moments(values)
-        depthwise = self.param("depthwise", _ZEROS, (3, 3, channels)).astype(dtype)
+        shape = (3, 3, channels) if self.slices is None else (3, 9, channels)
+        depthwise = self.param("depthwise", _ZEROS, shape).astype(dtype)
         pointwise = self.param("pointwise", _ZEROS, (channels, self.features))
         if channels == 1 and lowering != "plain":
             values, (mean, variance) = blocks.single_channel_conv(
-                signals[0].values, depthwise, lowering=lowering
+                signals[0].values, depthwise, lowering=lowering, slices=self.slices
             )
             return pointwise[0], values, (mean * pointwise, variance * jnp.square(pointwise))
         pointwise = pointwise.astype(dtype)
         return ones, *blocks.separable_conv(
-            signals, depthwise, pointwise, lowering=lowering, with_moments=train
+            signals, depthwise, pointwise, lowering=lowering, with_moments=train, slices=self.slices
         )
+
+    def _convolve_ordinary(self, images):
+        shape = (3, 3, images.shape[-1], self.features)
+        if self.slices is None:
+            return layers.ordinary_conv(images, self.param("ordinary", _ZEROS, shape).astype(images.dtype))
+        kernel = self.param("ordinary", _ZEROS, (3, *shape)).astype(images.dtype)
+        examples, rows, columns, channels = images.shape
+        volumes = images.reshape(examples, self.slices, rows // self.slices, columns, channels)
+        return layers.volume_conv(volumes, kernel).reshape(examples, rows, columns, self.features)
 
 
 class SqueezeExcite(nn.Module):
@@ -156,17 +173,18 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two units, then squeeze-and-excitation where the settings have it."""
+    """Two units, then squeeze-and-excitation where the settings have it; `slices` as of `Unit`."""
 
     settings: Settings
     features: int
     axis_name: str | None = None
+    slices: int | None = None
 
     @nn.compact
     def __call__(self, signals, train, weights, momentum):
         """Returns a `Signal` of `features` channels; the arguments are those of `Unit`."""
         for index in range(2):
-            unit = Unit(self.settings, self.features, self.axis_name, name=f"unit_{index}")
+            unit = Unit(self.settings, self.features, self.axis_name, self.slices, name=f"unit_{index}")
             signals = (unit(signals, train, weights, momentum),)
         return SqueezeExcite(self.settings, name="se")(signals[0]) if self.settings.se else signals[0]
 
@@ -238,8 +256,8 @@ class NetworkBase(nn.Module):
         """
         return draw_variables(key, jax.eval_shape(super().init, key, images))
 
-    def _block(self, name, features):
-        return ConvBlock(self.settings, features, self.axis_name, name=name)
+    def _block(self, name, features, slices=None):
+        return ConvBlock(self.settings, features, self.axis_name, slices, name=name)
 
 
 class AuxUNet(NetworkBase):
@@ -250,7 +268,8 @@ class AuxUNet(NetworkBase):
         """Returns `Outputs(mask_logits [N, H, W, classes], class_logits [N, classes] or None)`.
 
         Args:
-            images: float [N, H, W, 1] in [0, 1]; H and W divisible by 2^depth.
+            images: float [N, H, W, 1] in [0, 1], or slabs [N, H, W, slices], whose slices are channels; H and W
+                divisible by 2^depth.
             train: normalise by the batch's statistics and update the moving ones, which takes
                 `mutable=['batch_stats']` in `apply`.
             weights: with `train`, float32 [N]: 0.0 for padding, which enters no statistics; or None.
@@ -258,9 +277,9 @@ class AuxUNet(NetworkBase):
                 batch; float or float32 [], which may be traced; or None.
 
         Raises:
-            InputError: images of another rank, channel count or size.
+            InputError: images of another rank or size.
         """
-        check_images(images, self.settings.depth)
+        check_images(images, self.settings.depth, channels=images.shape[-1])
         depth, widths = self.settings.depth, self.settings.widths()
         context = (train, weights, momentum)
         signal = Signal(images.astype(self.settings.dtype))

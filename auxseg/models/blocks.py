@@ -46,20 +46,21 @@ def activate(signal):
     return jax.nn.relu(images + signal.shift[:, None, None]).astype(signal.values.dtype)
 
 
-def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True):
+def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True, slices=None):
     """Returns a depthwise-separable convolution of the concatenated signals, without bias, and its moments.
 
     Args:
         signals: tuple of `Signal` with C_i channels each.
-        depthwise: float [3, 3, sum of C_i].
+        depthwise: float [3, 3, sum of C_i], or of volumes [3, 9, sum of C_i].
         pointwise: float [sum of C_i, F].
         lowering: of `layers.LOWERINGS`, not 'auto'.
         with_moments: whether the moments are read: kernels leave out what is not, XLA sees it by itself.
+        slices: of volumes, whose slices lie one below the other in the images, [N, slices * H, W, C_i]; or None.
 
     Returns:
         values [N, H, W, F], and their `moments`.
     """
-    if lowering == "kernels" and operators.can_run(signals):
+    if slices is None and lowering == "kernels" and operators.can_run(signals):
         return operators.separable_conv(signals, depthwise, pointwise, with_moments=with_moments)
 
     def operator(signals, weights):
@@ -68,7 +69,7 @@ def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True
             images, weights = [jnp.concatenate(images, -1)], [(depthwise, pointwise)]
         products = []
         for image, (taps, matrix) in zip(images, weights, strict=True):
-            filtered = layers.depthwise_conv(image, taps, lowering=lowering)
+            filtered = depthwise_conv(image, taps, lowering=lowering, slices=slices)
             products.append(layers.pointwise_conv(filtered, matrix, lowering=lowering))
         return sum(products[1:], products[0])
 
@@ -84,7 +85,16 @@ def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True
     return _over_images(operator, moments, lowering, signals, weights)
 
 
-def single_channel_conv(images, depthwise, *, lowering):
+def depthwise_conv(images, kernel, *, lowering, slices=None):
+    """Returns `layers.depthwise_conv` of images, or of the volumes that lie in them as in `separable_conv`."""
+    if slices is None:
+        return layers.depthwise_conv(images, kernel, lowering=lowering)
+    examples, rows, columns, channels = images.shape
+    volumes = images.reshape(examples, slices, rows // slices, columns, channels)
+    return layers.depthwise_conv_3d(volumes, kernel, lowering=lowering).reshape(images.shape)
+
+
+def single_channel_conv(images, depthwise, *, lowering, slices=None):
     """Returns the depthwise convolution of one channel and its `moments`.
 
     A pointwise convolution of one channel only multiplies it by a number for each feature: the caller
@@ -92,10 +102,11 @@ def single_channel_conv(images, depthwise, *, lowering):
 
     Args:
         images: float [N, H, W, 1].
-        depthwise: float [3, 3, 1].
+        depthwise: float [3, 3, 1], or of volumes [3, 9, 1].
         lowering: 'shifted' or 'blocked'.
+        slices: as in `separable_conv`.
     """
-    values = layers.depthwise_conv(images, depthwise, lowering=lowering)
+    values = depthwise_conv(images, depthwise, lowering=lowering, slices=slices)
     return values, moments(values)
 
 

@@ -10,7 +10,11 @@ import numpy as np
 
 from auxseg.models import interface
 from auxseg.models.aux_unet import AuxUNet
+from auxseg.models.aux_unet3d import AuxUNet3D
 from auxseg.models.unet import UNet
+
+_FOLDED = (AuxUNet, UNet, AuxUNet3D)
+"""Networks whose batch norm is in `aux_unet.Unit`s."""
 
 
 def create_predict(model, variables, *, window_hu, mirror=None):
@@ -42,21 +46,21 @@ def create_inference(model, variables):
     Each unit's products come out normalised: the factor of batch norm is multiplied into the pointwise
     (or ordinary) kernel, and its shift is all that is left to add.
 
-    A network that is no `AuxUNet` or `UNet`, or one that changes them, runs as it is.
+    A network that is none of `_FOLDED`, or one that changes them, runs as it is.
 
     Args:
         model: as `create_model` returns it.
         variables: its {'params', 'batch_stats'}.
 
     Returns:
-        apply_fn: (weights, images float [N, H, W, 1]) -> mask logits float32 [N, H, W, classes]; pure, to
+        apply_fn: (weights, images float [N, H, W, slices]) -> mask logits float32 [N, H, W, classes]; pure, to
             be jitted once.
         weights: tree of float32 arrays on the default device.
     """
-    if type(model) not in (AuxUNet, UNet):
+    if type(model) not in _FOLDED:
         return lambda weights, images: model.apply(weights, images).mask_logits, jax.device_put(variables)
     settings = dataclasses.replace(model.settings, aux=False, folded=True)
-    folded = AuxUNet(settings)
+    folded = type(model)(settings)
 
     def apply_fn(weights, images):
         return folded.apply({"params": weights}, images).mask_logits

@@ -46,11 +46,11 @@ def kernel_limit(shape):
     Keras multiplies both fans by the number of taps, and counts the one output of a depthwise kernel.
 
     Args:
-        shape: [C, F] (a product), [3, 3, C] (depthwise), [k, k, C, F] or [3, 3, 3, C, F] (a convolution),
+        shape: [C, F] (a product), [3, 3, C] or [3, 9, C] (depthwise), [k, k, C, F] or [3, 3, 3, C, F] (a convolution),
             [C, 2, 2, F] or [C, 2, 2, 2, F] (a transposed one, of stride 2).
     """
     if len(shape) == 3:
-        return math.sqrt(6.0 / (9 * (shape[-1] + 1)))
+        return math.sqrt(6.0 / (shape[0] * shape[1] * (shape[-1] + 1)))
     taps, channels, _ = _split(shape)
     return math.sqrt(6.0 / (taps * (channels + shape[-1])))
 
@@ -62,7 +62,7 @@ def normal_deviation(shape):
         shape: as in `kernel_limit`.
     """
     if len(shape) == 3:
-        return math.sqrt(2.0 / 9)
+        return math.sqrt(2.0 / (shape[0] * shape[1]))
     taps, channels, transposed = _split(shape)
     return math.sqrt(2.0 / (channels if transposed else taps * channels))
 

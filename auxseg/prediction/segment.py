@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
 import tempfile
@@ -10,13 +9,13 @@ import tempfile
 import numpy as np
 
 from auxseg.base import files, progress
-from auxseg.base.classes import AIR_HU, CLASS_NAMES, NODULE, classes_of_masks, value_of
+from auxseg.base.classes import CLASS_NAMES, NODULE, classes_of_masks, value_of
 from auxseg.base.errors import InputError
 from auxseg.ct import arrays, body, checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
-from auxseg.datasets.resize import resize_image
-from auxseg.prediction import lungs, measure, nodules, overlay, plausible
+from auxseg.prediction import lungs, measure, nodules, plausible
+from auxseg.prediction.batches import find_form, read_batches
 from auxseg.prediction.box import Box, load_box
 from auxseg.prediction.view import create_view
 from auxseg.runs.masks import create_decide, predict_probabilities
@@ -205,8 +204,9 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     volume = _create_array(scratch, "volume", np.int16, parts.shape) if checks_lungs else None
     pictures = []
     batch_size = min(options.batch_size, stop - start)
-    batches = _read_batches(
-        scan, start, stop, batch_size, {one.size_yx for one in networks}, pictures, view, volume
+    forms = [find_form(one, scan) for one in networks]
+    batches = read_batches(
+        scan, start, stop, batch_size, set(forms), view, pictures=pictures, volume=volume
     )
     if show_progress:
         total = -(-(stop - start) // batch_size)
@@ -217,7 +217,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         nodule=value_of("nodule", classes),
         probabilities=options.probabilities,
     )
-    for first, mask, probability in _predict_batches(batches, networks, options.flip, decide):
+    for first, mask, probability in _predict_batches(batches, networks, forms, options.flip, decide):
         parts[first - start : first - start + len(mask)] = mask
         if probabilities is not None:
             pasted = view.paste_probabilities(probability)
@@ -375,60 +375,17 @@ def _check(scan, options):
     return findings
 
 
-def _read_batches(scan, start, stop, batch_size, sizes, pictures, view, volume):
-    """Yields (first slice, {size: int16 [batch, *size]}, count), one batch read ahead in a thread.
-
-    The last batch is filled up with air; JPEGs of the slices are appended to `pictures`, and what the network sees
-    is kept in `volume` unless that is None.
-    """
-
-    def read(first):
-        last = min(first + batch_size, stop)
-        images = scan.read(first, last)
-        seen = view.box.cut(images)
-        if volume is not None:
-            volume[first - start : last - start] = seen
-        return (
-            first,
-            _prepare(seen, view.field, sizes, batch_size),
-            [overlay.encode_picture(one) for one in images],
-        )
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = []
-        for first in range(start, stop, batch_size):
-            waiting.append(pool.submit(read, first))
-            if len(waiting) > 1:
-                yield _take(waiting.pop(0).result(), pictures)
-        yield _take(waiting.pop(0).result(), pictures)
-
-
-def _take(batch, pictures):
-    first, inputs, encoded = batch
-    pictures += encoded
-    return first, inputs, len(encoded)
-
-
-def _prepare(images, field, sizes, batch_size):
-    """Returns {size: int16 [batch_size, *size]}: padded to the square, resized, filled up with air."""
-    before = np.array(field.offset_yx)
-    after = np.array(field.padded_yx) - field.size_yx - before
-    padded = np.pad(images, ((0, 0), *zip(before, after)), constant_values=AIR_HU)
-    filled = {size: np.full((batch_size, *size), AIR_HU, np.int16) for size in sizes}
-    for size, array in filled.items():
-        for index, image in enumerate(padded):
-            array[index] = resize_image(image, size)
-    return filled
-
-
-def _predict_batches(batches, networks, flip, decide):
+def _predict_batches(batches, networks, forms, flip, decide):
     """Yields (first slice, masks uint8 [n, H, W], probabilities [C, n, H, W] or None).
 
     One batch is computed while the one before it is brought to the slices' size.
     """
     before = None
     for first, inputs, count in batches:
-        finish = decide([predict_probabilities(one, inputs[one.size_yx], flip=flip) for one in networks])
+        finish = decide([
+            predict_probabilities(one, inputs[form], flip=flip)
+            for one, form in zip(networks, forms, strict=True)
+        ])
         if before is not None:
             yield _finish(*before)
         before = first, count, finish

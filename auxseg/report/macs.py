@@ -32,6 +32,8 @@ def _count(name, shape, size_yx, depth):
     part, leaf = name.split("/")[0], name.split("/")[-1]
     if len(shape) < 2:
         return 0
+    if leaf == "depthwise" and shape[1] != 3:
+        return None  # of volumes, whose slices are not known here
     if leaf in ("squeeze", "excite") or part == "aux":
         return math.prod(shape)
     level = _level(part, depth)

@@ -36,7 +36,7 @@ def export(workdir, kind, output, *, images, checked_on):
         workdir: a run's folder, or a 'saved' bundle.
         kind: one of `networks.KINDS`.
         output: folder of the bundle; an older bundle there is replaced.
-        images: int16 [n, H, W] in HU, of the network's size, to compare on.
+        images: int16 [n, H, W] in HU, of the network's size, or slabs [n, H, W, slices], to compare on.
         checked_on: what those are, for `bundle.json`.
 
     Raises:
@@ -132,7 +132,9 @@ def _write_stablehlo(folder, trained):
 
     forward = networks.create_forward(trained.config, trained.variables)
     (count,) = jax_export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((count, *trained.config.data.size), jnp.float32)
+    slab = trained.config.data.slab
+    shape = (count, *trained.config.data.size, *((slab,) if slab > 1 else ()))
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
     program = jax_export.export(jax.jit(forward), platforms=PLATFORMS)(images)
     (folder / networks.KINDS["stablehlo"]).write_bytes(program.serialize())
 
@@ -158,6 +160,9 @@ _RUNNER = '''"""Segments one slice with this bundle, without auxseg, by NumPy an
 
     python run.py SLICE.npy MASK.npy    (SLICE: HU, [H, W], oriented as bundle.json says)
 
+Where bundle.json names a "slab" of more than one slice, SLICE holds so many, [H, W, slices], the one to segment in
+the middle.
+
 The packages that it needs are listed in bundle.json under "needs"; pip installs each by that name.
 """
 
@@ -172,7 +177,7 @@ ABOUT = json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))
 
 
 def load():
-    """Returns the network: float32 [N, *size] in HU -> probabilities [N, *size, classes]."""
+    """Returns the network: float32 [N, *size] or [N, *size, slices] in HU -> probabilities [N, *size, classes]."""
     if ABOUT["kind"] == "onnx":
         import onnxruntime
 
@@ -195,8 +200,11 @@ def weights(num_in, num_out):
 def segment(image_hu, network):
     """Returns uint8 [H, W], indices into ABOUT["classes"], of one transverse slice in HU."""
     size, image = ABOUT["size_yx"], np.maximum(np.asarray(image_hu, float), -1024)
+    slices = (ABOUT["slab"],) if ABOUT["slab"] > 1 else ()
+    if image.shape[2:] != slices:
+        sys.exit(f"SLICE: got the shape {image.shape}, expected {('rows', 'columns', *slices)}")
     rows, columns = (weights(*pair) for pair in zip(image.shape, size))
-    small = np.rint(rows @ image @ columns.T).astype(np.float32)
+    small = np.rint(np.einsum("yh,hw...,xw->yx...", rows, image, columns, optimize=True)).astype(np.float32)
     probabilities = network(small[None])[0]
     rows, columns = (weights(*pair) for pair in zip(size, image.shape))
     probabilities = np.einsum("yh,hwc,xw->yxc", rows, probabilities, columns, optimize=True)

@@ -25,7 +25,7 @@ from auxseg import models
 from auxseg.base import files, npz
 from auxseg.base.classes import CLASS_NAMES, check_classes, classes_of
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import check_size
+from auxseg.datasets import check_size, check_slab, check_slab_step
 from auxseg.models import interface
 from auxseg.runs import checkpoints, run_folder
 
@@ -44,10 +44,12 @@ class Network:
         size_yx: rows and columns that it takes.
         checksum: SHA-256 of the weights.
         labels: 'anatomy', or 'airway_as_nodule' for a network whose third class is the airway.
-        forward: images [N, H, W] in HU, int16 or float32 -> (mask probabilities float32 [N, H, W, C],
-            probabilities float32 [N, C] that each class is in the slice, or None where nobody asked).
+        forward: images [N, H, W] in HU, or slabs [N, H, W, slab], int16 or float32 -> (mask probabilities float32
+            [N, H, W, C], probabilities float32 [N, C] that each class is in the slice, or None where nobody asked).
         field: 'scan' where it sees whole slices, 'body' where it sees the square around the body (`ct.body`).
         classes: C names by mask value.
+        slab: slices that it sees together, the one that it marks in the middle; 1: that one alone.
+        slab_step_mm: wanted between them, as in `datasets.slabs`.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Network:
     forward: Callable
     field: str = "scan"
     classes: tuple[str, ...] = CLASS_NAMES
+    slab: int = 1
+    slab_step_mm: float = 0.0
 
     def __repr__(self):
         rows, columns = self.size_yx
@@ -89,7 +93,16 @@ class Network:
         return np.asarray(self.probabilities(images))
 
     def probabilities(self, images):
-        """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""
+        """Returns the mask probabilities of images in HU, float32 [N, H, W, C].
+
+        Raises:
+            InputError: slices alone for a network that sees slabs, or other slabs.
+        """
+        if self.slab > 1 and images.shape[3:] != (self.slab,):
+            raise InputError(
+                f"network: {self.name} got images of shape {tuple(images.shape)}, expected slabs of {self.slab} slices, "
+                f"[N, {self.size_yx[0]}, {self.size_yx[1]}, {self.slab}]"
+            )
         return self.forward(images)[0]
 
 
@@ -143,7 +156,7 @@ def read_best(workdir):
     workdir = pathlib.Path(workdir)
     config = run_folder.read_config(workdir)
     variables, found = checkpoints.restore_best(workdir)
-    images = jax.ShapeDtypeStruct((1, *config.data.size, 1), np.float32)
+    images = jax.ShapeDtypeStruct((1, *config.data.size, config.data.slab), np.float32)
     model = models.create_model(config.model, num_classes=len(classes_of(config.data)))
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return config, checkpoints.match_variables(variables, dict(shapes), where=str(workdir)), found
@@ -163,27 +176,25 @@ def create_network(trained, *, classes=False):
             without, batch norm is folded into the convolutions, which is faster.
     """
     config = trained.config
-    _refuse_slabs(config)
     forward = _create_forward_with_classes(trained) if classes else _create_folded_forward(trained)
     checksum = weights_checksum(trained.variables)
     size_yx, labels = tuple(config.data.size), config.data.labels
     return Network(
-        trained.name, size_yx, checksum, labels, forward, read_field(config), classes_of(config.data)
+        trained.name,
+        size_yx,
+        checksum,
+        labels,
+        forward,
+        read_field(config),
+        classes_of(config.data),
+        config.data.slab,
+        check_slab_step(config.data),
     )
 
 
 def read_field(config):
     """Returns `data.field` of a run's settings; runs of before this setting see whole slices."""
     return config.data.get("field", "scan")
-
-
-def _refuse_slabs(config):
-    """Raises an InputError for a network that sees slabs: a bundle and a prediction are by single slices."""
-    if config.model.name == "unet3d":
-        raise InputError(
-            "model.name: 'unet3d' sees slabs and cannot predict or be exported slice by slice; judge it with "
-            "python -m auxseg.evaluate"
-        )
 
 
 def _create_forward_with_classes(trained):
@@ -210,17 +221,15 @@ def create_forward(config, variables):
         variables: the run's weights.
 
     Returns:
-        (images [N, H, W] in HU) -> (mask probabilities float32 [N, H, W, C], probabilities float32 [N, C]
+        (images [N, H, W] or slabs [N, H, W, slices] in HU) -> (mask probabilities float32 [N, H, W, C], probabilities float32 [N, C]
         that each class is in the slice; zeros without the auxiliary head).
     """
-    _refuse_slabs(config)
     model = models.create_model(config.model, num_classes=len(classes_of(config.data)))
     window = tuple(config.data.window_hu)
     variables = jax.tree.map(jnp.asarray, variables)
 
     def forward(images):
-        scaled = interface.normalise_hu(images, window)[..., None]
-        outputs = model.apply(variables, scaled)
+        outputs = model.apply(variables, interface.to_input(images, window))
         masks = jax.nn.softmax(outputs.mask_logits.astype(jnp.float32), axis=-1)
         if outputs.class_logits is None:
             return masks, jnp.zeros((images.shape[0], masks.shape[-1]), jnp.float32)
@@ -263,7 +272,8 @@ def file_checksum(path):
 def describe(trained, kind):
     """Returns what `bundle.json` says of a network, JSON types; without files and checks."""
     config = trained.config
-    (rows, columns), classes = config.data.size, classes_of(config.data)
+    (rows, columns), classes, slab = config.data.size, classes_of(config.data), config.data.slab
+    shape = f"[N, {rows}, {columns}]" if slab == 1 else f"[N, {rows}, {columns}, {slab}]"
     return {
         "format": _FORMAT,
         "kind": kind,
@@ -274,8 +284,10 @@ def describe(trained, kind):
         "classes": list(classes),
         "labels": config.data.labels,
         "field": read_field(config),
+        "slab": slab,
+        "slab_step_mm": check_slab_step(config.data),
         "input": {
-            "images": f"float32 [N, {rows}, {columns}], HU; the window is applied inside",
+            "images": f"float32 {shape}, HU; the window is applied inside",
             "orientation": "rows from anterior to posterior, columns from the patient's right to the left",
             "resizing": "antialiased bilinear (triangle filter); outside the field of view -1024",
         },
@@ -300,7 +312,18 @@ def read_bundle(path):
     read = {"stablehlo": _read_stablehlo, "onnx": _read_onnx, "saved": _read_saved}[about["kind"]]
     size_yx, checksum = tuple(about["size_yx"]), about["weights_sha256"]
     forward, field = read(path, about), about.get("field", "scan")
-    return Network(about["name"], size_yx, checksum, about["labels"], forward, field, tuple(about["classes"]))
+    slab, step_mm = about.get("slab", 1), check_slab_step(about)
+    return Network(
+        about["name"],
+        size_yx,
+        checksum,
+        about["labels"],
+        forward,
+        field,
+        tuple(about["classes"]),
+        check_slab(slab),
+        step_mm,
+    )
 
 
 def _read_description(path):

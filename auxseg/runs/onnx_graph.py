@@ -60,7 +60,8 @@ def create_model(config, variables, metadata):
     graph, (rows, columns) = _Graph(), config.data.size
     mask, classes = _network(graph, config, variables["params"], variables["batch_stats"])
     num_classes = len(classes_of(config.data))
-    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", rows, columns])]
+    slices = [config.data.slab] if config.data.slab > 1 else []
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", rows, columns, *slices])]
     results = [
         helper.make_tensor_value_info(mask, TensorProto.FLOAT, ["N", rows, columns, num_classes]),
         helper.make_tensor_value_info(classes, TensorProto.FLOAT, ["N", num_classes]),
@@ -79,7 +80,7 @@ def create_model(config, variables, metadata):
 def _network(graph, config, params, stats):
     """Adds all nodes and returns the names of the mask's and the classes' probabilities."""
     model = config.model
-    features, skips = _window(graph, config.data.window_hu), []
+    features, skips = _window(graph, config.data.window_hu, config.data.slab), []
     for level in range(model.depth):
         name = f"encoder_{level}"
         skips.append(_block(graph, features, params[name], stats[name], model.bn_epsilon))
@@ -97,12 +98,14 @@ def _network(graph, config, params, stats):
     return masks, _class_head(graph, bottom, logits, params.get("aux"))
 
 
-def _window(graph, window_hu):
-    """Adds the mapping of HU to [0, 1] and the axis of channels."""
+def _window(graph, window_hu, slab):
+    """Adds the mapping of HU to [0, 1] and puts the channels, which are a slab's slices, before rows and columns."""
     low, high = (np.float32(v) for v in window_hu)
     shifted = graph.add("Sub", "images", graph.constant(low))
     scaled = graph.add("Div", shifted, graph.constant(np.float32(high - low)))
     clipped = graph.add("Clip", scaled, graph.constant(np.float32(0)), graph.constant(np.float32(1)))
+    if slab > 1:
+        return graph.add("Transpose", clipped, perm=[0, 3, 1, 2])
     return graph.add("Unsqueeze", clipped, graph.constant(np.array([1], np.int64)))
 
 

@@ -28,7 +28,7 @@ class TrainState(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(*, model, optimizer, seed, size_yx):
+def create_state(*, model, optimizer, seed, size_yx, slab=1):
     """Returns the TrainState before the first step.
 
     Args:
@@ -36,8 +36,9 @@ def create_state(*, model, optimizer, seed, size_yx):
         optimizer: from `optim.create_optimizer`.
         seed: of the initialisation.
         size_yx: rows and columns of the images.
+        slab: slices that the network sees together.
     """
-    images = jnp.zeros((1, *size_yx, 1), jnp.float32)
+    images = jnp.zeros((1, *size_yx, slab), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(seed), images)
     params, batch_stats = variables["params"], variables["batch_stats"]
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))

@@ -71,12 +71,6 @@ class Feed:
     devices: tuple
 
 
-def read_cases(dataset, indices):
-    """Returns what the network sees of cases and their masks: images or slabs int16, masks uint8 [n, H, W]."""
-    images, masks = dataset.read(indices)
-    return (images if dataset.read_slabs is None else dataset.read_slabs(indices)), masks
-
-
 def to_batch(raw, *, window_hu, num_classes, facts=None):
     """Returns the Batch that the model takes, from a RawBatch without an axis of devices.
 
@@ -244,7 +238,7 @@ def _wait(batch):
 
 
 def _resident_feed(dataset, kept, devices):
-    data = parallel.replicate(read_cases(dataset, kept), devices)
+    data = parallel.replicate(dataset.read_seen(kept), devices)
     gather = parallel.parallelize(_gather, parallel.local(devices))
 
     def fetch(indices, weights):
@@ -269,7 +263,7 @@ def _read_rows(dataset, devices, indices, weights):
     masks = np.zeros((len(indices), *dataset.size_yx), np.uint8)
     images = np.zeros(masks.shape if dataset.read_slabs is None else (*masks.shape, dataset.slab), np.int16)
     if real.any():
-        images[real], masks[real] = read_cases(dataset, indices[real])
+        images[real], masks[real] = dataset.read_seen(indices[real])
     if real.any() and not real.all():
         first = np.flatnonzero(real)[0]
         images[~real], masks[~real] = images[first], masks[first]

@@ -110,11 +110,7 @@ def check_settings(config):
         group, field = name.split(".")
         if config[group][field] < low:
             raise InputError(f"{name}: got {config[group][field]}, expected at least {low}")
-    if (config.model.name == "unet3d") != (config.data.slab > 1):
-        raise InputError(
-            f"data.slab: got {config.data.slab} with model.name={config.model.name!r}; 'unet3d' needs slabs of 3 or more "
-            "slices, and the other networks see one slice"
-        )
+    models.check_slab(config.model.name, config.data.slab)
     if config.data.slab > 1 and config.insert.enabled:
         raise InputError("insert.enabled: nodules are inserted into single slices; give data.slab=1")
     low, high = config.data.window_hu
@@ -181,6 +177,7 @@ def create_state(config):
         optimizer=create_optimizer(config.optim),
         seed=config.seed,
         size_yx=tuple(config.data.size),
+        slab=config.data.slab,
     )
 
 

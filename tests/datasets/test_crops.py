@@ -52,6 +52,22 @@ def test_targets_by_hand(folder):
     assert drawn == {(0, 1, 1, 1), (0, 0, 1, 1), (0, 0, 0, 1)}
 
 
+def test_slabs_hold_slices_of_one_nodule_cut_at_one_place(folder):
+    """Nodules of two slices and of one; what readers left unmarked is not there, so the outermost ones repeat."""
+    around = crops_lib.neighbours(crops_lib.read_crops(folder), 3, 0.0)
+    assert around.tolist() == [[0, 0, 1], [0, 1, 1], [2, 2, 2]]
+    wanted = {"classes": crops_lib.CLASSES, "size_yx": (4, 4)}
+    found, alone = crops_lib.load(folder, **wanted, slab=3, step_mm=2.5), crops_lib.load(folder, **wanted)
+    assert found.slab == 3 and found.name == f"{alone.name}-slab3x2.5mm"
+    slabs, masks = found.read_seen([0, 2])
+    images, same_masks = alone.read_seen([0, 2])
+    assert slabs.shape == (2, 4, 4, 3) and slabs.dtype == np.int16
+    np.testing.assert_array_equal(slabs[..., 1], images)
+    np.testing.assert_array_equal(masks, same_masks)
+    # HU of the second slice are 8 x 16 above those of the first, pixel by pixel where both are cut alike.
+    assert (slabs[0, ..., 2] - slabs[0, ..., 1] == 8 * 16).all() and (slabs[1, ..., 0] == images[1]).all()
+
+
 def test_readers_are_those_of_the_whole_nodule(folder):
     crops = crops_lib.read_crops(folder)
     assert crops.which_readers(0) == crops.which_readers(1) == [0, 2, 3]

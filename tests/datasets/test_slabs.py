@@ -9,6 +9,7 @@ from auxseg import datasets
 from auxseg.base.errors import InputError
 from auxseg.ct.images import read_slices
 from auxseg.datasets import join, resize, slabs
+from auxseg.datasets.luna16 import records
 from auxseg.devices import parallel
 from auxseg.training import augment, batching, setup
 from configs import base
@@ -42,10 +43,31 @@ def test_neighbours_of_each_slice(dataset, phantom):
     for place in range(5):
         slice_ = read_slices(paths[str(dataset.table.series_uid[2])], [middle + place - 2])[0]
         np.testing.assert_array_equal(found[0, ..., place], resize.resize_image(slice_, (32, 32)))
-    ends = list(slabs.read_slabs(paths[str(dataset.table.series_uid[0])], [0, 11], 5))
+    ends = list(slabs.read_slabs(paths[str(dataset.table.series_uid[0])], [0, 11], 5, 0.0))
     for first, second in ((ends[0][0], ends[0][2]), (ends[1][4], ends[1][2])):
         np.testing.assert_array_equal(first, second)
     assert (ends[0][2] != ends[0][3]).any()
+
+
+def test_slices_lie_as_near_to_the_distance_as_whole_slices_allow():
+    for spacing_mm, apart in ((0.6, 4), (1.0, 2), (1.25, 2), (2.0, 1), (2.5, 1), (8.0, 1), (np.nan, 1)):
+        assert slabs.slices_apart(spacing_mm, 2.5) == apart
+    assert slabs.slices_apart(0.6, 0.0) == 1  # neighbours, whatever their distance
+
+
+def test_the_ends_of_a_scan_are_repeated():
+    found = slabs.places_around(1, num_slices=5, apart=2, in_scan=5)
+    assert found.tolist() == [0, 0, 1, 3, 4]
+    assert slabs.places_around(3, num_slices=1, apart=1, in_scan=5).tolist() == [3]
+
+
+def test_slabs_of_a_finer_scan_skip_slices(phantom):
+    """The phantom's slices lie several mm apart: twice their distance is two slices on."""
+    alone = datasets.load(data_config(**phantom))
+    step_mm = 2.0 * float(alone.table.spacing_zyx_mm[2, 0])
+    wide = datasets.load(data_config(**phantom, slab=3, slab_step_mm=step_mm))
+    near = datasets.load(data_config(**phantom, slab=5, slab_step_mm=0.0))
+    np.testing.assert_array_equal(wide.read_slabs([2]), near.read_slabs([2])[..., ::2])
 
 
 def test_slabs_are_written_once_and_single_slices_stay_as_they_are(phantom, dataset, monkeypatch):
@@ -53,7 +75,7 @@ def test_slabs_are_written_once_and_single_slices_stay_as_they_are(phantom, data
     again = datasets.load(data_config(**phantom, slab=5))
     np.testing.assert_array_equal(again.read_slabs([1]), dataset.read_slabs([1]))
     alone = datasets.load(data_config(**phantom))
-    assert alone.read_slabs is None and alone.name + "-slab5" == dataset.name
+    assert alone.read_slabs is None and alone.name + "-slab5x2.5mm" == dataset.name
     np.testing.assert_array_equal(alone.read(np.array([1]))[0], dataset.read(np.array([1]))[0])
 
 
@@ -88,7 +110,11 @@ def test_what_has_no_slabs_says_so(tmp_path, dataset):
             datasets.check_slab(wrong)
     (tmp_path / "records.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="holds records of single slices"):
-        slabs.attach(dataset, tmp_path, num_slices=3, cache_dir=tmp_path)
+        records.scan_files(tmp_path)
+    with pytest.raises(InputError, match="has no scan"):
+        slabs.attach(dataset, {}, num_slices=3, step_mm=0.0, cache_dir=tmp_path)
+    with pytest.raises(InputError, match="data.slab_step_mm: got -1"):
+        datasets.check_slab_step({"slab_step_mm": -1})
     assert join.add(fakes.two_discs(3), _renamed()).read_slabs is None
 
 
@@ -103,7 +129,10 @@ def _renamed():
     ("changes", "words"),
     [
         ({"model.name": "unet3d"}, "data.slab: got 1 with model.name='unet3d'"),
-        ({"data.slab": 3}, "data.slab: got 3 with model.name='aux_unet'"),
+        (
+            {"data.slab": 3, "model.name": "unet_plus_plus"},
+            "data.slab: got 3 with model.name='unet_plus_plus'",
+        ),
         ({"model.name": "unet3d", "data.slab": 3, "insert.enabled": True}, "inserted into single slices"),
     ],
 )

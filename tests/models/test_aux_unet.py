@@ -186,9 +186,32 @@ def test_sizes_that_cannot_be_halved_are_refused(size):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *size, 1)))
 
 
+def test_a_slab_costs_its_first_taps_and_products_alone():
+    """Of seven slices: six more 3x3 kernels, and six more rows of the first product, to 64 channels."""
+    alone, slab = (
+        jax.eval_shape(create_model(_config()).init, jax.random.key(0), jnp.zeros((1, 32, 32, slices)))
+        for slices in (1, 7)
+    )
+    count = [sum(leaf.size for leaf in jax.tree.leaves(each)) for each in (alone, slab)]
+    assert count == [6_577_217, 6_577_217 + 6 * 9 + 6 * 64]
+
+
+@pytest.mark.parametrize("lowering", ["shifted", "blocked", "kernels"])
+def test_slabs_give_the_same_however_they_are_computed(lowering):
+    if lowering == "kernels" and build.load():
+        pytest.skip(f"no compiled kernels: {build.load()}")
+    slabs, weights = jnp.concatenate([IMAGES, 1 - IMAGES, IMAGES[:, ::-1]], -1), jnp.ones(len(IMAGES))
+    plain = create_model(_small(lowering="plain"))
+    variables = plain.init(jax.random.key(2), slabs)
+    expected = jax.jit(partial(_gradients, plain))(variables, slabs, weights)
+    found = jax.jit(partial(_gradients, create_model(_small(lowering=lowering))))(variables, slabs, weights)
+    _assert_close(found, expected)
+
+
 def test_images_of_other_channels_are_refused():
     with pytest.raises(InputError, match=r"expected \[N, H, W, 1\]"):
-        jax.eval_shape(create_model(_config()).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        model = create_model(_config(name="attention_unet"))
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_parts_of_the_3d_network_against_xla():
     np.testing.assert_allclose(up.apply({"params": params}, values), expected + bias, atol=1e-5)
     window = (1, 2, 2, 2, 1)
     pooled = jax.lax.reduce_window(values, -jnp.inf, jax.lax.max, window, window, "VALID")
-    np.testing.assert_array_equal(unet3d.max_pool(jnp.asarray(values), lowering="blocked"), pooled)
+    np.testing.assert_array_equal(unet3d.max_pool_3d(jnp.asarray(values), lowering="blocked"), pooled)
 
 
 def test_a_slab_is_filled_up_around_its_middle():

@@ -23,15 +23,15 @@ from configs import base
 SIZE = (64, 64)
 
 
-def _trained(seed=0, **settings):
+def _trained(seed=0, slab=1, **settings):
     """Returns a small network with weights as of a trained one: statistics too are not those of a "
     "fresh one."""
     config = base.get_config()
     with config.unlocked():
-        config.data.size = SIZE
+        config.data.size, config.data.slab = SIZE, slab
         config.model.update({"base_width": 4, "depth": 1, "aux_width": 4, "se_ratio": 2, **settings})
     model = models.create_model(config.model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *SIZE, 1), np.float32))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *SIZE, slab), np.float32))
     random = np.random.default_rng(seed)
     return networks.Trained(
         "small (epoch 1)", config, jax.tree.map(lambda one: _draw(random, one.shape), dict(shapes))
@@ -49,9 +49,11 @@ def _images(count=3, seed=0):
 
 
 def _export(kind, output, trained):
+    slab, images = trained.config.data.slab, _images()
+    images = images if slab == 1 else np.stack([np.roll(images, k, 1) for k in range(slab)], -1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "read_trained", lambda path: trained)
-        return bundles.export("run", kind, output, images=_images(), checked_on="noise")
+        return bundles.export("run", kind, output, images=images, checked_on="noise")
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +109,37 @@ def test_another_network_is_exported_as_a_program(tmp_path):
         _export("onnx", tmp_path / "onnx", _trained(name=name, base_width=2))
 
 
-def test_a_network_of_slabs_is_refused(tmp_path):
-    for kind in ("stablehlo", "saved"):
-        with pytest.raises(InputError, match="'unet3d' sees slabs and cannot predict or be exported"):
-            _export(kind, tmp_path / kind, _trained(name="unet3d"))
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("onnx", {"slab": 3}),
+        ("stablehlo", {"slab": 3, "name": "unet3d", "base_width": 2}),
+        ("saved", {"slab": 5, "name": "unet3d", "base_width": 2}),
+    ],
+)
+def test_a_network_of_slabs_is_exported(tmp_path, kind, settings):
+    about = _export(kind, tmp_path / "out", _trained(**settings))
+    assert about["checked"]["largest_difference_of_mask_probabilities"] <= bundles.TOLERANCE
+    network, slab = networks.load_network(tmp_path / "out"), settings["slab"]
+    assert (about["slab"], network.slab, network.slab_step_mm) == (slab, slab, 2.5)
+    assert f"[N, 64, 64, {slab}]" in about["input"]["images"]
+    assert np.asarray(network.probabilities(np.zeros((1, *SIZE, slab), np.int16))).shape == (1, *SIZE, 4)
+    with pytest.raises(InputError, match=f"expected slabs of {slab} slices"):
+        network.probabilities(_images(1))
+
+
+def test_a_bundle_of_slabs_runs_without_auxseg(tmp_path):
+    _export("onnx", tmp_path / "out", _trained(slab=3))
+    slab = np.stack([_images(1, seed=k)[0] for k in range(3)], -1)
+    np.save(tmp_path / "slab.npy", slab)
+    np.save(tmp_path / "slice.npy", slab[..., 0])
+    command = [sys.executable, "-I", tmp_path / "out" / "run.py"]
+    subprocess.run([*command, tmp_path / "slab.npy", tmp_path / "mask.npy"], check=True, timeout=300)
+    ours = np.asarray(networks.load_network(tmp_path / "out").probabilities(slab[None]))[0].argmax(-1)
+    np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), ours)
+    wrong = subprocess.run([*command, tmp_path / "slice.npy", tmp_path / "x.npy"], capture_output=True,
+                           text=True, timeout=300)  # fmt: skip
+    assert wrong.returncode == 1 and "expected ('rows', 'columns', 3)" in wrong.stderr
 
 
 def test_a_network_trained_in_bfloat16_is_exported_in_float32(tmp_path):

@@ -72,6 +72,19 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_
     return read_records(records, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
 
 
+def scan_files(path):
+    """Returns {series UID: file} of the scans of a LUNA16 folder, from which slabs are read.
+
+    Raises:
+        InputError: a folder of records, which hold single slices.
+    """
+    if (pathlib.Path(path) / RECORDS_FILE).is_file():
+        raise InputError(
+            f"data.slab: {path} holds records of single slices; give the folder of the scans they were prepared from"
+        )
+    return {scan.uid: scan.path for scan in layout.list_folder(path).scans}
+
+
 def prepare(
     path,
     *,

@@ -86,7 +86,9 @@ class Conv(nn.Module):
             return layers.depthwise_conv(images, kernel, lowering=lowering)
         if self.kind == "2x2":
             return patch_conv(images, kernel, lowering=lowering)
-        return layers.ordinary_conv(images, kernel) if self.kind == "3x3" else volume_conv(images, kernel)
+        return (
+            layers.ordinary_conv(images, kernel) if self.kind == "3x3" else layers.volume_conv(images, kernel)
+        )
 
 
 def _spread(vector, values):
@@ -108,17 +110,6 @@ def patch_conv(images, kernel, *, lowering):
     patches = images.reshape(examples, rows // 2, 2, columns // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     products = patches.reshape(-1, 4 * channels) @ kernel.reshape(4 * channels, -1)
     return products.reshape(examples, rows // 2, columns // 2, -1)
-
-
-def volume_conv(images, kernel):
-    """Returns the 3x3x3 convolution padded with zeros, without bias, float [N, D, H, W, F].
-
-    Args:
-        images: float [N, D, H, W, C].
-        kernel: float [3, 3, 3, C, F].
-    """
-    numbers = ("NDHWC", "DHWIO", "NDHWC")
-    return lax.conv_general_dilated(images, kernel, (1, 1, 1), "SAME", dimension_numbers=numbers)
 
 
 class Gate(nn.Module):

@@ -49,7 +49,7 @@ class UNet3D(ComparedNetwork):
         values, skips = volume.astype(self.settings.dtype), []
         for level in range(depth):
             skips.append(self._block(f"encoder_{level}", widths[level], values, context))
-            values = max_pool(skips[-1], lowering=self.settings.lowering)
+            values = max_pool_3d(skips[-1], lowering=self.settings.lowering)
         values = self._block("bottleneck", widths[depth], values, context)
         for level in reversed(range(depth)):
             enlarged = Upsample3D(self.settings, widths[level], name=f"up_{level}")(values)
@@ -95,7 +95,7 @@ class Upsample3D(nn.Module):
         return (enlarged.astype(jnp.float32) + bias[None, None, None, None]).astype(values.dtype)
 
 
-def max_pool(values, *, lowering):
+def max_pool_3d(values, *, lowering):
     """Returns the maximum of each 2x2x2 block, [N, D / 2, H / 2, W / 2, C]; two equal slices share the gradient.
 
     Args:
@@ -103,6 +103,5 @@ def max_pool(values, *, lowering):
         lowering: as in `layers.max_pool`.
     """
     examples, slices, rows, columns, channels = values.shape
-    flat = layers.max_pool(values.reshape(-1, rows, columns, channels), lowering=lowering)
-    pairs = flat.reshape(examples, slices // 2, 2, rows // 2, columns // 2, channels)
-    return jnp.maximum(pairs[:, :, 0], pairs[:, :, 1])
+    flat = layers.max_pool(values.reshape(examples, slices * rows, columns, channels), lowering=lowering)
+    return layers.halve_slices(flat, slices).reshape(examples, slices // 2, rows // 2, columns // 2, channels)

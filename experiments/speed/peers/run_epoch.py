@@ -63,7 +63,7 @@ def _create_feed(task, devices):
         size_yx=(task.size, task.size),
         slab=1,
         read_slabs=None,
-        read=lambda indices: tuple(array[indices % 8] for array in stored),
+        read_seen=lambda indices: tuple(array[indices % 8] for array in stored),
     )
     return batching.create_feed(dataset, np.arange(NUM_IMAGES), placement="device", devices=devices)
 
