@@ -205,9 +205,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     pictures = []
     batch_size = min(options.batch_size, stop - start)
     forms = [find_form(one, scan) for one in networks]
-    batches = read_batches(
-        scan, start, stop, batch_size, set(forms), view, pictures=pictures, volume=volume
-    )
+    batches = read_batches(scan, start, stop, batch_size, set(forms), view, pictures=pictures, volume=volume)
     if show_progress:
         total = -(-(stop - start) // batch_size)
         batches = progress.track(batches, total=total, label=f"segmenting {scan.name}", unit="batch")
