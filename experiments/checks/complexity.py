@@ -197,7 +197,8 @@ def _lines(rows, attention, size):
     yield f"# Complexity at {size} x {size}\n"
     yield "By `python -m experiments.checks.complexity`. GMAC: multiply-accumulates of convolutions and products for one"
     yield "image, in thousands of millions; XLA: half of the operations that XLA counts in the same program, which also"
-    yield "counts norms and activations, and leaves out taps on the padding's zeros. The 3D network's are for a slab.\n"
+    yield "counts norms and activations, and leaves out taps on the padding's zeros. With several slices the count is for"
+    yield "the whole slab, which gives the mask of one slice.\n"
     yield "| network | width | trainable | statistics | together | GMAC | XLA / 2, G |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for row in rows:
@@ -233,7 +234,8 @@ def main(argv):
     """Runs the command."""
     del argv
     size = flags.FLAGS.size
-    rows = describe_all(base.get_config(), comparators.SYSTEMS, size=size)
+    systems = comparators.SYSTEMS | comparators.WITH_NEIGHBOURS
+    rows = describe_all(base.get_config(), systems, size=size)
     page = write_complexity(pathlib.Path(flags.FLAGS.out), rows, compare_attention(SE_SHAPE), size=size)
     print(f"written: {page}")
 

@@ -65,6 +65,17 @@ SYSTEMS = {
     "attention_unet": System("Attention U-Net", {"name": "attention_unet"}, 64, 29, "arXiv:1804.03999"),
     "unet_plus_plus": System("UNet++", {"name": "unet_plus_plus"}, 32, 27, "arXiv:1807.10165"),
 }
+WITH_NEIGHBOURS = {
+    f"aux_unet_slab{slices}": System(
+        "Auxiliary U-Net", {}, 64, 64, "the paper's, slices as channels", slices=slices
+    )
+    for slices in (3, 5, 7)
+} | {
+    "aux_unet3d": System(
+        "Auxiliary U-Net in 3D", {"name": "aux_unet3d"}, 64, 63, "the paper, section 5: our reading", slices=7
+    )
+}
+"""The paper's network with the slices around the one that it marks; no rows of Table 2."""
 SECOND_DATA = System("U-Net with a second data set", {"name": "unet"}, 64, 29, "Li et al. 2024", 92.60)
 """A row of data, not of a network: `--extra_data`."""
 SAM_PERCENT = 97.08
