@@ -380,10 +380,12 @@ def _predict_batches(batches, networks, forms, flip, decide):
     """
     before = None
     for first, inputs, count in batches:
-        finish = decide([
-            predict_probabilities(one, inputs[form], flip=flip)
-            for one, form in zip(networks, forms, strict=True)
-        ])
+        finish = decide(
+            [
+                predict_probabilities(one, inputs[form], flip=flip)
+                for one, form in zip(networks, forms, strict=True)
+            ]
+        )
         if before is not None:
             yield _finish(*before)
         before = first, count, finish

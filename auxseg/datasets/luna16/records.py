@@ -82,7 +82,7 @@ def scan_files(path):
         raise InputError(
             f"data.slab: {path} holds records of single slices; give the folder of the scans they were prepared from"
         )
-    return {scan.uid: scan.path for scan in layout.list_folder(path).scans}
+    return {scan.uid: scan.path for scan in luna16.list_folder(path).scans}
 
 
 def prepare(
