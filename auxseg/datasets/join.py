@@ -62,10 +62,12 @@ def _join_tables(first, second):
     for field in dataclasses.fields(first):
         if field.name in ("added", "classes"):
             continue
-        other = getattr(second, field.name)
+        mine, other = getattr(first, field.name), getattr(second, field.name)
+        if mine is None and other is None:
+            continue
         if field.name in ("case_id", "series_uid", "patient"):
             other = np.array([PREFIX + value for value in other.tolist()])
-        columns[field.name] = np.concatenate([getattr(first, field.name), other])
+        columns[field.name] = np.concatenate([mine, other])
     return type(first)(
         **columns, added=np.arange(len(first) + len(second)) >= len(first), classes=first.classes
     )

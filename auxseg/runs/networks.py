@@ -64,22 +64,28 @@ class Network:
 
     def __repr__(self):
         rows, columns = self.size_yx
-        return f"<Network {self.name}: images in HU [N, {rows}, {columns}] -> probabilities of {', '.join(self.classes)}>"
+        slices = f", {self.slab}" if self.slab > 1 else ""
+        return (
+            f"<Network {self.name}: images in HU [N, {rows}, {columns}{slices}] -> probabilities of "
+            f"{', '.join(self.classes)}>"
+        )
 
     def __call__(self, images):
         """Returns the mask probabilities of images that somebody hands in, NumPy float32 [N, H, W, C].
 
         Args:
-            images: HU [N, H, W], or [H, W] of one, of the size of the network and seen as it was trained (`field`).
+            images: HU [N, H, W], or [H, W] of one, of the size of the network and seen as it was trained (`field`); of
+                a network that sees slabs [N, H, W, slab], or [H, W, slab].
 
         Raises:
             InputError: another size or type, values that are not finite, or scaled to 1.
         """
         images = np.asarray(images)
-        images = images[None] if images.ndim == 2 else images
-        if images.shape[1:] != tuple(self.size_yx) or not len(images):
+        shape = (*self.size_yx, self.slab) if self.slab > 1 else tuple(self.size_yx)
+        images = images[None] if images.ndim == len(shape) else images
+        if images.shape[1:] != shape or not len(images):
             raise InputError(
-                f"images: got shape {images.shape}, expected [N, {self.size_yx[0]}, {self.size_yx[1]}]; "
+                f"images: got shape {images.shape}, expected [N, {', '.join(map(str, shape))}]; "
                 "auxseg.segment takes scans of any size"
             )
         if images.dtype == np.uint8 or images.dtype.kind not in "iuf" or not np.isfinite(images).all():
@@ -93,16 +99,7 @@ class Network:
         return np.asarray(self.probabilities(images))
 
     def probabilities(self, images):
-        """Returns the mask probabilities of images in HU, float32 [N, H, W, C].
-
-        Raises:
-            InputError: slices alone for a network that sees slabs, or other slabs.
-        """
-        if self.slab > 1 and images.shape[3:] != (self.slab,):
-            raise InputError(
-                f"network: {self.name} got images of shape {tuple(images.shape)}, expected slabs of {self.slab} slices, "
-                f"[N, {self.size_yx[0]}, {self.size_yx[1]}, {self.slab}]"
-            )
+        """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""
         return self.forward(images)[0]
 
 

@@ -123,9 +123,9 @@ def test_a_network_of_slabs_is_exported(tmp_path, kind, settings):
     network, slab = networks.load_network(tmp_path / "out"), settings["slab"]
     assert (about["slab"], network.slab, network.slab_step_mm) == (slab, slab, 2.5)
     assert f"[N, 64, 64, {slab}]" in about["input"]["images"]
-    assert np.asarray(network.probabilities(np.zeros((1, *SIZE, slab), np.int16))).shape == (1, *SIZE, 4)
-    with pytest.raises(InputError, match=f"expected slabs of {slab} slices"):
-        network.probabilities(_images(1))
+    assert network(np.zeros((*SIZE, slab), np.int16)).shape == (1, *SIZE, 4)
+    with pytest.raises(InputError, match=rf"expected \[N, 64, 64, {slab}\]"):
+        network(_images(1))
 
 
 def test_a_bundle_of_slabs_runs_without_auxseg(tmp_path):
