@@ -136,6 +136,7 @@ def get_config():
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 8  # over all devices
     evaluation.num_panels = 6  # cases drawn at the end of a run
+    evaluation.num_pictures = 0  # validation cases that TensorBoard shows by epoch, always the same
     evaluation.tune_nodules = False  # choose threshold and least size of nodules on val, and score by them
     evaluation.max_false_per_slice = 1.0  # nodules that such a choice may find where there is none
 

@@ -10,7 +10,7 @@ from auxseg.datasets import load
 from auxseg.devices import parallel
 from auxseg.runs import checkpoints, decisions, networks, run_folder, splits, state
 from auxseg.scoring import operating_point, pixel_counts
-from auxseg.training import batching, validation
+from auxseg.training import batching, events, validation
 
 
 def tune(workdir, *, flip=False):
@@ -187,6 +187,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         },
     }
     files.write_json(workdir / "summary.json", summary)
+    events.write_scores(workdir, config, summary["scores"])
     if not config.eval.num_panels:
         return summary
     return summary | {

@@ -34,6 +34,7 @@ FREE_SETTINGS = (
     "data.cache_dir",
     "data.placement",
     "eval.num_panels",
+    "eval.num_pictures",
     "eval.batch_size",
     "checkpoint.every_epochs",
 )

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: lines, TensorBoard events, times and memory."""
+"""What a run says while it trains: lines, times and memory."""
 
 import dataclasses
 import resource
@@ -50,23 +50,6 @@ def peak_memory(device):
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "memory_of": "process",
     }
-
-
-def open_events(workdir, epoch):
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(workdir), purge_step=epoch + 1)
-
-
-def write_events(events, row):
-    for split in ("train", "val"):
-        scores = {k: v for k, v in row[split].items() if isinstance(v, float)}
-        scores |= {f"dice/{name}": v for name, v in row[split]["dice"].items() if v is not None}
-        for name, value in scores.items():
-            events.add_scalar(f"{split}/{name}", value, row["epoch"])
-    for name in ("learning_rate", "seconds", "images_per_second", "peak_memory_mb", "waited_for_data"):
-        events.add_scalar(name, row[name], row["epoch"])
-    events.flush()
 
 
 def print_header(setup, position):

@@ -19,7 +19,7 @@ from auxseg.base import files, progress
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints, run_folder
-from auxseg.training import batching, journal, optim, steps, validation
+from auxseg.training import batching, events, journal, optim, steps, validation
 from auxseg.training.interruption import Interrupted, Interruption
 from auxseg.training.journal import Timing
 from auxseg.training.setup import create_initial_state, create_setup, create_state
@@ -134,7 +134,8 @@ def _run_epochs(setup, current, sums, position, interruption):
     agreement = processes.Agreement(setup.devices)
     if first:
         journal.print_header(setup, position)
-    with journal.open_events(setup.workdir, position.epoch) if first else contextlib.nullcontext() as events:
+    draw = _create_draw(setup) if first else None
+    with events.open_events(setup.workdir, position.epoch) if first else contextlib.nullcontext() as writer:
         while (ended := processes.share(first and _why_ended(setup, position, start))) is None:
             began = time.perf_counter()
             current = set_learning_rate(current, _rate(setup, position), setup.devices)
@@ -144,12 +145,21 @@ def _run_epochs(setup, current, sums, position, interruption):
             position, row = _close_epoch(setup, position, sums, results, timing, time.perf_counter() - began)
             if first:
                 _save_epoch(setup, current, position, row)
-                journal.write_events(events, row)
+                events.write_row(writer, row)
+                if draw:
+                    events.write_pictures(writer, draw(parallel.fetch_first(current).variables), row["epoch"])
                 journal.print_row(setup, row, position)
             sums = parallel.replicate(
                 jax.device_get(steps.empty_sums(len(setup.dataset.classes))), setup.devices
             )
     return ended
+
+
+def _create_draw(setup):
+    """Returns `events.create_draw` of the run, or None where no pictures are asked for."""
+    if not setup.config.eval.num_pictures:
+        return None
+    return events.create_draw(setup.config, setup.dataset, setup.members)
 
 
 def _rate(setup, position):

@@ -66,7 +66,7 @@ def npz(tmp_path_factory):
 def unbroken(npz, tmp_path_factory):
     """A run that was never stopped."""
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    loop.train(small_config(npz), workdir, finish=evaluate_run.finish)
+    loop.train(small_config(npz, eval__num_pictures=2), workdir, finish=evaluate_run.finish)
     return workdir
 
 
@@ -171,6 +171,8 @@ def test_run_leaves_what_it_should(unbroken):
         "checkpoints",
     }
     assert expected <= names and any(n.startswith("events.") for n in names)
+    content = b"".join(path.read_bytes() for path in unbroken.glob("events.*"))
+    assert len(set(re.findall(rb"val/[\w.-]+", content))) == 2 and content.count(b"IHDR") == 2 * NUM_EPOCHS
     rows = files.read_rows(unbroken / "metrics.jsonl")
     assert [r["epoch"] for r in rows] == list(range(1, NUM_EPOCHS + 1))
     assert rows[-1]["train"]["loss"] < rows[0]["train"]["loss"]
