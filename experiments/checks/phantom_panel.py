@@ -72,7 +72,7 @@ def draw_slice(settings, number, height):
     """Returns the slice of scan `number` at a relative height: HU float32 [H, W], LUNA16's mask values."""
     scan = drawing.create_scan(settings, number)
     patient = scan.scene.patient
-    canvas = render.create_canvas(patient, scan.x_mm, scan.y_mm, **scan.canvas)
+    canvas = render.create_canvas(scan.scene, scan.x_mm, scan.y_mm, **scan.canvas)
     noise = np.random.default_rng([settings.seed, number, int(1000 * height)])
     return render.render_slice(scan.scene, canvas, height * patient.height_mm, noise)
 

@@ -16,7 +16,7 @@ import pytest
 from scipy import ndimage, stats
 
 from auxseg.base.errors import InputError
-from auxseg.datasets.phantom import anatomy, contents, drawing
+from auxseg.datasets.phantom import anatomy, contents, drawing, surfaces
 from auxseg.datasets.phantom import render as phantom_render
 from auxseg.datasets.phantom.render import create_canvas, nodule_distance, render_slice
 
@@ -147,10 +147,10 @@ def test_annotations_lie_in_the_lung_and_look_like_nodules(folder):
 
 def _finely_drawn_nodules():
     """Yields nodules drawn on a fine grid: the nodule, and its slice through the centre with x, y in mm."""
-    settings = drawing.create_settings(_config(noise_hu=0.0, num_slices=60, matrix=512, blur_mm=0.4))
+    settings = drawing.create_settings(_config(noise_hu=0.0, num_slices=300, matrix=512, blur_mm=0.4))
     for number in range(6):
         scan = drawing.create_scan(settings, number)
-        canvas = create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **{**scan.canvas, "field_mm": None})
+        canvas = create_canvas(scan.scene, scan.x_mm, scan.y_mm, **{**scan.canvas, "field_mm": None})
         for nodule in scan.scene.nodules:
             hu, mask = render_slice(scan.scene, canvas, float(nodule.centre_mm[2]), None)
             yield nodule, hu, mask, scan.x_mm[None], scan.y_mm[:, None]
@@ -225,7 +225,7 @@ def test_lungs_are_as_large_and_dark_as_real_ones(real_data):
     settings, made = drawing.create_settings(_config(num_slices=61, matrix=128, prone_fraction=0.0)), []
     for number in range(12):
         scan = drawing.create_scan(settings, number)
-        canvas = create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
+        canvas = create_canvas(scan.scene, scan.x_mm, scan.y_mm, **scan.canvas)
         hu, mask = render_slice(scan.scene, canvas, float(scan.z_mm[30]), np.random.default_rng(0))
         made.append([(mask == 3).mean(), (mask == 4).mean(), np.median(hu[(mask == 3) | (mask == 4)])])
     low, high = np.percentile(real, [5, 95], axis=0)
@@ -444,13 +444,13 @@ def test_noise_has_the_given_strength():
     ratios = []
     for number in range(3):
         scan = drawing.create_scan(settings, number)
-        canvas = create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
+        canvas = create_canvas(scan.scene, scan.x_mm, scan.y_mm, **scan.canvas)
         z = float(scan.z_mm[30])
         first, second = (
             render_slice(scan.scene, canvas, z, np.random.default_rng(seed))[0] for seed in (1, 2)
         )
         tissue = (first > -500) & (second > -500)
-        ratios.append((first - second)[tissue].std() / np.sqrt(2) / scan.canvas["noise_hu"])
+        ratios.append((first - second)[tissue].std() / np.sqrt(2) / scan.canvas["seen_by"].noise_hu)
     np.testing.assert_allclose(ratios, 1.0, rtol=0.05)
 
 
@@ -458,8 +458,8 @@ def test_surfaces_are_distances_in_mm():
     """The gradient of the lung's distance is about 1 where it matters for partial volume: at the edge."""
     patient = anatomy.create_patient(np.random.default_rng(3), prone_fraction=0.0)
     axis = np.arange(-150.0, 150.5, 0.5)
-    places = anatomy.create_places(axis[None], axis[:, None])
-    distance = anatomy.surfaces_at(patient, places, 0.5 * patient.height_mm).lung
+    places = surfaces.create_places(axis[None], axis[:, None])
+    distance = surfaces.surfaces_at(patient, places, 0.5 * patient.height_mm).lung
     edge = np.abs(distance) < 0.5
     steepness = np.hypot(*np.gradient(distance, 0.5))[edge]
     assert 0.85 < np.median(steepness) < 1.15

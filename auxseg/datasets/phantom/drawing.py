@@ -9,7 +9,7 @@ so that whatever reads LUNA16 reads it too. A scan follows from the seed and its
 are made in any order, at once, and a folder can grow. The same settings give the same bytes on the
 same machine and NumPy; other processors may round a pixel differently.
 
-Slices lie on the whole chest, evenly; so few of them (under about 60) that they would be more than 5 mm
+Slices lie on the whole chest, evenly; so few of them (under about 45) that they would be more than 8 mm
 apart lie on its middle. LUNA16 itself keeps to 2.5 mm: `num_slices` of 120 or more.
 """
 
@@ -32,17 +32,22 @@ import numpy as np
 
 from auxseg.base import files, workers
 from auxseg.base.errors import InputError
-from auxseg.datasets.phantom import render
+from auxseg.datasets.phantom import render, scanner
 from auxseg.datasets.phantom.anatomy import create_patient
-from auxseg.datasets.phantom.contents import create_airway, create_nodules, create_vessels, sample_lung
+from auxseg.datasets.phantom.belly import create_belly
+from auxseg.datasets.phantom.contents import create_nodules, sample_lung
+from auxseg.datasets.phantom.disease import create_disease
+from auxseg.datasets.phantom.limbs import create_limbs
+from auxseg.datasets.phantom.surroundings import create_surroundings
+from auxseg.datasets.phantom.trees import create_airway, create_vessels
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings give other bytes; a folder of another version is other data."""
 MASK_FOLDER = "seg-lungs-LUNA16"
 NUM_SUBSETS = 10
 _NAMESPACE = uuid.UUID("5f0c7c1e-6d0b-5d0a-9a0e-2c6a3f6f7b11")
 _LEFTOVER_SECONDS = 3600
-_WIDEST_SPACING_MM, _NARROWEST_SPACING_MM = 5.0, 0.4
+_WIDEST_SPACING_MM, _NARROWEST_SPACING_MM = 8.0, 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,44 +139,44 @@ class Scan:
 
 def create_scan(settings, scan):
     """Returns the `Scan` of this number; it depends on the seed and the number alone."""
-    anatomy, contents, scanner = (
+    anatomy, contents, around = (
         np.random.default_rng(stream) for stream in np.random.SeedSequence([settings.seed, scan]).spawn(3)
     )
     patient = create_patient(anatomy, prone_fraction=settings.prone_fraction)
-    z_mm = _slice_heights(scanner, patient, settings.num_slices)
-    x_mm, y_mm, field_mm = _pixel_centres(scanner, patient, settings.matrix)
+    z_mm = _slice_heights(around, patient, settings.num_slices)
+    x_mm, y_mm, field_mm = _pixel_centres(around, patient, settings.matrix)
     canvas = {
-        "field_mm": field_mm if scanner.random() < 0.35 else None,
-        "padding_hu": float(scanner.choice([-2000.0, -3024.0])),
-        "blur_mm": settings.blur_mm * scanner.uniform(0.8, 1.2),
-        "noise_hu": settings.noise_hu * scanner.uniform(0.7, 1.3),
+        "thickness_mm": _spacing_z(z_mm) * around.uniform(0.8, 1.25),
+        "field_mm": field_mm if around.random() < 0.35 else None,
+        "seen_by": scanner.create_scanner(around, patient, settings),
     }
-    origin_mm = scanner.uniform((-12.0, -190.0, -380.0), (12.0, 20.0, 60.0))
+    origin_mm = around.uniform((-12.0, -190.0, -380.0), (12.0, 20.0, 60.0))
     scene = _create_scene(contents, patient, z_mm)
     return Scan(series_uid(settings, scan), scene, x_mm, y_mm, z_mm, origin_mm, canvas)
 
 
 def _create_scene(rng, patient, z_mm):
-    """Returns the patient with vessels, airways, stomach, and nodules that the slices show."""
+    """Returns the patient with all that is drawn of him, and nodules that the slices show."""
     points, depths = sample_lung(rng, patient)
     vessels, bronchi = create_vessels(rng, patient, points, depths)
     nodules = create_nodules(rng, patient, points, depths, vessels, z_mm)
-    stomach = np.array(
-        [
-            rng.normal(52, 5),
-            rng.normal(-26, 5),
-            rng.uniform(34, 46),
-            rng.uniform(28, 38),
-            rng.uniform(0.2, 0.8),
-        ]
+    return render.Scene(
+        patient=patient,
+        vessels=vessels,
+        bronchi=bronchi,
+        airway=create_airway(rng, patient),
+        nodules=tuple(nodules),
+        disease=create_disease(rng, patient, points, depths),
+        belly=create_belly(rng, patient),
+        limbs=create_limbs(rng, patient),
+        around=create_surroundings(rng),
     )
-    return render.Scene(patient, vessels, bronchi, create_airway(rng, patient), tuple(nodules), stomach)
 
 
 def _slice_heights(rng, patient, num_slices):
-    """Returns the heights [D] in mm: over the chest with a margin, or its middle if they are few."""
-    low = -rng.uniform(0.02, 0.08) * patient.height_mm
-    high = rng.uniform(1.03, 1.10) * patient.height_mm
+    """Returns the heights [D] in mm: from the kidneys or higher to the neck, or the middle of it if they are few."""
+    low = -rng.uniform(0.02, 0.32) * patient.height_mm
+    high = rng.uniform(1.03, 1.25) * patient.height_mm
     spacing = np.clip((high - low) / num_slices, _NARROWEST_SPACING_MM, _WIDEST_SPACING_MM)
     middle = 0.5 * (low + high)
     return middle + spacing * (np.arange(num_slices) - 0.5 * (num_slices - 1))
@@ -195,7 +200,7 @@ def annotations(scan):
 
 def render_slices(settings, scan, number):
     """Yields each slice of a scan from the lowest: int16 HU [H, W], uint8 mask [H, W], patient axes."""
-    canvas = render.create_canvas(scan.scene.patient, scan.x_mm, scan.y_mm, **scan.canvas)
+    canvas = render.create_canvas(scan.scene, scan.x_mm, scan.y_mm, **scan.canvas)
     for index, z_mm in enumerate(scan.z_mm):
         noise = np.random.default_rng([settings.seed, number, index])
         image, mask = render.render_slice(scan.scene, canvas, float(z_mm), noise)

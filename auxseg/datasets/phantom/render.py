@@ -6,28 +6,36 @@ import dataclasses
 
 import numpy as np
 
-from auxseg.datasets.phantom import anatomy
-from auxseg.datasets.phantom.contents import Capsules, Nodule
+from auxseg.datasets.phantom import (
+    anatomy,
+    belly,
+    disease,
+    grain,
+    limbs,
+    scanner,
+    surfaces,
+    surroundings,
+    trees,
+    tubes,
+    wall,
+)
+from auxseg.datasets.phantom.contents import Nodule
 from auxseg.datasets.phantom.paint import (
     Canvas,
-    acquire,
     bounds,
     brighten,
-    capsule_distances,
     coverage,
     cropped,
     paint,
-    paint_box,
     paint_ellipse,
     paint_field,
-    stamp,
     window,
 )
 
 LEFT_LUNG, RIGHT_LUNG, AIRWAY = 3, 4, 5
 """The values of LUNA16's lung masks."""
-_AIR_HU, _FAT_HU, _MUSCLE_HU, _SKIN_HU, _LIVER_HU = -1000.0, -100.0, 52.0, 5.0, 58.0
-_CORTEX_HU, _LUMEN_HU = 650.0, -975.0
+_FLUID_HU = 14.0
+_CUTS = 3  # through a nodule, within the thickness of a slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,28 +46,34 @@ class Scene:
         patient: `anatomy.Patient`.
         vessels, bronchi, airway: `Capsules`.
         nodules: `Nodule`s.
-        stomach: x, y, half width, half depth (mm) and the share of gas in it.
+        disease: `disease.Disease`.
+        belly: `belly.Belly`.
+        limbs: `limbs.Limbs`.
+        around: `surroundings.Surroundings`.
     """
 
     patient: anatomy.Patient
-    vessels: Capsules
-    bronchi: Capsules
-    airway: Capsules
+    vessels: tubes.Capsules
+    bronchi: tubes.Capsules
+    airway: tubes.Capsules
     nodules: tuple[Nodule, ...]
-    stomach: np.ndarray
+    disease: disease.Disease
+    belly: belly.Belly
+    limbs: limbs.Limbs
+    around: surroundings.Surroundings
 
 
-def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_hu):
+def create_canvas(scene, x_mm, y_mm, *, thickness_mm, field_mm, seen_by):
     """Returns the `Canvas` of pixel centres at columns `x_mm` [W] and rows `y_mm` [H].
 
     Args:
-        patient: who lies on the table.
+        scene: what is drawn.
         x_mm, y_mm: evenly spaced, same spacing.
+        thickness_mm: of a slice.
         field_mm: radius of the round field of view, or None.
-        padding_hu: value outside it.
-        blur_mm, noise_hu: see `Canvas`.
+        seen_by: `scanner.Scanner`.
     """
-    places = anatomy.create_places(x_mm[None, :], y_mm[:, None])
+    places = surfaces.create_places(x_mm[None, :], y_mm[:, None])
     pixel_mm = float(x_mm[1] - x_mm[0])
     field = None
     if field_mm is not None:
@@ -68,27 +82,12 @@ def create_canvas(patient, x_mm, y_mm, *, field_mm, padding_hu, blur_mm, noise_h
     return Canvas(
         places,
         pixel_mm,
-        anatomy.dome_height(patient, places),
-        _draw_table(patient, places, pixel_mm),
+        thickness_mm,
+        surfaces.dome_height(scene.patient, places),
+        surroundings.draw_table(scene.patient, scene.around, places, pixel_mm),
         field,
-        padding_hu,
-        blur_mm,
-        noise_hu,
+        seen_by,
     )
-
-
-def _draw_table(patient, places, pixel_mm):
-    """Returns air with the table's two shells and the foam between them, float32 [H, W] in HU."""
-    top, outward = anatomy.table_y_mm(patient), -1.0 if patient.prone else 1.0
-    curve = -outward * places.x_mm**2 / np.float32(1100.0)
-    below = (places.y_mm - np.float32(top) - curve) * np.float32(outward)
-    image = np.full(below.shape, _AIR_HU, np.float32)
-    within = np.abs(places.x_mm) < 215.0
-    foam = coverage(np.abs(below - 14.0) - 11.0, pixel_mm) * within
-    paint(image, foam, -965.0)
-    for depth, hu in ((4.0, -640.0), (25.0, 60.0)):
-        paint(image, coverage(np.abs(below - depth) - 1.4, pixel_mm) * within, hu)
-    return image
 
 
 def render_slice(scene, canvas, z_mm, rng):
@@ -97,40 +96,57 @@ def render_slice(scene, canvas, z_mm, rng):
     Args:
         scene: what to draw.
         canvas: the pixels.
-        z_mm: height of the slice.
+        z_mm: height of the slice's middle.
         rng: generator of its noise.
     """
     patient = scene.patient
-    cavity = anatomy.cavity_radius(patient, z_mm)
-    skin, muscle = anatomy.body_radii(patient, z_mm, cavity)
+    cavity = surfaces.cavity_radius(patient, z_mm)
+    skin, muscle = surfaces.body_radii(patient, z_mm, cavity)
     image, mask = canvas.background.copy(), np.zeros(canvas.background.shape, np.uint8)
+    limbs.draw_arms(image, canvas, scene.limbs, z_mm)
     body = _body_box(canvas, skin)
     if body is not None:
         part = cropped(canvas, body)
-        surfaces = anatomy.surfaces_at(patient, part.places, z_mm, part.dome, cavity)
         inner = image[body].copy()
-        _draw_wall(inner, part, surfaces, (cavity, skin, muscle), z_mm, patient)
-        _draw_inside(inner, part, scene, surfaces, z_mm)
-        _draw_spine(inner, part, patient, z_mm)
-        mask[body] = _draw_air_ways(inner, part, scene, surfaces, z_mm)
+        surroundings.draw_cloths(inner, part, scene.around, skin, z_mm)
+        slab = _surfaces_of_slice(patient, part, z_mm)
+        wall.draw_wall(inner, part, slab[0].cavity, (cavity, skin, muscle), z_mm, patient)
+        _draw_inside(inner, part, scene, slab, z_mm)
+        wall.draw_spine(inner, part, patient, z_mm)
+        for bones in (scene.limbs.bones, scene.limbs.collarbones):
+            limbs.draw_bones(inner, part, bones, z_mm)
+        mask[body] = _draw_air_ways(inner, part, scene, slab, z_mm)
         image[body] = inner
-    return acquire(image, canvas, rng), mask
+    scanner.add_metal(image, canvas, z_mm)
+    return scanner.acquire(image, canvas, rng), mask
+
+
+def _surfaces_of_slice(patient, canvas, z_mm):
+    """Returns the `Surfaces` in the middle of a slice, and over how many mm their edges go in it."""
+    half = 0.5 * canvas.thickness_mm
+    faces = (surfaces.surfaces_at(patient, canvas.places, z_mm + away, canvas.dome) for away in (-half, half))
+    return surfaces.between(*faces, canvas.pixel_mm)
 
 
 def _body_box(canvas, skin):
-    """Returns the index of the box around the body, given its skin [K] in mm; None outside the image."""
+    """Returns the index of the box around the body and its clothes, given its skin [K] in mm; None outside the image."""
     x, y = skin * np.sin(anatomy.ANGLES), -skin * np.cos(anatomy.ANGLES)
-    found = window(canvas, x.min() - 2, x.max() + 2, y.min() - 2, y.max() + 2)
+    reach = surroundings.REACH_MM
+    found = window(canvas, x.min() - reach, x.max() + reach, y.min() - reach, y.max() + reach)
     return None if found is None else found[0]
 
 
-def _draw_air_ways(image, canvas, scene, surfaces, z_mm):
-    """Paints the lungs and the airway; returns LUNA16's mask values uint8 [H, W]."""
-    lungs = surfaces.lung < 0
-    if lungs.any():
-        box = bounds(lungs)
+def _draw_air_ways(image, canvas, scene, slab, z_mm):
+    """Paints the lungs, the fluid round them and the airway; returns LUNA16's mask values uint8 [H, W]."""
+    faces, widths = slab
+    lungs = faces.lung < 0
+    if min(scene.patient.fluid_mm) < anatomy.NO_FLUID_MM:
+        paint(image, coverage(faces.pleura, widths.pleura), _FLUID_HU)
+    seen = faces.lung < 0.5 * widths.lung
+    if seen.any():
+        box = bounds(seen)
         tissue = _draw_lungs(cropped(canvas, box), scene, z_mm)
-        paint_field(image[box], coverage(surfaces.lung[box], canvas.pixel_mm), tissue)
+        paint_field(image[box], coverage(faces.lung[box], widths.lung[box]), tissue)
     return _mask_values(canvas, lungs, _draw_airway(image, canvas, scene.airway, z_mm))
 
 
@@ -144,154 +160,32 @@ def _mask_values(canvas, lungs, airway):
     return mask
 
 
-def _draw_wall(image, canvas, surfaces, radii, z_mm, patient):
-    """Paints skin, fat, muscle, ribs, shoulder blades and breastbone.
-
-    Args:
-        image: float32 [H, W], contiguous, painted in place.
-        canvas: its pixels.
-        surfaces: `Surfaces` at this height.
-        radii: [K] of the cavity, the skin and the muscle, over `ANGLES`.
-        z_mm: height.
-        patient: whose.
-    """
-    places, pixel, cavity = canvas.places, canvas.pixel_mm, radii[0]
-    skin, muscle = (anatomy.look_up(radius, places) - places.radius_mm for radius in radii[1:])
-    paint(image, coverage(-skin, pixel), _SKIN_HU)
-    paint(image, coverage(2.0 - skin, pixel), _FAT_HU)
-    paint(image, coverage(-muscle, pixel), _MUSCLE_HU)
-    ring = np.flatnonzero((surfaces.cavity > -1.0) & (surfaces.cavity < 36.0) & (muscle > 0.0))
-    outside, angle = surfaces.cavity.ravel()[ring], places.angle_bin.ravel()[ring]
-    values = image.ravel()[ring]
-    marbling = np.sin(19 * anatomy.ANGLES + 0.05 * z_mm).astype(np.float32)[angle]
-    marbling *= np.sin(outside * np.float32(0.42))
-    values -= np.float32(42.0) * np.maximum(marbling - np.float32(0.35), 0)
-    u = z_mm / patient.height_mm
-    for offset, half, hu in _planes_of_fat(u):
-        paint(values, coverage(np.abs(outside - offset) - half[angle], pixel), hu)
-    for offset, half, outer, inner in (_ribs(patient, z_mm), _shoulder_blades(u)):
-        off = np.abs(outside - offset)
-        values += coverage(off - half[angle], pixel) * (outer[angle] - values)
-        values += coverage(off - half[angle] + 1.7, pixel) * (inner[angle] - values)
-    image.reshape(-1)[ring] = values
-    _draw_breastbone(image, canvas, cavity[anatomy.NUM_ANGLES // 2], u)
-
-
-def _planes_of_fat(u):
-    """Yields the layers of fat between muscles: offset from the cavity, half thickness [K], HU."""
-    angles = np.abs(anatomy.ANGLES)
-    side = np.clip(1.6 - np.abs(angles - 1.7) * 1.5, -4.0, 1.3).astype(np.float32)
-    yield 14.0, side, -70.0
-    back = np.clip(1.2 - np.abs(angles - 2.5) * 2.0, -4.0, 1.0).astype(np.float32)
-    yield 26.0 + 4.0 * u, back, -60.0
-    yield 1.2, np.full_like(side, 0.7), -60.0
-
-
-def _ribs(patient, z_mm):
-    """Returns the ribs at this height: offset from the cavity, half thickness [K], HU outside, inside.
-
-    A rib leaves the spine and runs down and forward, so that a slice cuts each into an arc;
-    negative half thickness: no rib. In front it turns into cartilage.
-    """
-    angles = np.abs(anatomy.ANGLES)
-    forward = 1.0 - angles / np.pi
-    drop = 120.0 * forward**0.9 - 60.0 * np.maximum(forward - 0.78, 0.0) / 0.22
-    along = z_mm + drop - patient.rib_phase_mm + 2.0 * np.sign(anatomy.ANGLES)
-    off = np.mod(along, anatomy.RIB_PITCH_MM) - anatomy.RIB_PITCH_MM / 2
-    thickness = np.where(angles < 0.7, 4.4, 3.7)
-    half = np.where(np.abs(off) < 6.0, thickness * np.sqrt(np.maximum(1 - (off / 6.0) ** 2, 0)), -9.0)
-    half = np.where(angles < 0.16, -9.0, half)
-    cartilage = np.interp(angles, (0.48, 0.62), (1.0, 0.0))
-    outer = _CORTEX_HU + cartilage * (105.0 - _CORTEX_HU)
-    inner = 260.0 + cartilage * (80.0 - 260.0)
-    return 7.0, half.astype(np.float32), outer.astype(np.float32), inner.astype(np.float32)
-
-
-def _shoulder_blades(u):
-    """Returns the shoulder blades at this height, in the form of `_ribs`."""
-    angles = np.abs(anatomy.ANGLES)
-    reach = np.interp(u, (0.52, 0.6, 0.8, 0.95, 1.1), (-0.05, 0.10, 0.36, 0.45, 0.3))
-    middle = np.interp(u, (0.52, 1.0), (2.35, 2.05))
-    along = np.abs(angles - middle) / max(reach, 1e-3)
-    thick = np.interp(u, (0.6, 0.95), (2.0, 3.2))
-    half = np.where((along < 1) & (reach > 0), thick * np.sqrt(np.maximum(1 - along**4, 0)), -9.0)
-    outer, inner = np.full_like(half, 560.0), np.full_like(half, 330.0)
-    return 20.0, half.astype(np.float32), outer.astype(np.float32), inner.astype(np.float32)
-
-
-def _draw_breastbone(image, canvas, front_mm, u):
-    """Paints the breastbone before the cavity: body, then the wider manubrium."""
-    if not 0.36 < u < 0.9:
-        return
-    width = np.interp(u, (0.36, 0.42, 0.68, 0.76, 0.87, 0.9), (4, 15, 17, 27, 30, 8))
-    y = -(front_mm + 8.5)
-    paint_box(image, canvas, y, width, 6.5, 520.0)
-    paint_box(image, canvas, y, width - 2.2, 4.2, 170.0)
-
-
-def _draw_inside(image, canvas, scene, surfaces, z_mm):
+def _draw_inside(image, canvas, scene, slab, z_mm):
     """Paints what fills the cavity beside the lungs: fat, heart and vessels, and below the diaphragm."""
-    patient, pixel = scene.patient, canvas.pixel_mm
+    patient, (faces, widths) = scene.patient, slab
     u = z_mm / patient.height_mm
-    inside = coverage(surfaces.cavity, pixel)
+    inside = coverage(faces.cavity, widths.cavity)
     paint(image, inside, np.interp(u, (0.7, 0.92), (-85.0, 25.0)))
-    ellipses, present = anatomy.organs_at(patient, z_mm)
-    for ellipse, organ in zip(ellipses, present, strict=True):
-        paint_ellipse(image, canvas, ellipse, patient.organ_hu[organ])
+    organs = list(zip(*surfaces.organs_at(patient, z_mm, canvas.thickness_mm), strict=True))
+    for ellipse, smear, organ in organs:
+        paint_ellipse(image, canvas, ellipse, patient.organ_hu[organ], smear)
     if u < 0.45:
-        _draw_belly(image, canvas, scene, surfaces, inside, z_mm)
+        under = inside * coverage(-faces.dome - 0.5 * (widths.dome - canvas.pixel_mm), canvas.pixel_mm)
+        behind_heart = canvas.places.y_mm > 18.0
+        under *= ~((np.abs(canvas.places.x_mm) < 30.0) & behind_heart) | (u < 0.02)
+        belly.draw_belly(image, canvas, patient, scene.belly, (under, faces.dome), z_mm)
+        for ellipse, smear, organ in organs:
+            if ellipse[1] > 4.0 and abs(ellipse[0]) < 30.0 and (u > 0.0 or organ in patient.below):
+                paint_ellipse(image, canvas, ellipse, patient.organ_hu[organ], smear)
+    _draw_gullet(image, canvas, patient, z_mm)
 
 
-def _draw_belly(image, canvas, scene, surfaces, inside, z_mm):
-    """Paints liver, stomach and spleen where the diaphragm stands above this height."""
-    patient, pixel, places = scene.patient, canvas.pixel_mm, canvas.places
-    below = inside * coverage(-surfaces.dome, pixel)
-    on_right = np.clip((42.0 - 0.8 * places.y_mm - places.x_mm) * np.float32(0.2), 0, 1)
-    hu = np.float32(-92.0) + (np.float32(_LIVER_HU) - np.float32(-92.0)) * on_right
-    muscle = coverage(np.float32(3.0) - surfaces.dome, pixel)
-    behind_heart = places.y_mm > 18.0
-    spared = np.where((np.abs(places.x_mm) < 30.0) & behind_heart, np.float32(0), below)
-    paint_field(image, spared, np.float32(45.0) + muscle * (hu - np.float32(45.0)))
-    deep = spared * muscle
-    paint_ellipse(image, canvas, (80.0, 38.0, 36.0, 44.0), 50.0, deep)
-    x, y, width, depth, gas = scene.stomach
-    paint_ellipse(image, canvas, (x, y, width, depth), 32.0, deep)
-    up = 1.0 if patient.prone else -1.0
-    paint_ellipse(image, canvas, (x, y + up * depth * 0.5, gas * width, gas * depth * 0.45), _LUMEN_HU, deep)
-    ellipses, present = anatomy.organs_at(patient, z_mm)
-    for ellipse, organ in zip(ellipses, present, strict=True):
-        if ellipse[1] > 18.0 and abs(ellipse[0]) < 30.0:
-            paint_ellipse(image, canvas, ellipse, patient.organ_hu[organ])
-
-
-def _draw_spine(image, canvas, patient, z_mm):
-    """Paints one level of the spine: body or disc, canal, arch, and the processes."""
-    pixel, y0 = canvas.pixel_mm, patient.spine_y_mm
-    box = window(canvas, -48, 48, y0 - 22, y0 + 66)
-    if box is None:
-        return
-    index, x, y = box
-    view, y = image[index], y - np.float32(y0)
-    phase = ((z_mm - patient.spine_phase_mm) / anatomy.VERTEBRA_PITCH_MM) % 1.0
-    waist = 1.0 - 0.08 * np.sin(np.pi * phase)
-    arch = np.interp(phase, (0.0, 0.3, 0.5, 0.8, 1.0), (0.35, 0.5, 1.0, 0.8, 0.35))
-    body = (np.hypot(x / np.float32(18.5 * waist), y / np.float32(15.5 * waist)) - 1) * np.float32(15)
-    canal = np.hypot(x, (y - 23.5) / np.float32(0.9)) - np.float32(8.0)
-    ring = np.abs(canal - 4.0) - np.float32(3.6 * arch)
-    spinous = np.maximum(np.abs(x) - np.float32(3.4), np.abs(y - 46.0) - np.float32(6 + 9 * arch))
-    slope = np.abs(x) - np.float32(24.0)
-    transverse = np.abs(y - 27.0 - 0.25 * slope) - np.float32(4.5 * arch)
-    transverse = np.maximum(transverse, np.abs(slope) - np.float32(17 * arch))
-    bone = np.minimum(np.minimum(ring, spinous), transverse)
-    paint(view, coverage(np.minimum(bone, body) - 9.0, 8.0), _MUSCLE_HU)
-    paint(view, coverage(bone, pixel), 520.0)
-    paint(view, coverage(bone + 1.8, pixel), 240.0)
-    rim_hu, core_hu = 480.0, 350.0 if abs(phase - 0.41) > 0.34 else 190.0  # end plates are denser
-    if phase > 0.82:  # a disc
-        rim_hu, core_hu = 95.0, 80.0
-    paint(view, coverage(body, pixel), rim_hu)
-    paint(view, coverage(body + 1.8, pixel), core_hu)
-    paint(view, coverage(canal, pixel), 30.0)
+def _draw_gullet(image, canvas, patient, z_mm):
+    """Paints the air in the oesophagus, at some heights."""
+    x, y = patient.organs[anatomy.GULLET, :2].tolist()
+    radius = patient.gullet_mm * float(np.sin(0.045 * z_mm + patient.rib_phase_mm))
+    if radius > 0.6 and 0.2 < z_mm / patient.height_mm < 1.2:
+        paint_ellipse(image, canvas, (x, y - 1.0, radius, 0.7 * radius), belly.LUMEN_HU)
 
 
 def _draw_lungs(canvas, scene, z_mm):
@@ -308,11 +202,15 @@ def _draw_lungs(canvas, scene, z_mm):
         * np.sin(places.x_mm * np.float32(0.061) + 9 * u)
         * np.sin(places.y_mm * np.float32(0.073) + 7 * u)
     )
+    texture = (scene.disease.texture_hu, places.x_mm[0], places.y_mm[:, 0], z_mm, scene.disease.texture_mm)
+    tissue += grain.sample_grain(*texture)
     _draw_fissures(tissue, canvas, patient, z_mm)
     base = np.float32(patient.lung_hu)
-    stamp(tissue, canvas, scene.bronchi.widened(0.9), z_mm, base, -150.0)
-    stamp(tissue, canvas, scene.bronchi, z_mm, np.float32(-150.0), -960.0)
-    stamp(tissue, canvas, scene.vessels, z_mm, base, patient.vessel_hu)
+    disease.add_bullae(tissue, canvas, scene.disease, z_mm, base)
+    tubes.stamp(tissue, canvas, scene.vessels, z_mm, base, patient.vessel_hu)
+    disease.add_patches(tissue, canvas, scene.disease, z_mm)
+    tubes.stamp(tissue, canvas, trees.bronchial_walls(scene.bronchi), z_mm, base, -150.0)
+    tubes.stamp(tissue, canvas, scene.bronchi, z_mm, np.float32(-150.0), -960.0)
     for nodule in scene.nodules:
         _draw_nodule(tissue, canvas, nodule, base, z_mm)
     return tissue
@@ -338,14 +236,20 @@ def _draw_nodule(tissue, canvas, nodule, base, z_mm):
     reach = 1.35 * radius + nodule.edge_mm + canvas.pixel_mm
     x0, y0, z0 = nodule.centre_mm.tolist()
     box = window(canvas, x0 - reach, x0 + reach, y0 - reach, y0 + reach)
-    if abs(z_mm - z0) > reach or box is None:
+    if abs(z_mm - z0) > reach + 0.5 * canvas.thickness_mm or box is None:
         return
     index, x, y = box
-    distance = nodule_distance(nodule, x - np.float32(x0), y - np.float32(y0), np.float32(z_mm - z0))
-    soft = max(canvas.pixel_mm, nodule.edge_mm)
-    brighten(tissue[index], coverage(distance, soft), base, nodule.hu)
+    soft, within = max(canvas.pixel_mm, nodule.edge_mm), canvas.thickness_mm / _CUTS
+    shares = np.zeros((2, y.shape[0], x.shape[1]), np.float32)
+    for cut in range(_CUTS):
+        dz = np.float32(z_mm - z0 + (cut - 0.5 * (_CUTS - 1)) * within)
+        distance = nodule_distance(nodule, x - np.float32(x0), y - np.float32(y0), dz)
+        shares[0] += coverage(distance, soft)
+        shares[1] += coverage(distance + np.float32(0.45 * radius), soft)
+    shares *= np.float32(1 / _CUTS)
+    brighten(tissue[index], shares[0], base, nodule.hu)
     if nodule.core_hu is not None:
-        brighten(tissue[index], coverage(distance + np.float32(0.45 * radius), soft), base, nodule.core_hu)
+        brighten(tissue[index], shares[1], base, nodule.core_hu)
 
 
 def nodule_distance(nodule, dx, dy, dz):
@@ -360,9 +264,10 @@ def nodule_distance(nodule, dx, dy, dz):
 def _draw_airway(image, canvas, airway, z_mm):
     """Paints wall and lumen of the trachea and main bronchi; returns the lumen bool [H, W]."""
     lumen = np.zeros(image.shape, bool)
-    for index, distance in capsule_distances(canvas, airway.widened(1.2), z_mm):
-        paint(image[index], coverage(distance, canvas.pixel_mm), 20.0)
-    for index, distance in capsule_distances(canvas, airway, z_mm):
-        paint(image[index], coverage(distance, canvas.pixel_mm), _LUMEN_HU)
+    soft = float(np.hypot(canvas.pixel_mm, 0.2 * canvas.thickness_mm))
+    for _, index, distance in tubes.distances_at(canvas, airway.widened(1.5), z_mm):
+        paint(image[index], coverage(distance, soft), 20.0)
+    for _, index, distance in tubes.distances_at(canvas, airway, z_mm):
+        paint(image[index], coverage(distance, soft), belly.LUMEN_HU)
         lumen[index] |= distance < 0
     return lumen
