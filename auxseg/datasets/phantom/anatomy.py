@@ -56,7 +56,7 @@ _ORGANS = (
     ("trachea", 0, 4, 15, 15, 0.85, 0.25, 8),
 )
 GULLET = [row[0] for row in _ORGANS].index("oesophagus")
-_DEEP = frozenset(place for place, row in enumerate(_ORGANS) if row[0] in ("cava", "descending_aorta"))
+DEEP = frozenset(place for place, row in enumerate(_ORGANS) if row[0] in ("cava", "descending_aorta"))
 _BLOOD = {
     "cava",
     "ventricles",
@@ -114,7 +114,6 @@ class Patient:
             nowhere; `NO_LUNG_MM`: in place of a lung).
         contrast_hu: of blood with the contrast agent, or 0.
         gullet_mm: radius of the air in the oesophagus, where there is any.
-        below: indices of the organs that lie below the diaphragm as well.
         grain: sheets of a texture, `grain.create_grain`.
         calcium_hu: by how much the rims of the ribs' cartilage are denser than cartilage.
     """
@@ -146,7 +145,6 @@ class Patient:
     fluid_mm: tuple[float, float]
     contrast_hu: float
     gullet_mm: float
-    below: frozenset
     grain: np.ndarray
     calcium_hu: float
 
@@ -191,7 +189,6 @@ def create_patient(rng, *, prone_fraction):
         fluid_mm=fluid_mm,
         contrast_hu=contrast_hu,
         gullet_mm=rng.uniform(1.0, 5.0) if rng.random() < 0.5 else 0.0,
-        below=_DEEP,
         grain=create_grain(rng),
         calcium_hu=rng.uniform(50.0, 400.0) if rng.random() < 0.35 else 0.0,
     )

@@ -175,7 +175,7 @@ def _draw_inside(image, canvas, scene, slab, z_mm):
         under *= ~((np.abs(canvas.places.x_mm) < 30.0) & behind_heart) | (u < 0.02)
         belly.draw_belly(image, canvas, patient, scene.belly, (under, faces.dome), z_mm)
         for ellipse, smear, organ in organs:
-            if ellipse[1] > 4.0 and abs(ellipse[0]) < 30.0 and (u > 0.0 or organ in patient.below):
+            if ellipse[1] > 4.0 and abs(ellipse[0]) < 30.0 and (u > 0.0 or organ in anatomy.DEEP):
                 paint_ellipse(image, canvas, ellipse, patient.organ_hu[organ], smear)
     _draw_gullet(image, canvas, patient, z_mm)
 
