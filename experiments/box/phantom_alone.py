@@ -1,11 +1,11 @@
-"""Scores networks that have seen nothing but a phantom on whole real scans: what each phantom taught them.
+"""Scores a network that has seen nothing but a phantom on whole real scans: what that phantom taught it.
 
-    python -m experiments.box.phantom_alone --scans=FOLDER --runs=RUN,RUN --versions=1,2 [--boxes=CSV] [--shift=-1,-1]
-        [--out=experiments/results/phantom_alone.json]
+    python -m experiments.box.phantom_alone --scans=FOLDER --workdir=RUN --version=2 [--boxes=CSV] [--shift=-1,-1]
 
-FOLDER is as for `experiments.box.score`; each run was trained by configs/lungs_phantom.py on a phantom of the version that
-stands at its place. A scan is scored twice: as the network marks it, and after the clean-up of lungs in three dimensions.
-With --shift the label maps are moved by so many rows and columns. In the boxes of CSV nothing is known.
+FOLDER is as for `experiments.box.score`; the run was trained by configs/lungs_phantom.py on a phantom of that version. A
+scan is scored twice: as the network marks it, and after the clean-up of lungs in three dimensions. With --shift the label
+maps are moved by so many rows and columns. In the boxes of CSV nothing is known. Writes
+`experiments/results/phantom_alone_VERSION.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from auxseg.base import command, errors, files
+from auxseg.base import command, files
 from auxseg.ct import scans
 from auxseg.evaluation import whole_scans
 from auxseg.prediction import lungs, segment
@@ -40,26 +40,24 @@ def main(argv):
     """Runs the command."""
     del argv
     given = flags.FLAGS
-    if len(given.runs) != len(given.versions):
-        raise errors.InputError(
-            f"--versions: got {len(given.versions)}, expected one for each of {len(given.runs)} runs"
-        )
-    paths = find_labelled(pathlib.Path(given.scans))
+    network, summary = networks.load_network(given.workdir), pathlib.Path(given.workdir) / "summary.json"
     shift_yx = tuple(int(number) for number in given.shift)
-    rows = []
-    for version, run in zip(given.versions, given.runs, strict=True):
-        network = networks.load_network(run)
-        epochs = files.read_object(pathlib.Path(run) / "summary.json")["epochs"]
-        about = {"phantom": version, "network": {"sha256": network.checksum, "epochs": epochs}}
-        rows.append({**about, "scans": [score_scan(path, network, given.boxes, shift_yx) for path in paths]})
+    paths = find_labelled(pathlib.Path(given.scans))
+    rows = [score_scan(path, network, given.boxes, shift_yx) for path in paths]
     flag = " --boxes=CSV" if given.boxes else ""
-    line = f"python -m experiments.box.phantom_alone --scans=FOLDER --runs=RUN,RUN --versions={','.join(given.versions)}"
+    line = f"python -m experiments.box.phantom_alone --scans=FOLDER --workdir=RUN --version={given.version}{flag}"
     origin = made_by.made_by(
-        f"{line}{flag} --shift={','.join(given.shift)}",
+        f"{line} --shift={','.join(given.shift)}",
         data=", ".join(path.name for path in paths),
         seeds=(lungs_phantom.get_config().seed,),
     )
-    files.write_json(pathlib.Path(given.out), {"made_by": origin, "phantoms": rows})
+    result = {
+        "made_by": origin,
+        "phantom": given.version,
+        "network": {"sha256": network.checksum, "epochs": files.read_object(summary)["epochs"]},
+        "scans": rows,
+    }
+    files.write_json(pathlib.Path(given.out) / f"phantom_alone_{given.version}.json", result)
 
 
 def score_scan(path, network, boxes, shift_yx):
@@ -91,9 +89,9 @@ def _clean(scan, marked):
 
 if __name__ == "__main__":
     flags.DEFINE_string("scans", None, "folder of scans and label maps", required=True)
-    flags.DEFINE_list("runs", None, "runs on phantoms", required=True)
-    flags.DEFINE_list("versions", None, "of the phantom of each run", required=True)
+    flags.DEFINE_string("workdir", None, "run on a phantom", required=True)
+    flags.DEFINE_integer("version", None, "of its phantom", required=True)
     flags.DEFINE_list("shift", ["0", "0"], "ROWS,COLUMNS by which to move the label maps")
     flags.DEFINE_string("boxes", None, "CSV of boxes in which nothing is known")
-    flags.DEFINE_string("out", "experiments/results/phantom_alone.json", "JSON file to write")
+    flags.DEFINE_string("out", "experiments/results", "folder of the results")
     command.run(main)
