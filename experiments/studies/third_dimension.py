@@ -1,7 +1,7 @@
 """What neighbouring slices bring: the paper's network in 2D, with slices as channels (2.5D), and in 3D, on the phantom.
 
     python -m experiments.studies.third_dimension --workdir=DIR [--out=experiments/results/third_dimension.json]
-        [--seeds=1,2,3] [--epochs=6] [--num_scans=14]
+        [--seeds=1,2,3] [--epochs=5] [--num_scans=8]
 
 Every arm has about as many parameters (`WIDTHS`), the same cases, splits and settings, and is trained with each seed
 twice over: for `--epochs` epochs, and for as much processor time as the dearest arm takes for those. Time is the
@@ -36,19 +36,19 @@ ARMS = {
     "2.5D, 5 slices": {"data.slab": 5},
     "3D, 7 slices": {"model.name": "aux_unet3d", "data.slab": 7},
 }
-WIDTHS = {"2D": 16, "2.5D, 5 slices": 16, "3D, 7 slices": 15}
+WIDTHS = {"2D": 12, "2.5D, 5 slices": 12, "3D, 7 slices": 11}
 """Base widths of about as many parameters."""
 BUDGETS = ("equal epochs", "equal time")
 _TRAINED, _JUDGED = "trained", "judged.json"
 SHARED = {
-    "data.size": (128, 128),
+    "data.size": (96, 96),
     "data.phantom.num_slices": 80,
-    "data.phantom.matrix": 128,
+    "data.phantom.matrix": 96,
     "data.slab_step_mm": 2.5,
     "model.depth": 3,
     "insert.enabled": False,
-    "train.bn_refresh_batches": 10,
-    "train.batch_size": 8,
+    "train.bn_refresh_batches": 5,
+    "train.batch_size": 4,
     "eval.batch_size": 8,
     "eval.num_panels": 0,
 }
@@ -241,9 +241,9 @@ def _define_flags():
     flags.DEFINE_string("out", "experiments/results/third_dimension.json", "File to write.")
     flags.DEFINE_list("seeds", ["1", "2", "3"], "One run of each arm and budget each.")
     flags.DEFINE_integer(
-        "epochs", 6, "Of each arm; the cheaper ones train longer in equal time.", lower_bound=1
+        "epochs", 5, "Of each arm; the cheaper ones train longer in equal time.", lower_bound=1
     )
-    flags.DEFINE_integer("num_scans", 14, "Of the phantom.", lower_bound=3)
+    flags.DEFINE_integer("num_scans", 8, "Of the phantom.", lower_bound=3)
 
 
 if __name__ == "__main__":
