@@ -234,7 +234,8 @@ def _is_set(header, form):
 def _placing(header, path):
     """Returns (affine [3, 4] from voxels to LPS in mm, 'sform', 'qform' or 'neither')."""
     if _is_set(header, "sform"):
-        return _TO_LPS @ header.get_sform()[:3] * _unit_mm(header), "sform"
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by who asks
+            return _TO_LPS @ header.get_sform()[:3] * _unit_mm(header), "sform"
     if _is_set(header, "qform"):
         affine = _qform(header)
         if affine is None:
@@ -247,7 +248,8 @@ def _placing(header, path):
 def _qform(header):
     """Returns the qform as an affine [3, 4] to LPS in mm, None where it is no rotation."""
     try:
-        return _TO_LPS @ header.get_qform()[:3] * _unit_mm(header)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return _TO_LPS @ header.get_qform()[:3] * _unit_mm(header)
     except _unreadable():
         return None
 
