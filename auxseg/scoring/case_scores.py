@@ -419,4 +419,4 @@ def _check_spacing(spacing_yx_mm, where):
             f"spacing_yx_mm{where}: got {spacing_yx_mm}, expected two positive numbers of mm, or NaN where "
             "unknown"
         )
-    return spacing if np.isfinite(spacing).all() else np.full(2, np.nan)
+    return spacing if np.isfinite(spacing).all() else np.full_like(spacing, np.nan)

@@ -125,7 +125,7 @@ def _slice_stats(labels, count, index):
 
 def _join(parents, before, labels):
     """Joins labels of neighbouring slices that share a pixel; runs of one pair count once, which is fast."""
-    both = (before > 0) & (labels > 0)
+    both = np.minimum(before, labels) > 0
     pairs = before[both].astype(np.int64) * len(parents) + labels[both]
     for pair in np.unique(pairs[np.flatnonzero(np.diff(pairs, prepend=-1))]).tolist():
         one, other = (_root(parents, label) for label in divmod(pair, len(parents)))

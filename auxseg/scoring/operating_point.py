@@ -192,7 +192,7 @@ def choose(counts, *, max_false, nominal_pixel_mm):
     )
     decision = choices[rows.index(best)] if best["found"] else Decision()
     best = rows[choices.index(decision)]
-    num_nodules = int(found[0] + missed[0])
+    num_nodules = int((found + missed).max())  # as many for every choice
     about = {"slices": counts.slices, "nodules": num_nodules, "max_false_per_slice": max_false}
     return decision, {**about, "chosen": best, "all": rows}
 

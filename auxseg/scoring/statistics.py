@@ -128,8 +128,9 @@ def bland_altman(differences, *, intervals=True):
     sd = float(np.std(differences, ddof=1)) if num > 1 else float("nan")
     z = _stats().norm.ppf((1 + LEVEL) / 2)
     t = _stats().t.ppf((1 + LEVEL) / 2, num - 1) if num > 1 else float("nan")
-    half_bias = t * sd / np.sqrt(max(num, 1))
-    half_limit = t * sd * np.sqrt(1 / max(num, 1) + z**2 / (2 * max(num - 1, 1)))
+    some = max(num, 2)  # of fewer the deviation is not known, and so nothing here
+    half_bias = t * sd / np.sqrt(some)
+    half_limit = t * sd * np.sqrt(1 / some + z**2 / (2 * (some - 1)))
 
     def around(center, half):
         return (float(center - half), float(center + half)) if intervals else (float("nan"),) * 2

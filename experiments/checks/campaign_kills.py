@@ -20,7 +20,7 @@ from auxseg.base import files
 from auxseg.ct import images
 from auxseg.ct.geometry import Geometry
 from auxseg.datasets.luna16 import layout, pieces, records
-from auxseg.devices import processes, programs
+from auxseg.devices import parallel, processes
 from auxseg.evaluation import evaluate_run
 from auxseg.prediction import outputs, segment
 from auxseg.runs import networks
@@ -63,7 +63,6 @@ def prepare(folder):
 
 
 def _train(folder, target):
-    programs.keep(folder / "cache")
     config = campaign_runs.settings(folder / "run_files/data", num_epochs=6)
     try:
         loop.train(config, target, finish=evaluate_run.finish)
@@ -83,7 +82,7 @@ def _write_all_here(*args):
 
 
 def _predict(folder, target):
-    programs.keep(folder / "cache")
+    parallel.keep_compiled_programs(folder / "run_files/cache/compiled")
     network = campaign_runs.threshold_network()
     outputs.predict(
         folder / "scans", target, [network], options=segment.Options(force=True), formats=("nii.gz", "npz")
@@ -91,7 +90,7 @@ def _predict(folder, target):
 
 
 def _evaluate(folder, target):
-    programs.keep(folder / "cache")
+    parallel.keep_compiled_programs(folder / "run_files/cache/compiled")
     if not target.exists():
         shutil.copytree(folder / "run_files/run", target.with_suffix(".part"))
         os.replace(target.with_suffix(".part"), target)
@@ -172,7 +171,6 @@ def _start_two(folder, target, number):
     port = free_port()
 
     def work(process):
-        programs.keep(folder / "cache")
         processes.join(f"127.0.0.1:{port}", 2, process)
         return _train(folder, target)
 

@@ -24,6 +24,11 @@ def test_nodules_alone():
     assert dataset.name == "fake-nodule"
 
 
+def test_the_background_is_there_where_no_lung_is():
+    made = fakes.dataset(np.zeros((1, 2, 2), np.int16), np.array([[[0, 3], [0, 0]]], np.uint8))
+    np.testing.assert_array_equal(select.select(made, ("background", "nodule")).table.labels, [[1, 1]])
+
+
 def test_lungs_without_nodules_have_no_hole_and_say_where_one_was():
     dataset = selected("left_lung", "right_lung")
     mask = dataset.read_native_mask(0)

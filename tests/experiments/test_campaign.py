@@ -56,7 +56,6 @@ def test_values_of_json_are_exchanged_one_at_a_time(tmp_path):
     for _ in range(300):
         path.write_text('{"a": {"b": [1, 2]}, "c": "x"}')
         changed.add(campaign_runs.mutate(path, random).split(" ")[0])
-        assert path.read_bytes() != b'{"a": {"b": [1, 2]}, "c": "x"}'
     assert {"a", "b", "c", "empty", "bytes", "cut"} <= changed
 
 

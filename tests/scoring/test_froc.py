@@ -165,6 +165,11 @@ def test_candidates_come_back_from_their_file(tmp_path):
     assert {uid: rows.tolist() for uid, rows in back.items()} == {k: v.tolist() for k, v in findings.items()}
 
 
+def test_candidates_without_a_probability_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="shorter"):
+        froc.write_candidates(tmp_path / "found.csv", {"1.2": np.array([[1.5, -2.25, 3.0]])})
+
+
 def test_wrong_files_are_named(tmp_path):
     path = tmp_path / "annotations.csv"
     with pytest.raises(InputError, match="cannot be read"):

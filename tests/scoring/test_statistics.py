@@ -81,6 +81,14 @@ def test_bland_altman_by_hand():
     )
 
 
+def test_bland_altman_of_two_by_hand():
+    """Differences 0 and 2: bias 1, deviation 1.4142; Student's t of one degree of freedom is 12.7062."""
+    agreement = statistics.bland_altman([0.0, 2.0])
+    assert agreement.bias_interval[1] == pytest.approx(1 + 12.7062 * math.sqrt(2) / math.sqrt(2), rel=1e-5)
+    half = 12.7062 * math.sqrt(2) * math.sqrt(1 / 2 + 1.959964**2 / 2)
+    assert agreement.upper_interval[1] - agreement.upper_limit == pytest.approx(half, rel=1e-5)
+
+
 def test_limits_centre_on_the_bias():
     agreement = statistics.bland_altman(np.random.default_rng(0).normal(-125, 2000, 50))
     assert (agreement.lower_limit + agreement.upper_limit) / 2 == pytest.approx(agreement.bias)

@@ -127,3 +127,12 @@ def test_an_improvement_by_just_the_least_one_is_none():
     )
     assert (schedule.plateau_wait, schedule.plateau_best) == (1, 1.0)
     assert (schedule.stop_wait, schedule.best_epoch) == (1, 0)  # an equal value is no lower one
+
+
+def test_at_the_least_rate_bad_epochs_are_counted_on():
+    config = base.get_config().optim
+    config.plateau_patience_epochs, config.min_learning_rate = 2, 1e-4
+    schedule = optim.update_schedule(
+        optim.Schedule(1e-4, plateau_best=0.5, plateau_wait=1), epoch=5, value=0.6, config=config
+    )
+    assert (schedule.learning_rate, schedule.plateau_wait) == (1e-4, 2)  # as Keras: no other fall begins
