@@ -1,14 +1,16 @@
 """The page of the nodule looks, from the figures that the studies wrote.
 
-    python -m experiments.box.nodule_page
+    python -m experiments.box.nodule_page [--results=experiments/results]
 
-Reads `box_nodules.json`, `box_nodule_crops.json` and `box_nodule_test.json` in `experiments/results`, writes
-`box_nodules.md` beside them.
+Reads `box_nodules.json`, `box_nodule_crops.json` and `box_nodule_test.json` in a folder, writes `box_nodules.md` beside
+them.
 """
 
 import pathlib
 
-from auxseg.base import files
+from absl import flags
+
+from auxseg.base import command, files
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 SHOWN_RATES = ("1", "2", "4")
@@ -128,13 +130,16 @@ def _readers(readers):
     return table(head, rows)
 
 
-def main():
+def main(argv):
     """Writes the page."""
+    del argv
+    results = pathlib.Path(flags.FLAGS.results)
     names = ("box_nodules", "box_nodule_crops", "box_nodule_test")
     files.write_text(
-        RESULTS / "box_nodules.md", page(*(files.read_json(RESULTS / f"{name}.json") for name in names))
+        results / "box_nodules.md", page(*(files.read_json(results / f"{name}.json") for name in names))
     )
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string("results", str(RESULTS), "folder of the figures and of the page")
+    command.run(main)

@@ -1,66 +1,78 @@
-"""The nodule networks of the box: trained for each fold, judged, and packed.
+"""The stages of `make` for the nodule networks of the box: trained for each fold, judged, and packed.
 
-    python -m experiments.box.nodules --real=DIR --work=DIR --folder=auxseg/weights/nodules
-
-Every step goes on where it stopped. The networks in the box train on the patients of all folds; what is reported are
-the scores of their sisters, each fold's networks, on what they never saw.
+The networks in the box train on the patients of all folds; what is reported are the scores of their sisters, each
+fold's networks, on what they never saw.
 """
 
-import json
-import pathlib
-import subprocess
-import sys
-
-from absl import flags
-
-from auxseg.base import command, files
+from auxseg.base import files
 from auxseg.prediction import nodules
 from experiments.box import nodule_data, nodule_scans, nodule_train
+from experiments.box.stages import Stage, call
 
 OUTLINES = "outlines"
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
+TRIAL_STEPS = 3
 
 
-def train(work_dir, real_dir):
-    """Trains both networks of every fold and of the box, and writes their scores.
+def create_stages(real, output, *, trial):
+    """Returns the `Stage`s of both networks of every fold and of the box, and of their scores.
 
     Args:
-        work_dir: folder of the runs.
-        real_dir: folder of the real data.
+        real: pathlib.Path of the real data.
+        output: pathlib.Path of the whole box's folder.
+        trial: a few steps in place of a training.
     """
-    work, common = pathlib.Path(work_dir), [f"--real={real_dir}"]
+    common, few = [f"--real={real}"], [f"--steps={TRIAL_STEPS}"] * trial
+    work, results = output / "nodules", output / "results"
     outlines = work / OUTLINES
+    found = []
     for fold in range(nodule_data.NUM_FOLDS):
-        _run(
-            "nodule_train",
-            *common,
-            f"--output={outlines / f'fold{fold}'}",
-            f"--fold={fold}",
-            "--recipe=outlines",
-        )
+        run = outlines / f"fold{fold}"
+        train = ["nodule_train", *common, f"--output={run}", f"--fold={fold}", "--recipe=outlines", *few]
+        found.append(Stage(f"outlines{fold}", f"trains the outlines of nodules, fold {fold}", call(*train)))
     for fold in (*range(nodule_data.NUM_FOLDS), nodule_data.BOX):
-        run = work / f"fold{fold}"
-        start = f"--init_from={outlines / f'fold{max(fold, 0)}'}"  # the box's network may see everybody
-        _run("nodule_train", *common, f"--output={run}", f"--fold={fold}", start)
-        if not (run / "judge.npz").exists():
-            _run("nodule_judge", *common, f"--runs={work}", f"--fold={fold}")
-        scans = [name for name, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
-        others = nodule_data.READ_FOR_MASS if fold == nodule_data.BOX else (nodule_scans.CROPS,)
-        _run("nodule_scans", *common, f"--runs={work}", f"--fold={fold}", *scans, *others)
-    picture, crops = f"--picture={RESULTS / 'box_nodule_outlines.png'}", RESULTS / "box_nodule_crops.json"
-    _run("nodule_crops", *common, f"--runs={outlines}", f"--output={crops}", "--mirror", picture)
-    _run("nodule_crops", *common, f"--runs={work}", f"--output={RESULTS / 'box_nodule_test.json'}", "--test")
-    _run("nodule_study", f"--runs={work}", f"--output={RESULTS / 'box_nodules.json'}")
-    _run("nodule_page")
+        found += _fold_stages(fold, work, common, few)
+    crops, test = results / "box_nodule_crops.json", results / "box_nodule_test.json"
+    picture = f"--picture={results / 'box_nodule_outlines.png'}"
+    found += [
+        Stage("crops", "scores held-out crops", call(
+            "nodule_crops", *common, f"--runs={outlines}", f"--output={crops}", "--mirror", picture)),
+        Stage("test", "scores the test patients", call(
+            "nodule_crops", *common, f"--runs={work}", f"--output={test}", "--test")),
+        Stage("study", "chooses how candidates are ranked, and the operating points", call(
+            "nodule_study", f"--runs={work}", f"--output={results / 'box_nodules.json'}")),
+        Stage("nodules_page", "writes the page of the nodule looks", call("nodule_page", f"--results={results}")),
+        Stage("nodules_pack", "writes the nodule network into the box", lambda: pack(work, results, output / "box" / "nodules")),
+    ]  # fmt: skip
+    return found
 
 
-def pack(work_dir, folder):
-    """Writes the files of the box's nodule networks into a folder: `look.npz`, `about.json`."""
-    run, folder = pathlib.Path(work_dir) / f"fold{nodule_data.BOX}", pathlib.Path(folder)
+def _fold_stages(fold, work, common, few):
+    """Returns the stages of a fold's look and judge, and of what they mark in the scans that judge the fold."""
+    name = "box" if fold == nodule_data.BOX else fold
+    start = f"--init_from={work / OUTLINES / f'fold{max(fold, 0)}'}"  # the box's network may see everybody
+    scans = [scan for scan, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
+    scans += nodule_data.READ_FOR_MASS if fold == nodule_data.BOX else (nodule_scans.CROPS,)
+    own = [f"--runs={work}", f"--fold={fold}"]
+    return [
+        Stage(f"look_{name}", f"trains the look, fold {name}", call(
+            "nodule_train", *common, f"--output={work / f'fold{fold}'}", f"--fold={fold}", start, *few)),
+        Stage(f"judge_{name}", f"trains the judge, fold {name}", call("nodule_judge", *common, *own, *few)),
+        Stage(f"scans_{name}", f"looks at {', '.join(scans)}", call("nodule_scans", *common, *own, *scans)),
+    ]  # fmt: skip
+
+
+def pack(work, results, folder):
+    """Writes the files of the box's nodule networks into a folder: `look.npz`, `about.json`.
+
+    Args:
+        work: pathlib.Path of the runs.
+        results: pathlib.Path with box_nodules.json.
+        folder: pathlib.Path to write to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    recipe, variables = nodule_train.read_variables(run)
+    recipe, variables = nodule_train.read_variables(work / f"fold{nodule_data.BOX}")
     nodules.write_weights(folder / "look.npz", variables)
-    study = json.loads((RESULTS / "box_nodules.json").read_text())
+    study = files.read_json(results / "box_nodules.json")
     files.write_json(
         folder / "about.json",
         {
@@ -76,24 +88,3 @@ def pack(work_dir, folder):
             "made_by": study["made_by"],
         },
     )
-
-
-def _run(module, *arguments):
-    subprocess.run([sys.executable, "-m", f"experiments.box.{module}", *map(str, arguments)], check=True)
-
-
-def main(argv):
-    """Trains, judges and packs."""
-    del argv
-    options = flags.FLAGS
-    train(options.work, options.real)
-    pack(options.work, options.folder)
-
-
-if __name__ == "__main__":
-    flags.DEFINE_string(
-        "real", None, "folder of the real data: lidc_nodules, luna16_middle, scans", required=True
-    )
-    flags.DEFINE_string("work", None, "folder for the runs", required=True)
-    flags.DEFINE_string("folder", None, "to write the weights to", required=True)
-    command.run(main)
