@@ -16,7 +16,7 @@ def get_config():
     config.seed = 1  # initialisation of the weights
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "luna16"  # 'luna16', 'npz', 'phantom', 'crops' or 'folder'
+    data.name = "luna16"  # 'luna16', 'npz', 'phantom', 'crops', 'patches' or 'folder'
     data.dir = placeholder(
         str
     )  # of scans or NPZ files; default of LUNA16: $AUXSEG_LUNA16 or TFDS's manual place
@@ -28,6 +28,10 @@ def get_config():
         str
     )  # 'folder': a convention ('lungmask') or '1:left_lung,9:background'; default: own
     data.classes = ("background", "left_lung", "right_lung", "nodule")  # by mask value; 'lung' is both lungs
+    data.sources = ml_collections.ConfigDict()  # several by label: their settings, and share of each batch
+    data.from_subsets = ()  # in a mixture: LUNA16's subsets that slices without a series are from
+    data.target = "consensus"  # of crops that train: 'consensus', 'reader' (drawn each time), 'share' (soft)
+    data.windows = 12  # of each slice without a nodule, with data.name = 'patches'
     data.meanings = ()  # by mask value, the classes it may mean, as ('background', 'lung+nodule'); (): its own
     data.labels = "anatomy"  # 'anatomy', or 'airway_as_nodule': the paper's reading of value 5 (3.2)
     data.nodules = "annotations"  # 'annotations' (spheres), or 'lidc' (readers' consensus outlines)
@@ -132,6 +136,7 @@ def get_config():
     augment.scale_fraction = 0.1  # to either side of 1
     augment.rotate_degrees = 10.0  # to either side
     augment.intensity_fraction = 0.05  # of the window: offset, and relative contrast
+    augment.hu_scale_fraction = 0.0  # of the distance from lung: the scale of crops is known to a fifth
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 8  # over all devices

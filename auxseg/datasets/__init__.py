@@ -9,7 +9,7 @@ from auxseg.base import files, progress
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
 
-SOURCES = ("luna16", "npz", "phantom", "crops", "folder")
+SOURCES = ("luna16", "npz", "phantom", "crops", "patches", "folder")
 """Choices of `data.name`."""
 FIELDS = ("scan", "body")
 """Choices of `data.field`."""
@@ -25,11 +25,13 @@ def load(data_config):
         data_config: `config.data` of `configs/base.py`.
 
     Returns:
-        `Dataset`, with the cases of `data.extra_dir` after its own where that is given.
+        `Dataset`, with the cases of `data.extra_dir` after its own where that is given; of `data.sources` all.
 
     Raises:
         InputError: a setting or the data cannot be used.
     """
+    if data_config.get("sources"):
+        return _load_mixture(data_config)
     dataset = _load_own(data_config)
     folder = data_config.extra_dir
     if not folder:
@@ -47,6 +49,15 @@ def load(data_config):
             path, size_yx=dataset.size_yx, labels=data_config.labels, classes=classes_of(data_config)
         ),
     )
+
+
+def _load_mixture(data_config):
+    from auxseg.datasets import mixture
+
+    if data_config.extra_dir:
+        raise InputError("data.extra_dir: has no meaning beside data.sources; make it one of them")
+    settings = mixture.read_settings(data_config)
+    return mixture.mix({label: _load_own(each) for label, each in settings.items()}, settings)
 
 
 def _load_own(data_config):
@@ -88,6 +99,15 @@ def _load_values(data_config, classes):
             classes=classes,
             slab=slab,
             step_mm=check_slab_step(data_config),
+            target=data_config.get("target", "consensus"),
+        )
+    if data_config.name == "patches":
+        from auxseg.datasets import patches
+
+        if slab > 1:
+            raise InputError(f"data.slab: got {slab}, but windows of NPZ slices are single slices")
+        return patches.load(
+            _data_dir(data_config), size_yx=size_yx, classes=classes, per_slice=data_config.windows
         )
     if data_config.name == "folder":
         return _load_folder(data_config, size_yx, slab, classes)

@@ -32,6 +32,8 @@ RATINGS = ("texture", "subtlety", "malignancy")
 """Columns of the readers' median ratings from 1 to 5, which may be missing or empty."""
 
 CLASSES = ("background", "nodule")
+VOTES, MOST_VOTERS = 128, 6
+"""A mask that trains may hold votes: 128 and the bits of the readers who mark nodule there, of six at most."""
 MOST_SHIFT_PX = 24
 SHIFT_SEED = 24
 """Of the moves that every score is taken at."""
@@ -122,10 +124,11 @@ def read_crops(folder):
     return _create_crops(arrays, rows, folder)
 
 
-def load(folder, *, size_yx, classes, slab=1, step_mm=0.0):
+def load(folder, *, size_yx, classes, slab=1, step_mm=0.0, target="consensus"):
     """Returns the `Dataset` of a folder of crops: nodule or not, by consensus, at the crops' own resolution.
 
     Every crop is moved by up to `MOST_SHIFT_PX` pixels, always by the same, so that no score is helped by the place.
+    Where there is augmentation, those that train lie in the middle (`read_train`): it moves them, each time anew.
 
     Args:
         folder: as `read_crops` takes it.
@@ -134,6 +137,7 @@ def load(folder, *, size_yx, classes, slab=1, step_mm=0.0):
         slab: slices of the nodule around each, which the network sees together; its outermost ones are repeated, since
             no slice beyond the readers' marks is there.
         step_mm: between them, as in `slabs`.
+        target: one of `TARGETS`, of those that train.
 
     Raises:
         InputError: other classes or another size, or the folder cannot be read.
@@ -142,7 +146,16 @@ def load(folder, *, size_yx, classes, slab=1, step_mm=0.0):
         raise InputError(
             f"data.classes: got {tuple(classes)}, but crops tell nodule from the rest alone; set data.classes={CLASSES}"
         )
+    check_choice("data.target", target, TARGETS)
+    if slab > 1 and target != "consensus":
+        raise InputError(
+            f"data.target: got {target!r} with data.slab={slab}; slabs of crops train on the 'consensus'"
+        )
     crops = read_crops(folder)
+    if target != "consensus" and int(crops.reader_bits.max()) >> MOST_VOTERS:
+        raise InputError(
+            f"data.target={target!r}: {folder} has more than {MOST_VOTERS} readers of a nodule; take 'consensus'"
+        )
     size = size_yx[0]
     if size_yx[1] != size or size > min(crops.images.shape[1:]):
         raise InputError(
@@ -158,12 +171,19 @@ def load(folder, *, size_yx, classes, slab=1, step_mm=0.0):
     def read_outline(index):
         return outline(crops, index, cut(crops.readers[index], shifts[index], size))
 
+    def read_votes(index):
+        marks = cut(crops.readers[index], (0, 0), size)
+        if target == "consensus":
+            return consensus(marks, crops.num_readers[index]).astype(np.uint8)
+        return marks + np.uint8(VOTES)
+
     def read(indices):
-        indices = np.asarray(indices).reshape(-1)
-        images = [_cut_hu(crops, i, shifts[i], size) for i in indices]
-        masks = [read_mask(i) for i in indices]
-        shape = (len(indices), size, size)
-        return np.array(images, np.int16).reshape(shape), np.array(masks, np.uint8).reshape(shape)
+        masks = [read_mask(i) for i in np.asarray(indices).reshape(-1)]
+        return _read_images(crops, indices, shifts, size), _stack(masks, size)
+
+    def read_train(indices):
+        votes = [read_votes(i) for i in np.asarray(indices).reshape(-1)]
+        return _read_images(crops, indices, np.zeros_like(shifts), size), _stack(votes, size)
 
     def read_slabs(indices):
         indices = np.asarray(indices).reshape(-1)
@@ -172,13 +192,25 @@ def load(folder, *, size_yx, classes, slab=1, step_mm=0.0):
 
     name = f"crops/{pathlib.Path(folder).resolve().name}-{size}x{size}"
     dataset = Dataset(
-        name, _table(crops, read_mask, size), (size, size), read, read_mask, read_outline=read_outline
+        name,
+        _table(crops, read_mask, size),
+        (size, size),
+        read,
+        read_mask,
+        read_outline=read_outline,
+        read_train=read_train,
+        readers=np.stack([crops.num_readers.astype(np.uint8), crops.reader_bits], axis=1),
     )
     if slab == 1:
         return dataset
     around = neighbours(crops, slab, step_mm)
     return dataclasses.replace(
-        dataset, name=f"{name}-slab{slab}x{step_mm:g}mm", read_slabs=read_slabs, slab=slab
+        dataset,
+        name=f"{name}-slab{slab}x{step_mm:g}mm",
+        read_slabs=read_slabs,
+        slab=slab,
+        read_train=None,
+        readers=None,
     )
 
 
@@ -205,6 +237,16 @@ def neighbours(crops, num_slices, step_mm):
 def _cut_hu(crops, index, shift_yx, size):
     limits = np.iinfo(np.int16)
     return np.clip(np.round(cut(crops.image_hu(index), shift_yx, size)), limits.min, limits.max)
+
+
+def _read_images(crops, indices, shifts, size):
+    """Returns int16 [n, size, size] in HU, cut `shifts` off the middle."""
+    images = [_cut_hu(crops, i, shifts[i], size) for i in np.asarray(indices).reshape(-1)]
+    return np.array(images, np.int16).reshape(-1, size, size)
+
+
+def _stack(masks, size):
+    return np.array(masks, np.uint8).reshape(-1, size, size)
 
 
 def meanings_of(classes):
@@ -235,6 +277,7 @@ def _table(crops, read_mask, size):
         num_nodules=labels[:, 1].astype(np.int32),
         labels=labels,
         classes=CLASSES,
+        is_cut=np.ones(len(crops), bool),
     )
 
 

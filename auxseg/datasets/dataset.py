@@ -29,6 +29,9 @@ class CaseTable:
         classes: C names by mask value.
         meanings: uint8 [N, C, C], 1 where a value (second axis) of the case's mask may mean a class (third); None: each
             value means its own class. See `meanings`.
+        source: str [N], which source of a mixture the case is of; None: there is one.
+        group: str [N], cases of one group never part in a split; None: that is the patient.
+        is_cut: bool [N], whether the case was cut out of a larger slice: beyond its edges is no air; None: none was.
         added: bool [N], True for cases of a second data set, which are in no split but train; None: no such case.
     """
 
@@ -43,6 +46,9 @@ class CaseTable:
     labels: np.ndarray
     added: np.ndarray | None = None
     meanings: np.ndarray | None = None
+    source: np.ndarray | None = None
+    group: np.ndarray | None = None
+    is_cut: np.ndarray | None = None
     classes: tuple[str, ...] = CLASS_NAMES
 
     def __len__(self):
@@ -56,6 +62,11 @@ class CaseTable:
         return self.num_nodules > 0
 
     @property
+    def together(self):
+        """str [N]: cases of one name never part in a split."""
+        return self.patient if self.group is None else self.group
+
+    @property
     def knows(self):
         """bool [N, C]: whether a case's source tells the class from all others."""
         if self.meanings is None:
@@ -67,7 +78,7 @@ class CaseTable:
         digest = hashlib.sha256()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "meanings":
+            if value is None and field.name in ("meanings", "source", "group", "is_cut"):
                 continue  # so that runs of before it keep their digest
             digest.update(f"{field.name} {np.asarray(value).shape}\n".encode())
             digest.update(repr(value.tolist() if isinstance(value, np.ndarray) else value).encode())
@@ -116,6 +127,9 @@ class Dataset:
         read_slabs: indices int [n] -> int16 [n, H, W, slab] in HU, each case's slice in the middle; None without.
         slab: slices of a slab; 1 without.
         fingerprint: digest of what the slices and masks hold; '' where the source has none.
+        read_train: as `read`, of cases that train: crops lie in the middle there, and where several readers say more
+            than one mask can, it holds their votes (`targets`). None: `read`.
+        readers: uint8 [N, 2], how many readers a case has and the bits of those who marked it; None: no votes.
         read_outline: index -> `Outline`, what each reader marked, at the size of `read`; None where that is not known.
     """
 
@@ -128,6 +142,8 @@ class Dataset:
     read_slabs: Callable[[np.ndarray], np.ndarray] | None = None
     slab: int = 1
     fingerprint: str = ""
+    read_train: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    readers: np.ndarray | None = None
     read_outline: Callable[[int], Outline] | None = None
 
     def __len__(self):

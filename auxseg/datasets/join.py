@@ -37,37 +37,65 @@ def add(dataset, second):
         raise InputError(
             f"data.extra_dir: its classes are {second.classes}, expected those of {dataset.name}, {dataset.classes}"
         )
-    count = len(dataset)
-
-    def read(indices):
-        indices = np.asarray(indices, np.int64).reshape(-1)
-        shape = (len(indices), *dataset.size_yx)
-        images, masks = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-        for source, rows, start in ((dataset, indices < count, 0), (second, indices >= count, count)):
-            if rows.any():
-                images[rows], masks[rows] = source.read(indices[rows] - start)
-        return images, masks
-
-    def read_native_mask(index):
-        return dataset.read_native_mask(index) if index < count else second.read_native_mask(index - count)
-
     name = f"{dataset.name}+{second.name}"
     notes = (*dataset.notes, f"{len(second)} cases of {second.name} train too", *second.notes)
     table = _join_tables(dataset.table, second.table)
+    read, read_native_mask = concatenate((dataset, second))
     return Dataset(name, table, dataset.size_yx, read, read_native_mask, notes)
 
 
+def concatenate(datasets, read_of=lambda dataset: dataset.read):
+    """Returns (read, read_native_mask) of several data sets of one size, whose cases follow each other.
+
+    Args:
+        datasets: each a `Dataset`.
+        read_of: function of a `Dataset` that gives what reads its cases.
+    """
+    ends = np.cumsum([len(dataset) for dataset in datasets])
+    starts = ends - [len(dataset) for dataset in datasets]
+
+    def read(indices):
+        indices = np.asarray(indices, np.int64).reshape(-1)
+        shape = (len(indices), *datasets[0].size_yx)
+        images, masks = np.empty(shape, np.int16), np.empty(shape, np.uint8)
+        for dataset, start, end in zip(datasets, starts, ends, strict=True):
+            rows = (indices >= start) & (indices < end)
+            if rows.any():
+                images[rows], masks[rows] = read_of(dataset)(indices[rows] - start)
+        return images, masks
+
+    def read_native_mask(index):
+        place = int(np.searchsorted(ends, index, side="right"))
+        return datasets[place].read_native_mask(index - int(starts[place]))
+
+    return read, read_native_mask
+
+
+def join_tables(tables, **columns):
+    """Returns the `CaseTable` of several, one after another; `columns` replace theirs.
+
+    A column that only some have is filled up with what it means where it is not there.
+    """
+    classes, counts = tables[0].classes, [len(table) for table in tables]
+    missing = {
+        "meanings": lambda n: np.repeat(np.eye(len(classes), dtype=np.uint8)[None], n, axis=0),
+        "is_cut": lambda n: np.zeros(n, bool),
+        "added": lambda n: np.zeros(n, bool),
+    }
+    for field in dataclasses.fields(tables[0]):
+        parts = [getattr(table, field.name) for table in tables]
+        if field.name in columns or field.name == "classes" or all(part is None for part in parts):
+            continue
+        columns[field.name] = np.concatenate(
+            [missing[field.name](n) if part is None else part for part, n in zip(parts, counts, strict=True)]
+        )
+    return type(tables[0])(**columns, classes=classes)
+
+
 def _join_tables(first, second):
-    columns = {}
-    for field in dataclasses.fields(first):
-        if field.name in ("added", "classes"):
-            continue
-        mine, other = getattr(first, field.name), getattr(second, field.name)
-        if mine is None and other is None:
-            continue
-        if field.name in ("case_id", "series_uid", "patient"):
-            other = np.array([PREFIX + value for value in other.tolist()])
-        columns[field.name] = np.concatenate([mine, other])
-    return type(first)(
-        **columns, added=np.arange(len(first) + len(second)) >= len(first), classes=first.classes
-    )
+    renamed = {
+        name: np.array([PREFIX + value for value in getattr(second, name).tolist()])
+        for name in ("case_id", "series_uid", "patient")
+    }
+    added = np.arange(len(first) + len(second)) >= len(first)
+    return join_tables((first, dataclasses.replace(second, **renamed)), added=added)

@@ -64,9 +64,12 @@ def spread(dataset, values, classes):
     stated = np.zeros((len(table), len(classes)), np.uint8)
     stated[:, places[: len(values)]] = table.labels
 
-    def read(indices):
-        images, masks = dataset.read(indices)
-        return images, places[masks]
+    def placed(read):
+        def read_placed(indices):
+            images, masks = read(indices)
+            return images, places[masks]
+
+        return read_placed
 
     return dataclasses.replace(
         dataset,
@@ -76,7 +79,8 @@ def spread(dataset, values, classes):
             classes=tuple(classes),
             meanings=np.repeat(meanings[None], len(table), axis=0),
         ),
-        read=read,
+        read=placed(dataset.read),
+        read_train=dataset.read_train and placed(dataset.read_train),
         read_native_mask=lambda index: places[dataset.read_native_mask(index)],
     )
 

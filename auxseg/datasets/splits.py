@@ -89,7 +89,7 @@ def check_splits(table, parts):
     for name, indices in parts.items():
         if not len(indices):
             raise InputError(f"data.split: the {name} split of {len(table)} cases is empty; give more cases")
-    for column in ("case_id", "series_uid", "patient"):
+    for column in ("case_id", "series_uid", "patient", "together"):
         seen = {}
         for name, indices in parts.items():
             for value in np.unique(getattr(table, column)[indices]).tolist():
@@ -168,8 +168,8 @@ def _official_folds(table, fold):
             raise InputError(
                 f"data.fold={fold}: no case is in subset {subset}, the {name} split; present: {present}"
             )
-    parts["val"] &= ~np.isin(table.patient, table.patient[parts["test"]])
-    held_out = np.isin(table.patient, table.patient[parts["test"] | parts["val"]])
+    parts["val"] &= ~np.isin(table.together, table.together[parts["test"]])
+    held_out = np.isin(table.together, table.together[parts["test"] | parts["val"]])
     held_out |= np.isin(table.subset, (fold, (fold + 1) % NUM_SUBSETS))
     parts["train"] = ~held_out
     return {name: np.flatnonzero(parts[name]) for name in ("train", "val", "test")}
@@ -181,10 +181,10 @@ def _check_fold(fold, num_folds):
 
 
 class _Patients:
-    """The patients of a table: their cases, and who has a nodule."""
+    """The patients of a table, or groups of them: their cases, and who has a nodule."""
 
     def __init__(self, table):
-        names, inverse = np.unique(table.patient, return_inverse=True)
+        names, inverse = np.unique(table.together, return_inverse=True)
         self.names = names.tolist()
         self.inverse = inverse
         self.size = dict(zip(self.names, np.bincount(inverse).tolist(), strict=True))

@@ -10,7 +10,7 @@ from auxseg.datasets import load
 from auxseg.devices import parallel
 from auxseg.runs import checkpoints, decisions, networks, run_folder, splits, state
 from auxseg.scoring import operating_point, pixel_counts
-from auxseg.training import batching, events, validation
+from auxseg.training import batching, events, facts, validation
 
 
 def tune(workdir, *, flip=False):
@@ -66,30 +66,34 @@ def report_run(workdir, *, split=None, explained=(), tuned=False, flip=False):
     return {
         "split": split,
         "epoch": found["epoch"],
-        **_summarise_decided(results, judgement, tuned or flip, _known(subject, split)),
+        **_summarise_decided(subject, split, results, judgement, tuned or flip),
     }, page
 
 
-def _known(subject, split):
-    """Returns bool [n, C]: which classes the labels of a split's cases tell apart."""
-    return subject.dataset.table.knows[subject.members[split]]
-
-
-def _summarise_decided(results, judgement, otherwise, known):
+def _summarise_decided(subject, split, results, judgement, otherwise):
     """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
-    if not otherwise:
-        return validation.summarise(results, judgement.evaluation.classes)
+    if otherwise:
+        results = results._replace(counts=_count_decided(subject, split, judgement))
+    return _summarise(subject, split, results)
+
+
+def _count_decided(subject, split, judgement):
     rows, classes = judgement.evaluation.rows, judgement.evaluation.classes
     confusion = np.array([
         [[row[f"pixels_{true}_as_{given}"] for given in classes] for true in classes] for row in rows
     ])  # fmt: skip
-    counts = pixel_counts.Counts(
+    return pixel_counts.Counts(
         overlap=np.diagonal(confusion, axis1=1, axis2=2),
         predicted=confusion.sum(axis=1),
         reference=confusion.sum(axis=2),
-        known=known,
+        known=subject.dataset.table.knows[subject.members[split]],
     )
-    return validation.summarise(results._replace(counts=counts), classes)
+
+
+def _summarise(subject, split, results):
+    """Returns the scores of CaseResults of a split, in all and by source."""
+    scores = validation.summarise(results, subject.dataset.classes)
+    return scores | validation.by_source(results, subject.dataset, subject.members[split])
 
 
 def evaluate(workdir, *, split=None):
@@ -103,7 +107,7 @@ def evaluate(workdir, *, split=None):
         InputError: no run there, no such split, or other data than it was trained on.
     """
     subject, split, found = open_run(workdir, split)
-    scores = validation.summarise(_evaluate(subject, split), subject.dataset.classes)
+    scores = _summarise(subject, split, _evaluate(subject, split))
     return {"split": split, "epoch": found["epoch"], **scores}
 
 
@@ -128,7 +132,7 @@ def _evaluate(subject, split):
         validation.create_eval_fn(
             subject.config,
             subject.feed.devices,
-            batching.read_facts(subject.config, subject.dataset, subject.members),
+            facts.read_facts(subject.config, subject.dataset, subject.members),
         ),
         parallel.replicate(subject.variables, subject.feed.devices),
         subject.feed,
@@ -182,7 +186,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         "notes": list(dataset.notes),
         "parameters": state.count_values(variables),
         "scores": {
-            split: _summarise_decided(results[split], judgements[split], tuned, _known(subject, split))
+            split: _summarise_decided(subject, split, results[split], judgements[split], tuned)
             for split in names
         },
     }

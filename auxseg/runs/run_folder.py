@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 
 import ml_collections
 
@@ -166,10 +167,15 @@ def _only_more_epochs(old, new):
 def list_differences(old, new):
     """Returns 'name: old -> new' for each setting that differs and matters to the result."""
     old, new = flatten(old), flatten(new)
-    names = sorted(n for n in old.keys() | new.keys() if n not in FREE_SETTINGS)
+    names = sorted(n for n in old.keys() | new.keys() if not _is_free(n))
     missing = "(not there)"
     pairs = ((n, old.get(n, missing), new.get(n, missing)) for n in names)
     return [f"{name}: {json.dumps(a)} -> {json.dumps(b)}" for name, a, b in pairs if a != b]
+
+
+def _is_free(name):
+    """Returns whether a setting changes no result; the folder of a source of a mixture is as free as `data.dir`."""
+    return re.sub(r"^data\.sources\.\w+\.", "data.", name) in FREE_SETTINGS
 
 
 def describe_machine(devices):

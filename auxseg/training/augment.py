@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from auxseg.base.classes import AIR_HU, MIRROR
+from auxseg.datasets.windows import LUNG_HU
 
 
 class Ranges(NamedTuple):
@@ -22,6 +23,7 @@ class Ranges(NamedTuple):
         scale_fraction: around 1.
         rotate_degrees: degrees.
         intensity_fraction: of the window: offset, and relative contrast.
+        hu_scale_fraction: of the distance from `LUNG_HU`, as the scale of crops is known; none where it is 0.
         mirror: the value of each class in the mirror, from `classes.mirrored`.
     """
 
@@ -30,6 +32,7 @@ class Ranges(NamedTuple):
     scale_fraction: float
     rotate_degrees: float
     intensity_fraction: float
+    hu_scale_fraction: float = 0.0
     mirror: tuple = MIRROR
 
 
@@ -39,7 +42,7 @@ def case_keys(seed, step, indices):
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, indices)
 
 
-def augment(images, masks, keys, *, ranges, window_hu):
+def augment(images, masks, keys, *, ranges, window_hu, is_cut=None):
     """Returns augmented (images float32 [N, H, W] in HU, masks uint8 [N, H, W]).
 
     Images are interpolated linearly and filled with air, masks take the nearest pixel and, beyond the edge, where
@@ -51,8 +54,13 @@ def augment(images, masks, keys, *, ranges, window_hu):
         keys: from `case_keys`, [N].
         ranges: Ranges.
         window_hu: (low, high) in HU, the unit of `intensity_fraction`.
+        is_cut: bool [N], whether the case was cut out of a larger slice: then its edges are mirrored; None: none was.
     """
-    return jax.vmap(lambda i, m, k: _augment_case(i, m, k, ranges, window_hu))(images, masks, keys)
+    if is_cut is None:
+        return jax.vmap(lambda i, m, k: _augment_case(i, m, k, ranges, window_hu))(images, masks, keys)
+    return jax.vmap(lambda i, m, k, c: _augment_case(i, m, k, ranges, window_hu, c))(
+        images, masks, keys, is_cut
+    )
 
 
 def flip(image, mask, mirror=MIRROR):
@@ -64,13 +72,18 @@ def flip(image, mask, mirror=MIRROR):
     return image[:, ::-1], turned
 
 
-def _augment_case(image, mask, key, ranges, window_hu):
+def _augment_case(image, mask, key, ranges, window_hu, is_cut=None):
     keys = jax.random.split(key, 3)
     image = image.astype(jnp.float32)
     flipped = flip(image, mask, ranges.mirror)
     flips = jax.random.bernoulli(keys[0], ranges.flip_probability)
     image, mask = jnp.where(flips, flipped[0], image), jnp.where(flips, flipped[1], mask)
     rows, columns = _coordinates(keys[1], mask.shape, ranges)
+    if is_cut is not None:
+        inside = (_mirror(each, size) for each, size in zip((rows, columns), mask.shape, strict=True))
+        rows, columns = (
+            jnp.where(is_cut, new, old) for new, old in zip(inside, (rows, columns), strict=True)
+        )
 
     def move(part):
         # Shifted so that the fill, 0, is air.
@@ -94,10 +107,19 @@ def _coordinates(key, shape, ranges):
     return cos * rows - sin * columns + centre[0], sin * rows + cos * columns + centre[1]
 
 
+def _mirror(places, size):
+    """Returns places on an axis of `size` pixels, those beyond its edges mirrored at them."""
+    folded = jnp.mod(places + 0.5, 2.0 * size)
+    return jnp.clip(jnp.minimum(folded, 2.0 * size - folded) - 0.5, 0.0, size - 1.0)
+
+
 def _change_intensity(image, key, ranges, window_hu):
     offset, contrast = jax.random.split(key)
     low, high = window_hu
     middle, width = (low + high) / 2.0, high - low
+    if ranges.hu_scale_fraction:
+        steps = _uniform(jax.random.fold_in(key, 2), jnp.log1p(ranges.hu_scale_fraction))
+        image = LUNG_HU + (image - LUNG_HU) * jnp.exp(steps)
     image = middle + (image - middle) * (1.0 + _uniform(contrast, ranges.intensity_fraction))
     return image + width * _uniform(offset, ranges.intensity_fraction)
 

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from auxseg.base.classes import UNKNOWN
 from auxseg.base.errors import InputError, check_choice
 from auxseg.devices import parallel
 from auxseg.models import interface
 from auxseg.training import references
+from auxseg.training.facts import CaseFacts
 
 PREFETCH_BATCHES = 3
 
@@ -43,18 +43,6 @@ class RawBatch(NamedTuple):
     weights: Any
 
 
-class CaseFacts(NamedTuple):
-    """What a step looks up by a case's row in the data set.
-
-    Attributes:
-        aux_labels: float32 [cases, C] that the auxiliary head is told, from `shuffle_labels`; None: those of the masks.
-        meanings: uint8 [cases, C, C], `CaseTable.meanings`, or None.
-    """
-
-    aux_labels: Any = None
-    meanings: Any = None
-
-
 @dataclasses.dataclass(frozen=True)
 class Feed:
     """Where batches come from.
@@ -71,14 +59,15 @@ class Feed:
     devices: tuple
 
 
-def to_batch(raw, *, window_hu, num_classes, facts=None):
+def to_batch(raw, *, window_hu, num_classes, facts=None, shares=None):
     """Returns the Batch that the model takes, from a RawBatch without an axis of devices.
 
     Args:
         raw: RawBatch.
         window_hu: (low, high).
         num_classes: C.
-        facts: CaseFacts of the data set, or None for none.
+        facts: facts.CaseFacts of the data set, or None for none.
+        shares: as `Batch`.
     """
     images, facts = interface.to_input(raw.images, window_hu), facts or CaseFacts()
     meanings = None
@@ -88,42 +77,7 @@ def to_batch(raw, *, window_hu, num_classes, facts=None):
         labels = references.label_vectors(raw.masks, num_classes, meanings)
     else:
         labels = jnp.asarray(facts.aux_labels)[raw.indices]
-    return Batch(images, raw.masks, labels, raw.weights, meanings)
-
-
-def read_facts(config, dataset, members):
-    """Returns the CaseFacts of a run.
-
-    Args:
-        config: settings of the run.
-        dataset: Dataset.
-        members: {split: indices}.
-    """
-    shuffled = config.loss.shuffle_aux_labels
-    return CaseFacts(
-        aux_labels=shuffle_labels(dataset.table.labels, members, seed=config.seed) if shuffled else None,
-        meanings=dataset.table.meanings,
-    )
-
-
-def shuffle_labels(labels, members, *, seed):
-    """Returns float32 [N, C]: the label vectors exchanged at random among the cases of each split; -1.0 is not known.
-
-    The placebo of the auxiliary head (`loss.shuffle_aux_labels`): each split keeps how often a class is in
-    a slice, and what a slice is told says nothing of it. The exchange is a function of (seed, the split's
-    cases) and stays the same through a run.
-
-    Args:
-        labels: uint8 [N, C], `CaseTable.labels`.
-        members: {split: int [n]}.
-        seed: of the exchange.
-    """
-    labels = np.where(labels == UNKNOWN, -1.0, labels).astype(np.float32)
-    shuffled = labels.copy()
-    for place, rows in enumerate(members.values()):
-        generator = np.random.Generator(np.random.PCG64([seed, place]))
-        shuffled[rows] = labels[generator.permutation(rows)]
-    return shuffled
+    return Batch(images, raw.masks, labels, raw.weights, meanings, shares)
 
 
 def epoch_order(indices, *, seed, epoch, has_nodule=None, nodule_fraction=None):
@@ -154,6 +108,36 @@ def epoch_order(indices, *, seed, epoch, has_nodule=None, nodule_fraction=None):
         _draw(indices[~has_nodule], len(indices) - num_with, generator),
     ]
     return np.concatenate(drawn)[generator.permutation(len(indices))]
+
+
+def mixed_order(indices, *, seed, epoch, sources, shares):
+    """Returns the rows of an epoch of a mixture, batch by batch: of each source its share, in another order each time.
+
+    An epoch has as many batches as all cases would fill. A source that needs more than its cases for them comes back,
+    one that needs fewer is seen in part; none comes back before all of its source had their turn. The order is a
+    function of (seed, epoch) alone, as in `epoch_order`.
+
+    Args:
+        indices: rows of the data set, int [n].
+        seed: of the order.
+        epoch: counted from 1.
+        sources: str [n], the source of each.
+        shares: {source: cases of each batch}.
+
+    Raises:
+        InputError: a source has no case that trains.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    indices, steps = np.asarray(indices), num_batches(len(indices), sum(shares.values()))
+    columns = []
+    for label, share in shares.items():
+        own = indices[sources == label]
+        if not len(own):
+            raise InputError(
+                f"data.sources.{label}: none of its cases trains; choose another split, or leave it out"
+            )
+        columns.append(_draw(own, steps * share, generator).reshape(steps, share))
+    return generator.permuted(np.concatenate(columns, axis=1), axis=1).reshape(-1)
 
 
 def _draw(indices, num, generator):
@@ -288,6 +272,7 @@ class Batch(NamedTuple):
         labels: float32 [N, C], 1.0 where the class has a pixel in the slice, -1.0 where that is not known, else 0.0.
         weights: float32 [N], 1.0 for an example, 0.0 for padding.
         meanings: float32 [N, C, C], as `references` takes them, or None.
+        shares: float32 [N, H, W, C], likewise.
     """
 
     images: Any
@@ -295,8 +280,10 @@ class Batch(NamedTuple):
     labels: Any
     weights: Any
     meanings: Any = None
+    shares: Any = None
 
     @property
     def partial(self):
-        """What the labels say less than one class of each pixel, as the losses take it."""
-        return {} if self.meanings is None else {"meanings": self.meanings}
+        """Where the labels say less than one class of each pixel, what the losses are told of it."""
+        said = {"meanings": self.meanings, "shares": self.shares}
+        return {name: value for name, value in said.items() if value is not None}

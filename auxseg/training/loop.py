@@ -17,6 +17,7 @@ import numpy as np
 
 from auxseg.base import files, progress
 from auxseg.base.errors import InputError
+from auxseg.datasets import mixture
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints, run_folder
 from auxseg.training import batching, events, journal, optim, steps, validation
@@ -211,13 +212,16 @@ def _train_epoch(setup, current, sums, position, interruption, agreement):
 
 
 def _epoch_rows(setup, epoch):
-    order = batching.epoch_order(
-        setup.members["train"],
-        seed=setup.config.train.order_seed,
-        epoch=epoch,
-        has_nodule=setup.dataset.table.has_nodule[setup.members["train"]],
-        nodule_fraction=setup.config.train.nodule_fraction,
-    )
+    rows, table = setup.members["train"], setup.dataset.table
+    turn = {"seed": setup.config.train.order_seed, "epoch": epoch}
+    shares = mixture.read_shares(setup.config.data)
+    if shares:
+        order = batching.mixed_order(rows, **turn, sources=table.source[rows], shares=shares)
+    else:
+        fraction = setup.config.train.nodule_fraction
+        order = batching.epoch_order(
+            rows, **turn, has_nodule=table.has_nodule[rows], nodule_fraction=fraction
+        )
     size = setup.config.train.batch_size
     return batching.padded_rows(order, size, parallel.round_up(size, setup.devices))
 
@@ -245,6 +249,7 @@ def _close_epoch(setup, position, sums, results, timing, seconds):
     epoch, sums = position.epoch + 1, parallel.fetch_first(sums)
     _check_finite(setup, epoch, sums)
     val = validation.summarise(results, setup.dataset.classes)
+    val |= validation.by_source(results, setup.dataset, setup.members["val"])
     if val["loss"] is None:
         raise InputError(
             f"epoch {epoch}: the validation loss is not finite; the weights of the last good epoch are in "

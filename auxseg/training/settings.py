@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from auxseg import models
-from auxseg.base.classes import classes_of, mirrored
+from auxseg.base.classes import NODULE, classes_of, mirrored, value_of
 from auxseg.training import augment, losses, optim
+from auxseg.training.facts import asks_readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,9 @@ class StepSettings:
         accumulate_steps: parts of the batch that are computed one after another, for less memory; the gradient is
             that of the whole batch, but for batch norm, which knows only a part at a time.
         frozen: names of the parts of the network whose weights stay; their statistics follow the data.
-        facts: batching.CaseFacts of the data set, or None.
+        facts: facts.CaseFacts of the data set, or None.
+        target: 'reader' or 'share', where masks that train hold votes; None: they hold none.
+        nodule: value of nodules.
         insertion_plan: insertion.Plan, or None for none.
         axis_name: of the devices, or None.
     """
@@ -47,6 +50,8 @@ class StepSettings:
     accumulate_steps: int = 1
     frozen: tuple[str, ...] = ()
     facts: Any = None
+    target: str | None = None
+    nodule: int = NODULE
     insertion_plan: Any = None
     axis_name: str | None = None
 
@@ -57,7 +62,7 @@ def create_step_settings(config, *, axis_name=None, facts=None, insertion_plan=N
     Args:
         config: a ConfigDict with the settings of configs/base.py.
         axis_name: of the devices, or None.
-        facts: batching.CaseFacts of the data set, or None.
+        facts: facts.CaseFacts of the data set, or None.
         insertion_plan: from `insertion.create_plan` of the same settings, or None.
     """
     num_classes = len(classes_of(config.data))
@@ -75,6 +80,8 @@ def create_step_settings(config, *, axis_name=None, facts=None, insertion_plan=N
         accumulate_steps=config.train.accumulate_steps,
         frozen=tuple(config.train.get("freeze", ())),
         facts=facts,
+        target=asks_readers(config.data),
+        nodule=value_of("nodule", classes_of(config.data)),
         insertion_plan=insertion_plan,
         axis_name=axis_name,
     )
@@ -89,5 +96,5 @@ def _create_augmentation(config):
     """Returns the augment.Ranges of a config, or None where it is off."""
     if not config.augment.enabled:
         return None
-    reach = {name: config.augment[name] for name in augment.Ranges._fields if name != "mirror"}
+    reach = {name: config.augment.get(name, 0.0) for name in augment.Ranges._fields if name != "mirror"}
     return augment.Ranges(**reach, mirror=mirrored(classes_of(config.data)))

@@ -12,10 +12,11 @@ from auxseg import models
 from auxseg.base import files
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import cache_dir, load
+from auxseg.datasets import cache_dir, load, mixture
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints, networks, run_folder, splits, state
 from auxseg.training import batching, insertion, steps, validation
+from auxseg.training.facts import asks_readers, for_training, read_facts
 from auxseg.training.settings import create_optimizer, create_step_settings
 
 
@@ -61,14 +62,19 @@ def create_setup(config, workdir):
     _check_tuning(config, dataset, members)
     _check_insertion(config, dataset)
     used = np.concatenate(list(members.values()))
-    feed = batching.create_feed(dataset, used, placement=config.data.placement, devices=devices)
-    facts = batching.read_facts(config, dataset, members)
+    feed = batching.create_feed(
+        for_training(dataset, members["train"]) if config.augment.enabled else dataset,
+        used,
+        placement=config.data.placement,
+        devices=devices,
+    )
+    facts = read_facts(config, dataset, members)
     plan = insertion.create_plan(
         config.insert, dataset, lidc=config.data.lidc, held_out=_held_out_series(dataset, members)
     )
     train_fn = create_train_fn(config, devices, facts, plan)
     eval_fn = validation.create_eval_fn(config, devices, facts)
-    statistics_fn = create_statistics_fn(config, devices, plan)
+    statistics_fn = create_statistics_fn(config, devices, plan, facts)
     return Setup(config, workdir, devices, dataset, members, feed, train_fn, statistics_fn, eval_fn)
 
 
@@ -113,12 +119,34 @@ def check_settings(config):
     models.check_slab(config.model.name, config.data.slab)
     if config.data.slab > 1 and config.insert.enabled:
         raise InputError("insert.enabled: nodules are inserted into single slices; give data.slab=1")
+    if asks_readers(config.data) and not config.augment.enabled:
+        raise InputError(
+            f"data.target={asks_readers(config.data)!r}: crops that train on it lie in the middle, and a network would "
+            "learn the place; set augment.enabled=True, which moves them"
+        )
+    _check_shares(config)
     low, high = config.data.window_hu
     if not low < high:
         raise InputError(f"data.window_hu: got {(low, high)}, expected (low, high) in HU with low < high")
     if config.insert.enabled and not {"left_lung", "right_lung", "nodule"} <= set(classes_of(config.data)):
         raise InputError(
             "insert.enabled: nodules are put into lungs; data.classes must name left_lung, right_lung and nodule"
+        )
+
+
+def _check_shares(config):
+    """Raises an InputError unless the shares of the sources make up a batch."""
+    shares = mixture.read_shares(config.data)
+    if not shares:
+        return
+    if sum(shares.values()) != config.train.batch_size:
+        raise InputError(
+            f"data.sources: their shares of a batch are {shares}, expected the sum to be train.batch_size, "
+            f"{config.train.batch_size}"
+        )
+    if config.train.nodule_fraction is not None:
+        raise InputError(
+            "train.nodule_fraction: has no meaning beside data.sources, whose shares say what a batch has"
         )
 
 
@@ -163,9 +191,11 @@ def create_train_fn(config, devices, facts=None, insertion_plan=None):
     return parallel.parallelize(step, devices, donate_argnums=(0,))
 
 
-def create_statistics_fn(config, devices, insertion_plan=None):
+def create_statistics_fn(config, devices, insertion_plan=None, facts=None):
     """Returns statistics_step compiled for `devices`: (TrainState, RawBatch, int32 index) -> TrainState."""
-    settings = create_step_settings(config, axis_name=parallel.AXIS, insertion_plan=insertion_plan)
+    settings = create_step_settings(
+        config, axis_name=parallel.AXIS, facts=facts, insertion_plan=insertion_plan
+    )
     step = functools.partial(steps.statistics_step, settings=settings)
     return parallel.parallelize(step, devices, donate_argnums=(0,))
 

@@ -14,7 +14,7 @@ import optax
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.scoring import pixel_counts
-from auxseg.training import augment, batching, insertion, losses
+from auxseg.training import augment, batching, insertion, losses, targets
 
 
 class EpochSums(NamedTuple):
@@ -213,16 +213,37 @@ def _prepare(raw, step, settings):
         raw = insertion.insert(raw, settings.insertion_plan, step)
     if settings.augmentation is not None:
         keys = augment.case_keys(settings.augment_seed, step, raw.indices)
+        facts = settings.facts
+        is_cut = None if facts is None or facts.is_cut is None else jnp.asarray(facts.is_cut)[raw.indices]
         images, masks = augment.augment(
-            raw.images, raw.masks, keys, ranges=settings.augmentation, window_hu=settings.window_hu
+            raw.images,
+            raw.masks,
+            keys,
+            ranges=settings.augmentation,
+            window_hu=settings.window_hu,
+            is_cut=is_cut,
         )
         raw = raw._replace(images=images, masks=masks)
-    return _to_batch(raw, settings)
+    if settings.target is None or settings.facts is None or settings.facts.readers is None:
+        return _to_batch(raw, settings)
+    masks, shares = targets.decide(
+        raw.masks,
+        augment.case_keys(settings.augment_seed, step, raw.indices),
+        jnp.asarray(settings.facts.readers)[raw.indices],
+        target=settings.target,
+        nodule=settings.nodule,
+        num_classes=settings.num_classes,
+    )
+    return _to_batch(raw._replace(masks=masks), settings, shares)
 
 
-def _to_batch(raw, settings):
+def _to_batch(raw, settings, shares=None):
     return batching.to_batch(
-        raw, window_hu=settings.window_hu, num_classes=settings.num_classes, facts=settings.facts
+        raw,
+        window_hu=settings.window_hu,
+        num_classes=settings.num_classes,
+        facts=settings.facts,
+        shares=shares,
     )
 
 

@@ -13,7 +13,7 @@ from auxseg.training.settings import create_step_settings
 
 
 def create_eval_fn(config, devices, facts=None):
-    """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults; `facts`: batching.CaseFacts."""
+    """Returns eval_step compiled for `devices`: (variables, RawBatch) -> CaseResults; `facts`: facts.CaseFacts."""
     step = functools.partial(steps.eval_step, settings=create_step_settings(config, facts=facts))
     return parallel.parallelize(step, devices)
 
@@ -58,6 +58,25 @@ def summarise(results, classes):
         "dice": by_class(map(_number, dice), classes),
         "dice_cases": by_class(map(int, cases), classes),
         "false_positive_cases": by_class(map(int, false_positives), classes),
+    }
+
+
+def by_source(results, dataset, indices):
+    """Returns {'sources': {label: scores as `summarise`}} of CaseResults of a mixture's cases; {} of one source's.
+
+    Args:
+        results: CaseResults of the cases `indices`.
+        dataset: Dataset.
+        indices: rows of the data set, int [n].
+    """
+    if dataset.table.source is None:
+        return {}
+    sources = dataset.table.source[indices]
+    return {
+        "sources": {
+            label: summarise(jax.tree.map(lambda x, rows=sources == label: x[rows], results), dataset.classes)
+            for label in np.unique(sources).tolist()
+        }
     }
 
 

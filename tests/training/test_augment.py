@@ -78,3 +78,32 @@ def test_unknown_pixels_move_and_stay_unknown(cases):
     np.testing.assert_array_equal(flipped == UNKNOWN, masks[:, :, ::-1] == UNKNOWN)
     _, moved = run((images, masks), augment.Ranges(0.5, 0.1, 0.1, 10.0, 0.05))
     assert set(np.unique(moved)) == set(np.unique(masks)) and (moved == UNKNOWN).any(axis=(1, 2)).all()
+
+
+def test_what_was_cut_out_of_a_slice_has_its_edges_mirrored():
+    image = np.full((2, 8, 8), -500, np.int16)
+    mask = np.ones((2, 8, 8), np.uint8)
+    keys = augment.case_keys(0, np.int32(0), np.array([3, 3], np.int32))
+    moved, masks = jax.device_get(
+        augment.augment(
+            image,
+            mask,
+            keys,
+            ranges=NONE._replace(shift_fraction=0.4),
+            window_hu=WINDOW,
+            is_cut=np.array([True, False]),
+        )
+    )
+    np.testing.assert_allclose(moved[0], -500, atol=1e-2)
+    assert masks[0].all() and not masks[1].all() and moved[1].min() < -900
+
+
+def test_the_scale_of_hu_turns_about_lung():
+    image = np.array([[[-850, 150]]], np.int16)
+    ranges = NONE._replace(hu_scale_fraction=0.2)
+    found = np.array(
+        [run((image, np.zeros((1, 1, 2), np.uint8)), ranges, step=step)[0][0, 0] for step in range(40)]
+    )
+    np.testing.assert_allclose(found[:, 0], -850, atol=1e-2)
+    scale = (found[:, 1] + 850) / 1000
+    assert 1 / 1.2 - 1e-3 <= scale.min() < 0.9 and 1.1 < scale.max() <= 1.201

@@ -11,7 +11,7 @@ import pytest
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
-from auxseg.training import batching, references
+from auxseg.training import batching, facts, references
 from configs import base
 
 
@@ -126,12 +126,12 @@ def test_shuffled_labels_stay_in_their_split_and_belong_to_nobody():
     data = fakes.two_discs(90)
     members = {"train": np.arange(0, 60), "val": np.arange(60, 90)}
     labels = data.table.labels
-    one = batching.shuffle_labels(labels, members, seed=1)
+    one = facts.shuffle_labels(labels, members, seed=1)
     assert one.dtype == np.float32 and (one != labels).any()
     for rows in members.values():
         np.testing.assert_array_equal(one[rows].sum(axis=0), labels[rows].sum(axis=0))
-    np.testing.assert_array_equal(one, batching.shuffle_labels(labels, members, seed=1))
-    assert (one != batching.shuffle_labels(labels, members, seed=2)).any()
+    np.testing.assert_array_equal(one, facts.shuffle_labels(labels, members, seed=1))
+    assert (one != facts.shuffle_labels(labels, members, seed=2)).any()
     # a third of the cases has a nodule: by chance alone 5 of 9 pairs agree
     assert 0.4 < np.mean(one[:, 3] == labels[:, 3]) < 0.75
 
@@ -142,7 +142,7 @@ def test_a_batch_takes_the_shuffled_labels_of_its_own_cases():
     raw = batching.RawBatch(images, masks, np.array([2, 0]), np.ones(2, np.float32))
     told = np.arange(16, dtype=np.float32).reshape(4, 4)
     settings = {"window_hu": (-1000.0, 400.0), "num_classes": 4}
-    batch = batching.to_batch(raw, facts=batching.CaseFacts(told), **settings)
+    batch = batching.to_batch(raw, facts=facts.CaseFacts(told), **settings)
     np.testing.assert_array_equal(batch.labels, told[[2, 0]])
     own = batching.to_batch(raw, **settings)
     np.testing.assert_array_equal(own.labels, data.table.labels[[2, 0]])
@@ -151,12 +151,10 @@ def test_a_batch_takes_the_shuffled_labels_of_its_own_cases():
 
 def test_the_placebo_is_off_unless_asked_for():
     data, members, config = fakes.two_discs(30), {"train": np.arange(30)}, base.get_config()
-    assert batching.read_facts(config, data, members) == (None, None)
+    assert facts.read_facts(config, data, members) == (None, None, None, None)
     config.loss.shuffle_aux_labels = True
-    found = batching.read_facts(config, data, members).aux_labels
-    np.testing.assert_array_equal(
-        found, batching.shuffle_labels(data.table.labels, members, seed=config.seed)
-    )
+    found = facts.read_facts(config, data, members).aux_labels
+    np.testing.assert_array_equal(found, facts.shuffle_labels(data.table.labels, members, seed=config.seed))
 
 
 def test_a_streamed_set_is_never_in_memory():
@@ -210,5 +208,45 @@ def test_data_must_fit_the_host_as_well(monkeypatch):
 
 def test_labels_that_are_not_known_stay_so_when_they_are_shuffled():
     labels = np.array([[1, 0, 255, 0], [1, 0, 255, 0]], np.uint8)
-    shuffled = batching.shuffle_labels(labels, {"train": np.arange(2)}, seed=1)
+    shuffled = facts.shuffle_labels(labels, {"train": np.arange(2)}, seed=1)
     np.testing.assert_array_equal(shuffled, [[1, 0, -1, 0], [1, 0, -1, 0]])
+
+
+def test_a_batch_of_a_mixture_has_each_source_s_share():
+    sources = np.array(["a"] * 10 + ["b"] * 3)
+    rows = np.arange(100, 113)
+    turn = {"sources": sources, "shares": {"a": 2, "b": 2}, "seed": 1}
+    one = batching.mixed_order(rows, **turn, epoch=1)
+    batches = one.reshape(-1, 4)
+    assert len(batches) == batching.num_batches(13, 4) == 4
+    assert ((batches < 110).sum(axis=1) == 2).all()
+    counts = np.bincount(one - 100, minlength=13)
+    # Eight of the ten of a once each; the three of b come back, none before the others had their turn.
+    assert counts[:10].max() == 1 and counts[:10].sum() == 8 and set(counts[10:]) == {2, 3}
+    np.testing.assert_array_equal(one, batching.mixed_order(rows, **turn, epoch=1))
+    assert (one != batching.mixed_order(rows, **turn, epoch=2)).any()
+    with pytest.raises(InputError, match="data.sources.c: none of its cases trains"):
+        batching.mixed_order(rows, seed=1, epoch=1, sources=sources, shares={"a": 1, "c": 1})
+
+
+def test_cases_that_train_are_read_as_they_train():
+    data = fakes.two_discs(4)
+    images, masks = data.read(np.arange(4))
+    assert facts.for_training(data, np.array([1])) is data
+    data = dataclasses.replace(data, read_train=lambda i: (images[i] + 1, masks[i] + 128))
+    found_images, found_masks = facts.for_training(data, np.array([1, 3])).read(np.array([3, 0, 1]))
+    np.testing.assert_array_equal(
+        found_masks, masks[[3, 0, 1]] + np.array([128, 0, 128], np.uint8)[:, None, None]
+    )
+    np.testing.assert_array_equal(found_images[1], images[0])
+
+
+def test_one_run_has_one_kind_of_target():
+    config = base.get_config().data
+    assert facts.asks_readers(config) is None
+    config.target = "reader"
+    assert facts.asks_readers(config) == "reader"
+    with config.unlocked():
+        config.sources = {"a": {"target": "share"}, "b": {"name": "npz"}}
+    with pytest.raises(InputError, match="data.target: got reader, share in one run"):
+        facts.asks_readers(config)
