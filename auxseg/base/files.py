@@ -278,7 +278,9 @@ def read_rows(path, *, damaged=None):
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
+        ) from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.endswith(b"\n"):

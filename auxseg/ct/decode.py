@@ -45,7 +45,7 @@ def read_stored(frame):
     answer = _DECODER.ask(json.dumps(question))
     if answer is None:
         raise InputError(
-            f"DICOM: {frame.path}: its compressed pixels crash the decoder; it is damaged: copy or export it again, or "
+            f"DICOM: {frame.path}: its compressed pixels crash the decoder, or keep it busy without end; copy or export it again, or "
             f"{_STORE}"
         )
     if "error" in answer:

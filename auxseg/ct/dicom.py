@@ -201,7 +201,7 @@ def _check_imageless(dataset, path):
     """Returns None for a file that is meant to hold no image, such as a report.
 
     Raises:
-        InputError: it should hold one: the header ends too early.
+        InputError: it should hold one.
     """
     meta = getattr(dataset, "file_meta", None) or {}
     kind = getattr(meta.get("MediaStorageSOPClassUID", ""), "name", "")
@@ -317,8 +317,8 @@ def _read_one_frame(dataset, path, index, groups):
         position_xyz_mm=_numbers(find("PlanePositionSequence", "ImagePositionPatient"), 3, path),
         orientation=_unit_cosines(find("PlaneOrientationSequence", "ImageOrientationPatient"), path),
         spacing_yx_mm=_spacing(find("PixelMeasuresSequence", "PixelSpacing"), path),
-        slope=_number(slope, 1.0),
-        intercept=_number(intercept, 0.0),
+        slope=_number(slope, 1.0, path),
+        intercept=_number(intercept, 0.0, path),
         padding=_read_padding(dataset),
         image_type=tuple(str(word).upper() for word in image_type),
         acquisition=str(find("FrameContentSequence", "FrameAcquisitionNumber")
@@ -358,10 +358,12 @@ def _hint(value):
     return number if np.isfinite(number) else None
 
 
-def _number(value, default):
+def _number(value, default, path):
     number = default if value in (None, "") else float(value)
     if not np.isfinite(number):
-        raise InputError(f"rescale slope or intercept is {number}")
+        raise InputError(
+            f"DICOM: {path} has the rescale slope or intercept {number}, expected a number; export it again"
+        )
     return number
 
 
@@ -379,7 +381,9 @@ def _numbers(values, count, path):
 def _spacing(values, path):
     spacing = _numbers(values, 2, path)
     if spacing is not None and not 0.01 < min(spacing) <= max(spacing) < 50:
-        raise InputError(f"DICOM: {path} has a pixel spacing of {spacing} mm, expected 0.01 to 50")
+        raise InputError(
+            f"DICOM: {path} has a pixel spacing of {spacing} mm, expected 0.01 to 50; export it again"
+        )
     return spacing
 
 
@@ -390,7 +394,9 @@ def _unit_cosines(values, path):
     row, column = np.array(cosines[:3]), np.array(cosines[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose(lengths, 1, atol=0.01) or abs(row @ column) > 0.01:
-        raise InputError(f"DICOM: {path} has orientation cosines {list(cosines)} that are no right angle")
+        raise InputError(
+            f"DICOM: {path} has orientation cosines {list(cosines)} that are no right angle; export it again"
+        )
     column = column - (row @ column) / lengths[0] ** 2 * row
     return tuple(float(v) for v in (*row / lengths[0], *column / np.linalg.norm(column)))
 

@@ -53,7 +53,7 @@ def _read_dataset(path, **kwargs):
     import pydicom
 
     dataset = pydicom.dcmread(path, force=True, **kwargs)
-    if "TransferSyntaxUID" not in dataset.file_meta:
+    if not dataset.file_meta.get("TransferSyntaxUID"):
         uids, implicit, little = pydicom.uid, *dataset.original_encoding
         plain = uids.ImplicitVRLittleEndian if implicit else uids.ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = plain if little else uids.ExplicitVRBigEndian

@@ -143,7 +143,9 @@ def check_nifti(path):
         head = file.read(352)
     layout = read_nifti_layout(head)
     if layout is None or layout.offset < 352:
-        raise InputError(f"scan: {path} is no NIfTI file: its header is none; copy or export it again")
+        raise InputError(
+            f"scan: {path} is no NIfTI file: its first bytes are no header of one; copy or export it again"
+        )
     extra = os.path.getsize(path) - expected_nifti_bytes(head)
     if not extra:
         return []

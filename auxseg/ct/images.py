@@ -203,10 +203,13 @@ def check_geometry(geometry, path):
     if not all(map(math.isfinite, numbers)) or min(geometry.spacing_xyz_mm) <= 0:
         raise InputError(
             f"scan file: {path} has spacing {format_numbers(geometry.spacing_xyz_mm)} and origin "
-            f"{format_numbers(geometry.origin_xyz_mm)}, expected finite numbers and a spacing above 0 mm"
+            f"{format_numbers(geometry.origin_xyz_mm)}, expected finite numbers and a spacing above 0 mm; export it again"
         )
     if abs(np.linalg.det(direction_matrix(geometry))) < 0.5:
-        raise InputError(f"scan file: {path} has a direction matrix whose axes are not independent")
+        raise InputError(
+            f"scan file: {path} has a direction matrix, {format_numbers(geometry.direction)}, whose axes are not "
+            "independent; export it again"
+        )
     return geometry
 
 

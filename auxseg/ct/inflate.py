@@ -107,6 +107,8 @@ def _inflate_nifti(path, scratch):
         file.write(head)
         expected = headers.expected_nifti_bytes(head) if len(head) == 352 else 0
         if expected == 0:
-            raise InputError(f"scan: {path} is no NIfTI file: its header is none; copy or export it again")
+            raise InputError(
+                f"scan: {path} is no NIfTI file: its first bytes are no header of one; copy or export it again"
+            )
         _copy(packed, file, max(0, expected - 352) + _SLACK, path)
     return target

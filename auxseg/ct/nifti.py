@@ -89,6 +89,11 @@ def list_findings(geometry):
             "taken to run to the left, the front and the head, and masks say as little as the scan"
         )
         found.append(Finding(WARNING, "no-orientation", text))
+    if not np.isfinite(header["scl_slope"]):
+        text = (
+            f"its scale (scl_slope) is {header['scl_slope']}, no number: values are taken as they are stored"
+        )
+        found.append(Finding(WARNING, "scale", text))
     other = _qform(header) if which == "sform" and _is_set(header, "qform") else None
     apart_mm = 0.0 if other is None else _distance_mm(affine, other, geometry.size_xyz)
     if not apart_mm <= 0.25 * min(geometry.spacing_xyz_mm):
@@ -115,7 +120,9 @@ def read_block(path, first_xyz, size_xyz):
     header = _read_header(path)
     try:
         slope, intercept = header.get_slope_inter()
-        spec = (_size(header, path), header.get_data_dtype(), int(header.get_data_offset()), slope, intercept)
+        # A slope of 0, or of no finite number, says that values are not scaled.
+        scale = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+        spec = (_size(header, path), header.get_data_dtype(), int(header.get_data_offset()), *scale)
         values = ArrayProxy(str(path), spec)[
             tuple(slice(first, first + size) for first, size in zip(first_xyz, size_xyz))
         ]

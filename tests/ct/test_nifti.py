@@ -211,6 +211,18 @@ def test_a_header_that_makes_no_sense_is_refused_in_one_line(tmp_path, values, w
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("slope", [0.0, np.nan, np.inf])
+def test_values_without_a_scale_are_taken_as_stored(tmp_path, slope):
+    """A slope of 0 says so by the standard; one that is no number is said."""
+    path = write(tmp_path / "a.nii")
+    change(path, scl_slope=slope, scl_inter=slope)
+    header = images.read_header(path)
+    np.testing.assert_array_equal(images.read_volume(path, header=header).shape, header.geometry.shape_zyx)
+    assert images.read_volume(path).max() > 0
+    codes = [finding.code for finding in nifti.list_findings(header.stored)]
+    assert ("scale" in codes) == (slope != 0.0)
+
+
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "a.nii").write_bytes(b"no header" * 100)
     with pytest.raises(InputError, match="cannot be read as NIfTI"):
