@@ -85,10 +85,12 @@ def _add_to_train(table, **how):
 
 
 def check_splits(table, parts):
-    """Raises an InputError if a split is empty, or a case, series or patient is in two of them."""
+    """Raises an InputError if a split is empty or has a case twice, or a case, series or patient is in two of them."""
     for name, indices in parts.items():
         if not len(indices):
             raise InputError(f"data.split: the {name} split of {len(table)} cases is empty; give more cases")
+        if len(set(map(int, indices))) < len(indices):
+            raise InputError(f"data.split: the {name} split has a case twice, which would count twice")
     for column in ("case_id", "series_uid", "patient", "together"):
         seen = {}
         for name, indices in parts.items():

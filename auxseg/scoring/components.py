@@ -118,8 +118,8 @@ def _slice_stats(labels, count, index):
         return []
     rows, columns = np.nonzero(labels)
     values = labels[rows, columns]
-    pixels = np.bincount(values, minlength=count + 1)[1:]
-    sums = [np.bincount(values, axis, minlength=count + 1)[1:] for axis in (rows, columns)]
+    pixels = np.bincount(values)[1:]  # every label has a pixel
+    sums = [np.bincount(values, axis)[1:] for axis in (rows, columns)]
     return [(int(n), n * index, y, x, index) for n, y, x in zip(pixels, *sums)]
 
 

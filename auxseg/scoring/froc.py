@@ -48,10 +48,13 @@ class Matches:
 def read_annotations(path):
     """Returns {series UID: float64 [n, 4]} of nodules or excluded findings: x, y, z and diameter in mm.
 
+    A row that is there twice counts once.
+
     Raises:
         InputError: no such file, columns missing, or a value that is no number.
     """
-    return _read(path, "diameter_mm")
+    found = _read(path, "diameter_mm")
+    return {uid: np.array(list(dict.fromkeys(map(tuple, rows.tolist())))) for uid, rows in found.items()}
 
 
 def read_candidates(path):

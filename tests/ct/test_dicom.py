@@ -569,3 +569,23 @@ def test_the_next_usable_series_is_taken(tmp_path, volume):
     np.testing.assert_array_equal(scan.read(0, 12), volume[:12])
     assert "would come first and cannot be used: DICOM" in _findings(scan, "passed-over")[0].text
     assert "values of type 'OD'" in scan.skipped[0].reason
+
+
+def test_an_empty_transfer_syntax_is_guessed(tmp_path, volume):
+    for path in dicom_files.write_series(tmp_path / "in", volume[:3]):
+        raw, stated = path.read_bytes(), b"1.2.840.10008.1.2.1\0"
+        start = raw.index(b"\x02\x00\x10\x00UI") + 6
+        assert raw[start + 2 : start + 2 + len(stated)] == stated
+        path.write_bytes(raw[:start] + b"\0\0" + raw[start + 2 + len(stated) :])
+    np.testing.assert_array_equal(_read(tmp_path / "in", tmp_path / "s"), volume[:3])
+
+
+def test_a_scale_that_is_no_number_names_its_file(tmp_path, volume):
+    paths = dicom_files.write_series(tmp_path / "in", volume[:2])
+    for path in paths:
+        path.write_bytes(path.read_bytes().replace(b"-1024 ", b"nan   "))
+    _refused(
+        tmp_path / "in",
+        tmp_path / "s",
+        "IM0000.dcm has the rescale slope or intercept nan, expected a number",
+    )

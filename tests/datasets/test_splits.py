@@ -156,6 +156,12 @@ def test_check_splits_names_what_is_shared():
         splits.check_splits(table, {"train": np.array([0, 1]), "val": np.array([2, 3])})
 
 
+def test_check_splits_finds_a_case_that_is_twice_in_one():
+    table = make_table(list("abcd"), [0] * 4)
+    with pytest.raises(InputError, match="the test split has a case twice"):
+        splits.check_splits(table, {"train": np.array([0, 1]), "test": np.array([2, 3, 2])})
+
+
 def real_table(real_data):
     """Returns the table of LUNA16's 888 middle slices, with the nodules that cross them."""
     subsets = json.loads((real_data / "csv" / "subset_of_uid.json").read_text(encoding="utf-8"))

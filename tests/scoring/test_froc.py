@@ -170,6 +170,12 @@ def test_candidates_without_a_probability_are_not_written(tmp_path):
         froc.write_candidates(tmp_path / "found.csv", {"1.2": np.array([[1.5, -2.25, 3.0]])})
 
 
+def test_an_annotation_that_is_there_twice_counts_once(tmp_path):
+    lines = ["seriesuid,coordX,coordY,coordZ,diameter_mm", "1.2,1,2,3,4", "1.2,1,2,3,5", "1.2,1,2,3,4"]
+    (tmp_path / "annotations.csv").write_text("\n".join(lines))
+    assert froc.read_annotations(tmp_path / "annotations.csv")["1.2"].tolist() == [[1, 2, 3, 4], [1, 2, 3, 5]]
+
+
 def test_wrong_files_are_named(tmp_path):
     path = tmp_path / "annotations.csv"
     with pytest.raises(InputError, match="cannot be read"):

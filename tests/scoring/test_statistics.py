@@ -40,6 +40,12 @@ def test_bootstrap_ratio_pools():
     assert (interval.low, interval.high) == pytest.approx((0.1, 0.3))
 
 
+def test_resamples_without_a_denominator_are_dropped():
+    """Patient a alone, a quarter of the resamples, has none; all others have 5 of 10 for each b in them."""
+    interval = statistics.bootstrap_ratio([0, 5], [0, 10], ["a", "b"])
+    assert (interval.estimate, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
 def test_bootstrap_repeats_itself():
     values = np.linspace(0, 1, 20)
     assert statistics.bootstrap_mean(values, range(20), seed=3) == statistics.bootstrap_mean(
@@ -122,6 +128,13 @@ def test_exact_sign_flip_by_enumeration():
     assert result.exact and result.p_value == pytest.approx(np.mean(flips))
     assert result.difference.estimate == pytest.approx(second.mean())
     assert result.effect_size == pytest.approx(second.mean() / second.std(ddof=1))
+
+
+def test_twelve_patients_are_the_most_of_whom_all_flips_are_tried():
+    """Of 12 equal differences two of the 4,096 flips are as large: none turned, and all."""
+    found = statistics.paired_test(np.zeros(12), np.ones(12), range(12))
+    assert found.exact and found.p_value == 2 / 4096
+    assert not statistics.paired_test(np.zeros(13), np.ones(13), range(13)).exact
 
 
 def test_random_sign_flip_agrees_with_scipy():
