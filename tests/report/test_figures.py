@@ -144,6 +144,7 @@ def test_model_card_names_what_it_rests_on(tmp_path, evaluation):
         "40 cases, which is few" in line for line in card["Limits"]
     )
     assert any("12 cases that have it" in line for line in card["Performance"])
+    assert not any("LUNA16" in line for line in card["Limits"])  # of a phantom
 
 
 def test_airway_taken_for_nodules_is_named(tmp_path, evaluation):
@@ -157,6 +158,7 @@ def test_airway_taken_for_nodules_is_named(tmp_path, evaluation):
         )
     )
     assert any("airway" in line for line in card["Data"])
+    assert any("masks of LUNA16 were made by an algorithm" in line for line in card["Limits"])
 
 
 def test_the_papers_numbers():
