@@ -163,7 +163,14 @@ def _load_folder(data_config, size_yx, slab, classes):
         skip_bad_scans=data_config.skip_bad_scans,
         name="folder",
     )
-    return select.select(dataset, classes)
+    dataset = select.select(dataset, classes)
+    if "nodule" not in classes or (dataset.table.num_nodules != -1).any():
+        return dataset
+    note = (
+        "the labels mark no nodules: data.classes without 'nodule' trains a network of lungs; data.meanings says that what they "
+        "call lung may be one"
+    )
+    return dataclasses.replace(dataset, notes=(*dataset.notes, note))
 
 
 def _check_field(data_config):

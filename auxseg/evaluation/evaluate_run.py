@@ -60,17 +60,17 @@ def report_run(workdir, *, split=None, explained=(), tuned=False, flip=False):
     score_cases.find_cases(subject.dataset, explained or ())
     if tuned:
         subject = dataclasses.replace(subject, decision=decisions.read_decision(workdir, flip=flip))
-    results = _evaluate(subject, split)
+    results = evaluate_split(subject, split)
     judgement = score_cases.judge_split(subject, split)
     page = score_cases.write_judgement(workdir, subject, judgement, explained=explained)
     return {
         "split": split,
         "epoch": found["epoch"],
-        **_summarise_decided(subject, split, results, judgement, tuned or flip),
+        **summarise_decided(subject, split, results, judgement, tuned or flip),
     }, page
 
 
-def _summarise_decided(subject, split, results, judgement, otherwise):
+def summarise_decided(subject, split, results, judgement, otherwise):
     """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
     if otherwise:
         results = results._replace(counts=_count_decided(subject, split, judgement))
@@ -107,7 +107,7 @@ def evaluate(workdir, *, split=None):
         InputError: no run there, no such split, or other data than it was trained on.
     """
     subject, split, found = open_run(workdir, split)
-    scores = _summarise(subject, split, _evaluate(subject, split))
+    scores = _summarise(subject, split, evaluate_split(subject, split))
     return {"split": split, "epoch": found["epoch"], **scores}
 
 
@@ -126,7 +126,7 @@ def open_run(workdir, split, *, flip=False):
     return subject, split, found
 
 
-def _evaluate(subject, split):
+def evaluate_split(subject, split):
     """Returns the CaseResults of a split of a Subject."""
     return validation.evaluate_cases(
         validation.create_eval_fn(
@@ -170,10 +170,10 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         print(describe_decision(on_val), flush=True)
         subject = dataclasses.replace(subject, decision=chosen)
     names = [split for split in ("val", "test") if split in members]
-    results = {split: _evaluate(subject, split) for split in names}
+    results = {split: evaluate_split(subject, split) for split in names}
     shown = splits.default_split(members) if config.eval.num_panels else None
     judgements = {split: score_cases.judge_split(subject, split, native=split == shown) for split in names}
-    rows = [row for split in names for row in _case_rows(judgements[split], results[split])]
+    rows = [row for split in names for row in case_rows(judgements[split], results[split])]
     files.write_csv(workdir / "cases.csv", rows)
     epochs = files.read_rows(workdir / "metrics.jsonl")
     summary = {
@@ -186,7 +186,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
         "notes": list(dataset.notes),
         "parameters": state.count_values(variables),
         "scores": {
-            split: _summarise_decided(subject, split, results[split], judgements[split], tuned)
+            split: summarise_decided(subject, split, results[split], judgements[split], tuned)
             for split in names
         },
     }
@@ -201,7 +201,7 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     }
 
 
-def _case_rows(judgement, results):
+def case_rows(judgement, results):
     """Returns the rows of `cases.csv` of a split: scores at the network's size, and the losses."""
     pairs = zip(judgement.evaluation.rows, results.loss, strict=True)
     return [row | {"loss": float(loss)} for row, loss in pairs]

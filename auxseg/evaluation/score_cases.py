@@ -341,7 +341,7 @@ def _default_explanations(cases, classes):
     return list(dict.fromkeys(pairs)) or [(case.case_id, classes[1]) for case in cases[:1]]
 
 
-def write_judgement(workdir, subject, judgement, *, explained=None, folder=None):
+def write_judgement(workdir, subject, judgement, *, explained=None, folder=None, records=None, notes=()):
     """Writes the report of a judged split into `workdir/report`; returns the page's path.
 
     Args:
@@ -350,12 +350,14 @@ def write_judgement(workdir, subject, judgement, *, explained=None, folder=None)
         judgement: Judgement of one of its splits.
         explained: as `wanted` of `explain_cases`, or None for no explanation.
         folder: where to write instead of `workdir/report`, or None.
+        records: run_folder.Records to show instead of the run's own, or None.
+        notes: what is to be said of the cases.
     """
     workdir = pathlib.Path(workdir)
     folder = workdir / "report" if folder is None else folder
     cases = read_cases(subject, judgement)
     rows, columns = subject.dataset.size_yx
-    records = run_folder.read_records(workdir)
+    records = run_folder.read_records(workdir) if records is None else records
     report = Report(
         run=records,
         split=judgement.split,
@@ -364,7 +366,10 @@ def write_judgement(workdir, subject, judgement, *, explained=None, folder=None)
         native=judgement.native,
         cases=cases,
         explanations=() if explained is None else explain_cases(subject, cases, explained),
-        facts=list_facts(subject, judgement, records) | judge_among_readers(folder, subject, judgement.split),
+        facts=list_facts(subject, judgement, records)
+        | judge_among_readers(folder, subject, judgement.split)
+        | ({"Cases": "; ".join(notes)} if notes else {}),
+        data=subject.dataset.name,
     )
     return write_report(folder, report)
 

@@ -26,6 +26,7 @@ class Report:
         cases: viewer.CaseImage, to look at.
         explanations: explain.Explanation.
         facts: name -> text: parameters, MACs, seconds, hardware.
+        data: name of the data set that was scored; '' for the run's own.
     """
 
     run: run_folder.Records
@@ -36,6 +37,7 @@ class Report:
     cases: tuple[Any, ...] = ()
     explanations: tuple[Any, ...] = ()
     facts: dict = dataclasses.field(default_factory=dict)
+    data: str = ""
 
 
 def write_report(folder, report):

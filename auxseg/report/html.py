@@ -52,7 +52,9 @@ def _version(report):
 def _lead(report):
     owners = len(set(tables.patients(report.evaluation)))
     cases = len(report.evaluation.rows)
-    data = report.run.summary.get("dataset") or report.run.config.get("data", {}).get("name", "")
+    data = (
+        report.data or report.run.summary.get("dataset") or report.run.config.get("data", {}).get("name", "")
+    )
     counts = f"{findings.count_of(cases, 'case')} of {findings.count_of(owners, 'patient')}"
     return f"{counts}, {report.resolution}. Data: {data}."
 

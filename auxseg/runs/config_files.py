@@ -125,6 +125,13 @@ def with_settings_of_workdir(argv):
     return [argv[0], f"--config={settings}", *argv[1:]]
 
 
+def list_changes():
+    """Returns {setting: value} of the flags --config.SETTING that were given; none where there is no flag --config."""
+    if "config" not in flags.FLAGS:
+        return {}
+    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
 def describe_settings():
     """Returns (name, value, comment) of each setting of base.py, in its order; a comment stands behind a value."""
     path = folder() / "base.py"

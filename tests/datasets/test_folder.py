@@ -337,6 +337,22 @@ def test_records_hold_the_slices_and_are_written_once(tmp_path, monkeypatch):
     assert len(load(place, tmp_path / "none", skip_bad_scans=True)) == 15
 
 
+def test_labels_of_lungs_alone(tmp_path):
+    hu, mask = draw(nodule=False)
+    for number in range(2):
+        write(tmp_path / "images" / f"{number}.nii.gz", hu)
+        write(
+            tmp_path / "labels" / f"{number}.nii.gz", np.array([0, 2, 1], np.uint8)[mask]
+        )  # as lungmask writes them
+    dataset = load(tmp_path, tmp_path / "cache", label_map="lungmask")
+    assert dataset.notes[-1].startswith("the labels mark no nodules: data.classes without 'nodule'")
+    np.testing.assert_array_equal(dataset.read(np.array([0]))[1][0], mask[2])
+    lungs = load(
+        tmp_path, tmp_path / "cache", label_map="lungmask", classes=("background", "left_lung", "right_lung")
+    )
+    assert lungs.table.labels[0].tolist() == [1, 1, 1] and not any("nodules" in note for note in lungs.notes)
+
+
 def test_workers_and_npz_files_give_the_same(tmp_path):
     folder = write_nnunet(tmp_path / "set", cases=2)
     settings = layout.Settings(size_yx=(40, 48), slices="all")

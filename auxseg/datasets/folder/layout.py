@@ -12,11 +12,11 @@ import tempfile
 import numpy as np
 from scipy import ndimage
 
-from auxseg.base.classes import LEFT, NODULE, RIGHT, UNKNOWN
+from auxseg.base.classes import LEFT, NODULE, RIGHT
 from auxseg.base.errors import InputError, check_choice
 from auxseg.ct import body, checks, headers, label_files, scans
 from auxseg.datasets import nodules
-from auxseg.datasets.folder import label_map
+from auxseg.datasets.folder import label_map, labels
 from auxseg.datasets.folder.listing import list_folder
 from auxseg.datasets.labels import side_columns
 from auxseg.datasets.luna16.layout import SLICES, Slice, choose_slices
@@ -133,7 +133,8 @@ def read_slices(scan, settings, nodules_of):
     meaning = label_map.parse(settings.label_map)
     with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
         image = _open(scan, scratch)
-        masks = _read_masks(scan, image, scratch, meaning)
+        masks = labels.read_classes(scan.labels, image.geometry, scratch, meaning, scan.value_names)
+        labels.forget_unmarked(masks)
         spheres = nodules_of(scan)
         _paint_spheres(masks, spheres, image.geometry)
         chosen = _choose(masks, settings.slices, scan.uid)
@@ -163,23 +164,6 @@ def _open(scan, scratch):
     images = np.concatenate([image.read(int(index), int(index) + 1) for index in indices])
     checks.raise_errors(checks.check_values(images, image.dtype), image.path)
     return image
-
-
-def _read_masks(scan, image, scratch, meaning):
-    """Returns the classes of a scan, uint8 [D, H, W] in a file.
-
-    Every chest has a lung: labels that mark none do not know lungs, and what they leave unmarked is unknown.
-    """
-
-    def class_of(keys, path):
-        names = [scan.value_names[key] for key in keys if key in scan.value_names]
-        return meaning.class_of((*names, *keys), path)
-
-    masks = label_files.read_labels(scan.labels, image.geometry, scratch, class_of)
-    if not any(((mask == LEFT) | (mask == RIGHT)).any() for mask in masks):
-        for mask in masks:
-            mask[mask == 0] = UNKNOWN
-    return masks
 
 
 def _paint_spheres(masks, spheres, grid):

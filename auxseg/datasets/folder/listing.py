@@ -21,18 +21,14 @@ import re
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.ct import dicom, find, label_files
+from auxseg.ct import find, label_files
 from auxseg.ct import names as names_lib
+from auxseg.datasets.folder import labels as labels_lib
 
 IMAGE_FOLDERS = ("imagesTr", "images", "scans", "ct")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks", "segmentations")
 ANNOTATIONS, PATIENTS, DATASET = "annotations.csv", "patients.csv", "dataset.json"
-_LABEL_END = re.compile(
-    r"(^|[-_. ])(labels?|masks?|segs?|segmentations?|lungs?|lungmask|nodules?|gt|reference|annotations?)$",
-    re.IGNORECASE,
-)
 _IMAGE_END = re.compile(r"(^|[-_. ])(ct|images?|img|scan|volume)$", re.IGNORECASE)
-_CHANNEL = re.compile(r"_(\d{4})$")
 USED, SKIPPED, FAILED = "used", "skipped", "failed"
 _MOST_NAMED = 10
 """Skipped files in the notes; `files.csv` beside the records has them all."""
@@ -123,21 +119,6 @@ def list_folder(path):
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class _Label:
-    """Files that hold the labels of one scan.
-
-    Attributes:
-        names: by which a scan may be called, in small letters.
-        paths: files, or one folder of structures.
-        study_uid: of DICOM, else ''.
-    """
-
-    names: frozenset[str]
-    paths: tuple[pathlib.Path, ...]
-    study_uid: str = ""
-
-
 class _Listing:
     """Goes through a folder once."""
 
@@ -149,13 +130,14 @@ class _Listing:
         self._about = (
             files.read_object(about, hint="correct it, or take it out of the folder") if about else {}
         )
-        self._value_names = read_value_names(self._about.get("labels"))
+        self._value_names = labels_lib.read_value_names(self._about.get("labels"))
         self._patients = self._read_patients()
         self._num_unnamed = 0
         images, labels = (_first_folder(path, names) for names in (IMAGE_FOLDERS, LABEL_FOLDERS))
         apart = bool(images and labels)
         found = _survey(images if apart else path)
-        labelled = list(self._list_labels(labels)) if apart else []
+        labelled, others = labels_lib.list_labels(labels) if apart else ([], [])
+        self._note(others, SKIPPED, "no label: neither an image, DICOM-SEG, RTSTRUCT nor a folder of them")
         sources, more = ([*found.sources], []) if apart else _part(found.sources)
         labels_found = [*labelled, *more, *_find_series(found.skipped)]
         names = {name for one in labels_found for name in one.names}
@@ -202,29 +184,17 @@ class _Listing:
         rows = files.read_cells(path, ("scan", "patient"), hint="give both columns") if path else ()
         return patients | {row["scan"]: row["patient"] for row in rows if row["patient"]}
 
-    def _list_labels(self, folder):
-        """Yields a `_Label` for what lies in the folder of labels."""
-        for entry in sorted(folder.iterdir()):
-            if entry.name.startswith("."):
-                continue
-            paths, study_uid = _label_paths(entry)
-            if paths:
-                name = label_files.stem(entry) if entry.is_file() else entry.name
-                yield _Label(_names(name, _CHANNEL, _LABEL_END), paths, study_uid)
-            else:
-                self._note(
-                    [entry], SKIPPED, "no label: neither an image, DICOM-SEG, RTSTRUCT nor a folder of them"
-                )
-
     def _name_sources(self, sources):
         """Returns [(name, source)] of the scans: without what ends the names of images, where that names one alone."""
         named = []
         for source in sources:
-            channel = _CHANNEL.search(source.name)
+            channel = labels_lib.CHANNEL.search(source.name)
             if channel and channel[1] != "0000":
                 self._note([source.path], SKIPPED, f"channel {int(channel[1])}: the CT is channel 0")
             else:
-                named.append((_IMAGE_END.sub("", _CHANNEL.sub("", source.name)) or source.name, source))
+                named.append(
+                    (_IMAGE_END.sub("", labels_lib.CHANNEL.sub("", source.name)) or source.name, source)
+                )
         counts = collections.Counter(name.lower() for name, _ in named)
         return [(name if counts[name.lower()] == 1 else source.name, source) for name, source in named]
 
@@ -296,24 +266,19 @@ def _read_column(path, column):
     return {row[column].strip() for row in files.read_cells(path, (column,))} if path else set()
 
 
-def _names(name, *endings):
-    """Returns the names that a label's name stands for, in small letters: itself, and without each ending."""
-    names = {name}
-    for ending in endings:
-        names |= {ending.sub("", one) for one in names}
-    return frozenset(one.lower() for one in names if one)
-
-
 def _part(found):
-    """Returns (scans, `_Label`s) of one folder that holds both."""
+    """Returns (scans, `labels.Label`s) of one folder that holds both."""
     sources, labels = [], {}
     for source in found:
-        parts, end = source.path.parts, _LABEL_END.search(source.name)
+        parts, end = source.path.parts, labels_lib.LABEL_END.search(source.name)
         if source.kind == "file" and parts[-2] in LABEL_FOLDERS and len(parts) > 2:
             name = source.name.rsplit(f"-{parts[-2]}-", 1)[0]
-            labels[source.path.parent] = _Label(frozenset({name.lower()}), (source.path.parent,))
+            labels[source.path.parent] = labels_lib.Label(
+                name, frozenset({name.lower()}), (source.path.parent,)
+            )
         elif source.kind == "file" and end:
-            labels[source.path] = _Label(frozenset({source.name[: end.start()].lower()}), (source.path,))
+            name = source.name[: end.start()]
+            labels[source.path] = labels_lib.Label(name, frozenset({name.lower()}), (source.path,))
         else:
             sources.append(source)
     return sources, list(labels.values())
@@ -340,34 +305,9 @@ def _split_study(source, root, names):
 
 
 def _find_series(skipped):
-    """Returns a `_Label` for each DICOM series that holds labels."""
+    """Returns a `labels.Label` for each DICOM series that holds labels."""
     return [
-        _Label(frozenset(), one.series.paths, one.series.study_uid)
+        labels_lib.Label(one.name, frozenset(), one.series.paths, one.series.study_uid)
         for one in skipped
         if one.series is not None and one.series.modality in label_files.KINDS
     ]
-
-
-def _label_paths(entry):
-    """Returns (paths, StudyInstanceUID or '') of an entry of a folder of labels; () where it is none."""
-    if entry.is_dir():
-        if label_files.list_structures(entry):
-            return (entry,), ""
-        inside = [
-            file for file in sorted(entry.rglob("*")) if file.is_file() and label_files.read_modality(file)
-        ]
-        return tuple(inside), dicom.read_file(inside[0]).study_uid if inside else ""
-    if label_files.is_image(entry):
-        return (entry,), ""
-    return ((entry,), dicom.read_file(entry).study_uid) if label_files.read_modality(entry) else ((), "")
-
-
-def read_value_names(labels):
-    """Returns {value: name} of the `labels` of a dataset.json: MSD's {'1': 'cancer'}, nnU-Net's {'cancer': 1}."""
-    names = {}
-    for key, value in labels.items() if isinstance(labels, dict) else ():
-        for number, name in ((key, value), (value, key)):
-            if isinstance(name, str) and re.fullmatch("[0-9]+", str(number)):
-                names[int(number)] = name
-                break
-    return names
