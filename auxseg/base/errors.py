@@ -8,6 +8,9 @@ class InputError(ValueError):
     Everything else that is raised is a fault of auxseg and keeps its traceback.
     """
 
+    def __init__(self, text):
+        super().__init__(str(text).replace("\n", " "))  # of what others say, and of values that are quoted
+
 
 def check_choice(name, value, choices):
     """Returns `value` if it is one of `choices`.

@@ -48,8 +48,63 @@ def _digest(path):
 
 
 def read_about(folder):
-    """Returns what the `prediction.json` of a folder says."""
-    return files.read_object(folder / DONE, hint="remove it and start again")
+    """Returns what the `prediction.json` of a folder says.
+
+    Raises:
+        InputError: it cannot be read, or what is read of it is of another kind than auxseg writes.
+    """
+    about = files.read_object(folder / DONE, hint=_AGAIN)
+    wrong = [name for name, is_sound in _SOUND.items() if name in about and not is_sound(about[name])]
+    if wrong:
+        raise InputError(
+            f"{folder / DONE}: {wrong[0]} is none of auxseg's, {about[wrong[0]]!r:.80}; it is damaged: {_AGAIN}"
+        )
+    return about
+
+
+_AGAIN = "remove it and start again"
+
+
+def _is_ml(value):
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _is_series(value):
+    kinds = {"number": int, "description": str, "uid": str, "files": int}
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name, kind()), kind) for name, kind in kinds.items()
+    )
+
+
+def _is_skipped(value):
+    kinds = {"name": str, "path": str, "reason": str, "files": int}
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
+        and _is_series(value.get("series"))
+    )
+
+
+def _is_finding(value):
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("severity", "text"))
+
+
+def _each(is_sound):
+    return lambda values: isinstance(values, list) and all(map(is_sound, values))
+
+
+_SOUND = {
+    "settings": lambda value: isinstance(value, dict),
+    "input": lambda value: isinstance(value, dict),
+    "series": _is_series,
+    "skipped": _each(_is_skipped),
+    "files": _each(lambda value: isinstance(value, str)),
+    "findings": _each(_is_finding),
+    "lungs_ml": lambda value: _each(_is_ml)(value) and len(value) == 2,
+    "others_ml": lambda value: isinstance(value, dict) and all(map(_is_ml, value.values())),
+    "nodules": lambda value: isinstance(value, int),
+}
+"""What is read of a prediction.json, and whether it is what auxseg writes: it may be damaged, or another's."""
 
 
 def read_done(folder, source, settings):

@@ -127,8 +127,8 @@ def bland_altman(differences, *, intervals=True):
     bias = float(np.mean(differences)) if num else float("nan")
     sd = float(np.std(differences, ddof=1)) if num > 1 else float("nan")
     z = _stats().norm.ppf((1 + LEVEL) / 2)
-    t = _stats().t.ppf((1 + LEVEL) / 2, num - 1) if num > 1 else float("nan")
     some = max(num, 2)  # of fewer the deviation is not known, and so nothing here
+    t = _stats().t.ppf((1 + LEVEL) / 2, some - 1)
     half_bias = t * sd / np.sqrt(some)
     half_limit = t * sd * np.sqrt(1 / some + z**2 / (2 * (some - 1)))
 

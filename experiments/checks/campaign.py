@@ -4,7 +4,8 @@
 
 Each act must end in one of: the right result, one with a warning, what the changed file says, one clear line. A
 traceback, a crash, a half-written file or a wrong result taken for whole is a fault. FOLDER keeps what is done, so that
-the same command goes on where it stopped; acts of another commit are done again. Ends with 1 where there is a fault.
+the same command goes on where it stopped: the result names the commits of each part's acts, and what was a fault at
+another commit is done again. Ends with 1 where there is a fault.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def summarise(rows, seed):
     """Returns what is written: JSON types.
 
     Args:
-        rows: dicts of part, number, what, outcome, more.
+        rows: dicts of part, number, what, outcome, more, seed, commit.
         seed: of the campaign.
     """
     parts = {}
@@ -95,7 +96,7 @@ def summarise(rows, seed):
         kinds = collections.Counter(row["what"].split(":")[0] for row in done)
         parts[part] = {
             "what": WORDS[part], "planned": PARTS[part].COUNT, "done": len(done), "outcomes": dict(sorted(outcomes.items())),
-            "kinds": dict(sorted(kinds.items())),
+            "kinds": dict(sorted(kinds.items())), "commits": sorted({row["commit"] for row in done}),
         }  # fmt: skip
     faults = [row for row in rows if row["outcome"].startswith("fault")]
     origin = made_by.made_by(
@@ -135,21 +136,22 @@ def main(argv):
     work.mkdir(parents=True, exist_ok=True)
     log = work / "acts.jsonl"
     commit = made_by.made_by("", data="", seeds=())["commit"]
-    rows = [row for row in files.read_rows(log) if row["seed"] == given.seed and row["commit"] == commit]
+    rows = [row for row in files.read_rows(log) if row["seed"] == given.seed]
+    rows = [row for row in rows if row["commit"] == commit or not row["outcome"].startswith("fault")]
     for part in given.parts:
         done = {row["number"] for row in rows if row["part"] == part}
         left = [number for number in range(PARTS[part].COUNT) if number not in done]
 
         def record(number, what, outcome, more, part=part):
             row = {"part": part, "number": number, "what": what, "outcome": outcome, "more": more}
-            files.append_row(log, {**row, "seed": given.seed, "commit": commit})
+            row |= {"seed": given.seed, "commit": commit}
+            files.append_row(log, row)
             rows.append(row)
             if outcome.startswith("fault"):
                 print(json.dumps(row), flush=True)
 
         run_part(part, left, given.seed, work, record, deadline)
-    plain = [{name: row[name] for name in ("part", "number", "what", "outcome", "more")} for row in rows]
-    report = summarise(plain, given.seed)
+    report = summarise(rows, given.seed)
     files.write_json(out, report)
     files.write_text(out.with_suffix(".md"), format_table(report))
     counted = ", ".join(

@@ -1,10 +1,12 @@
 """Changes the code of scoring, splitting and choosing in one place at a time: does a test notice?
 
     python -m experiments.checks.mutants [--count=200] [--seed=0] [--minutes=20] [--out=FILE.json]
+    python -m experiments.checks.mutants --again=FILE.json
 
 A mutant is a file with one comparison, operator, number or condition exchanged. Each runs the tests of its file
 in a process of its own; one that they all pass survives, and is a guard without a test, or no change at all. Which
 places are drawn, and in which order, is a function of the seed. Ends with 1 where a survivor is not in `EXPLAINED`.
+`--again` runs the survivors of a former result alone, after tests were added for them.
 """
 
 from __future__ import annotations
@@ -55,6 +57,10 @@ EXPLAINED = {
     "auxseg/scoring/statistics.py, 2000 -> 2001: NUM_RESAMPLES = 2000": "as good a number of resamples",
     "auxseg/scoring/operating_point.py, True -> False: "
     "for row, choice in zip(counted, choices, strict=True):": "both are made with one length, a few lines before",
+    "auxseg/scoring/components.py, Eq -> NotEq: if not (mask == value).any():": "only saves time: where a slice has none "
+    "of the lung nothing is filled",
+    "auxseg/scoring/components.py, USub left out: "
+    "for pair in np.unique(pairs[np.flatnonzero(np.diff(pairs, prepend=-1))]).tolist():": "no pair is 1, nor -1",
 }
 """Survivors that change nothing that a test could see: 'file, change: line' -> why."""
 _COMPARISONS = {
@@ -204,6 +210,11 @@ def main(argv):
     import pytest  # noqa: F401
     import scipy.ndimage  # noqa: F401
 
+    if given.again:
+        report = run_again(files.read_object(given.again))
+        files.write_json(given.out, report)
+        print(f"{report['survived']} survive of {report['again']['survivors_then']}; {given.out}")
+        return 1 if report["unexplained"] else 0
     sites, start, outcomes = draw(given.seed), time.monotonic(), []
     for path, place in sites[: given.count]:
         if time.monotonic() - start > 60 * given.minutes:
@@ -216,6 +227,45 @@ def main(argv):
     files.write_json(given.out, report)
     print(f"{report['survived']} of {report['mutants']} mutants survived; {given.out}")
     return 1 if report["unexplained"] else 0
+
+
+def run_again(former):
+    """Returns a former result, JSON types, in which only those count as survivors that survive today's tests.
+
+    One whose line was rewritten since is no survivor.
+    """
+    then = [*former["unexplained"], *former["explained"]]
+    survivors = []
+    for path in TESTS:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for place in range(len(list_sites(ast.parse(text)))):
+            what = f"{path}, {mutate(text, place)[1]}"
+            if what in then and what not in survivors and run_mutant(path, place)[1] == "survived":
+                survivors.append(what)
+    seed = former["seed"]
+    origin = made_by.made_by(
+        f"python -m experiments.checks.mutants --seed={seed}; then --again",
+        data="the code itself",
+        seeds=[seed],
+    )
+    return former | {
+        "made_by": origin,
+        "again": {"commit_then": former["made_by"]["commit"], "survivors_then": former["survived"]},
+        "killed": former["mutants"] - len(survivors),
+        **_count_survivors(survivors),
+        "by_file": {
+            path: about | {"survived": sum(what.startswith(path) for what in survivors)}
+            for path, about in former["by_file"].items()
+        },
+    }
+
+
+def _count_survivors(survivors):
+    return {
+        "survived": len(survivors),
+        "unexplained": [what for what in survivors if what not in EXPLAINED],
+        "explained": {what: EXPLAINED[what] for what in survivors if what in EXPLAINED},
+    }
 
 
 def summarise(outcomes, num_sites, seed):
@@ -235,9 +285,7 @@ def summarise(outcomes, num_sites, seed):
         "places": num_sites,
         "mutants": len(outcomes),
         "killed": sum(outcome != "survived" for _, outcome in outcomes),
-        "survived": len(survivors),
-        "unexplained": [what for what in survivors if what not in EXPLAINED],
-        "explained": {what: EXPLAINED[what] for what in survivors if what in EXPLAINED},
+        **_count_survivors(survivors),
         "by_file": {
             path: {
                 "mutants": sum(what.startswith(path) for what, _ in outcomes),
@@ -252,5 +300,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("count", 200, "mutants to run, at most")
     flags.DEFINE_integer("seed", 0, "of the order in which they are drawn")
     flags.DEFINE_float("minutes", 20.0, "after which no other is started")
+    flags.DEFINE_string("again", None, "a former result, whose survivors alone are run")
     flags.DEFINE_string("out", str(RESULTS), "JSON file to write")
     command.run(main)

@@ -156,3 +156,7 @@ def test_a_name_that_is_no_text_can_be_printed(tmp_path):
         [sys.executable, tmp_path / "run.py"], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT
     )
     assert (done.returncode, done.stdout) == (0, "M\\udcfcller\n"), done.stderr
+
+
+def test_a_message_is_one_line_whatever_is_quoted_in_it():
+    assert str(InputError("got a: 1\n, expected 2")) == "got a: 1 , expected 2"

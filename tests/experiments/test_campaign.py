@@ -77,7 +77,8 @@ def test_the_table_counts_outcomes_by_part():
         {"part": "scans", "number": 1, "what": "nii: cut", "outcome": "refused", "more": ""},
         {"part": "kills", "number": 0, "what": "train: SIGKILL", "outcome": "fault: wrong", "more": "x"},
     ]
-    report = campaign.summarise(rows, 0)
+    report = campaign.summarise([row | {"seed": 0, "commit": "abc"} for row in rows], 0)
+    assert report["parts"]["scans"]["commits"] == ["abc"] and report["parts"]["runs"]["commits"] == []
     assert report["parts"]["scans"]["outcomes"] == {"refused": 2}
     assert report["parts"]["scans"]["kinds"] == {"mha": 1, "nii": 1}
     assert [row["more"] for row in report["faults"]] == ["x"]

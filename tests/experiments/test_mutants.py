@@ -48,3 +48,24 @@ def test_a_guard_without_a_test_survives_and_one_with_a_test_does_not(tmp_path, 
     (tmp_path / "test_it.py").write_text(text.replace("LIMIT", "2"))
     assert mutants.run_mutant("guarded.py", 0) == ("guarded.py, Gt -> GtE: return x > 1", "survived")
     assert mutants.run_mutant("guarded.py", 1) == ("guarded.py, 1 -> 2: return x > 1", "killed")
+
+
+def test_survivors_are_run_again_after_tests_were_added(tmp_path, monkeypatch):
+    (tmp_path / "guarded.py").write_text("def f(x):\n    return x > 1\n\n\ndef g(x):\n    return x + 1\n")
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    monkeypatch.setattr(mutants, "TESTS", {"guarded.py": ()})
+    now = {"Gt -> GtE": "killed", "Add -> Sub": "survived"}
+    monkeypatch.setattr(
+        mutants, "run_mutant", lambda path, place: (
+            "", now[mutants.mutate((tmp_path / path).read_text(), place)[1].split(": ")[0]]))  # fmt: skip
+    former = {
+        "made_by": {"commit": "abc"}, "seed": 0, "mutants": 10, "killed": 7, "survived": 3, "explained": {},
+        "unexplained": ["guarded.py, Gt -> GtE: return x > 1", "guarded.py, Add -> Sub: return x + 1",
+                        "guarded.py, 7 -> 8: a line of before"],
+        "by_file": {"guarded.py": {"mutants": 10, "survived": 3}},
+    }  # fmt: skip
+    found = mutants.run_again(former)
+    assert found["unexplained"] == ["guarded.py, Add -> Sub: return x + 1"]
+    assert (found["mutants"], found["killed"], found["survived"]) == (10, 9, 1)
+    assert found["again"] == {"commit_then": "abc", "survivors_then": 3}
+    assert found["by_file"] == {"guarded.py": {"mutants": 10, "survived": 1}}

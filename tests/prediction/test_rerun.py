@@ -1,6 +1,7 @@
 """Tests of running predict again, into its own input, on copies and on parts of the scans."""
 
 import csv
+import json
 import os
 import shutil
 
@@ -13,7 +14,7 @@ import pytest
 from auxseg import predict
 from auxseg.base.errors import InputError
 from auxseg.ct import find
-from auxseg.prediction import outputs
+from auxseg.prediction import done, outputs
 from auxseg.prediction import rows as rows_lib
 
 VOLUME = chest.draw((9, 48, 56))
@@ -166,3 +167,35 @@ def test_everything_handed_in_is_in_the_table(tmp_path, capsys):
         or "skipped: series 9 of flat-T1 'CHEST'" in printed
     )
     assert "skipped: readme.txt" in printed and "2 of 3 scans done" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("findings", ["x"]),
+        ("findings", {"a": 1}),
+        ("skipped", [{"name": "a", "path": "b", "reason": "c", "files": 1, "series": "d"}]),
+        ("lungs_ml", [1.0]),
+        ("lungs_ml", ["1", "2"]),
+        ("others_ml", [1]),
+        ("files", [["mask.nii.gz"]]),
+        ("series", {"number": "3"}),
+        ("settings", None),
+    ],
+)
+def test_a_damaged_prediction_json_is_one_line(tmp_path, name, value):
+    sound = {
+        "settings": {},
+        "findings": [],
+        "skipped": [],
+        "lungs_ml": [1.5, None],
+        "others_ml": {"airway": 2},
+        "series": {},
+    }
+    (tmp_path / "prediction.json").write_text(json.dumps(sound))
+    assert done.read_about(tmp_path) == sound
+    (tmp_path / "prediction.json").write_text(json.dumps(sound | {name: value}))
+    with pytest.raises(
+        InputError, match=f"prediction.json: {name} is none of auxseg's.*remove it and start again"
+    ):
+        done.read_about(tmp_path)

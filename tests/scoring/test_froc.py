@@ -23,9 +23,14 @@ def test_double_hits_count_once_and_take_the_highest_probability():
 
 def test_excluded_findings_count_nothing():
     excluded = [[100.0, 0, 0, 4.0], [200.0, 0, 0, -1.0]]  # a negative diameter means 10 mm
-    found = froc.match([[101, 0, 0, 0.9], [204, 0, 0, 0.8], [206, 0, 0, 0.6]], NODULE, excluded)
+    found = froc.match([[101, 0, 0, 0.9], [204, 0, 0, 0.8], [205.2, 0, 0, 0.6]], NODULE, excluded)
     assert np.isnan(found.hits).all()
     assert found.false.tolist() == [0.6]
+
+
+def test_a_small_diameter_is_no_unknown_one():
+    found = froc.match([[2.0, 0, 0, 0.9], [0.3, 0, 0, 0.5]], [[0.0, 0, 0, 0.8]])
+    assert found.hits.tolist() == [0.5] and found.false.tolist() == [0.9]
 
 
 def test_one_finding_may_hit_two_nodules():
@@ -51,6 +56,10 @@ def test_curve_by_hand():
     false, sensitivity = froc.curve(two_scans())
     np.testing.assert_allclose(false, [0, 0, 0.5, 1.0, 1.5])
     np.testing.assert_allclose(sensitivity, [0, 1 / 3, 1 / 3, 1 / 3, 2 / 3])
+
+
+def test_the_rates_are_those_of_the_challenge():
+    assert froc.FALSE_PER_SCAN == (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
 def test_sensitivity_is_interpolated_and_ends_flat():

@@ -33,6 +33,17 @@ def test_the_largest_overlap_takes_a_nodule_and_the_other_is_false():
     assert (objects[1]["center_y_px"], objects[1]["center_x_px"]) == (2.0, 2.0)
 
 
+def test_strata_are_of_millimetres():
+    """7 pixels are 2.985 wide: at 2 mm each that is a nodule of 5.97 mm, at 2.5 mm one of 7.46 mm."""
+    mask = np.zeros((3, 9), bool)
+    mask[1, 1:8] = True
+    names = [
+        matching.match_objects(prediction=mask, reference=mask, spacing_yx_mm=(mm, mm))[0]["stratum"]
+        for mm in (2.0, 2.5)
+    ]
+    assert names == [matching.stratum(5.97), matching.stratum(7.46)] and names[0] != names[1]
+
+
 def test_only_the_objects_that_are_kept_are_matched():
     reference = np.zeros((4, 12), bool)
     reference[1:3, 1:5] = True
