@@ -20,6 +20,7 @@ import scipy.ndimage
 from absl import flags
 
 from auxseg.base import command
+from auxseg.base.errors import InputError
 from auxseg.datasets import windows
 from auxseg.prediction import nodule_candidates, nodule_look, nodules
 from experiments.box import judge_views, nodule_data, nodule_train
@@ -136,11 +137,13 @@ def draw_views(generator, example, single):
 def draw_batch(true, false, recipe, step):
     """Returns (views float32 [N, views, planes, H, W], labels float32 [N]); a function of (seed, step)."""
     generator = np.random.Generator(np.random.PCG64([recipe.seed, step]))
+    shares = np.array([share * bool(false[kind]) for kind, share in zip(KINDS, recipe.shares, strict=True)])
     views, labels = [], []
     for place in range(recipe.batch):
         single, label = place % 4 < 2, place % 2
-        kind = KINDS[generator.choice(len(KINDS), p=np.asarray(recipe.shares) / sum(recipe.shares))]
-        pool = true if label else false[kind if single or kind != "middle" else "scan"]
+        kind = KINDS[generator.choice(len(KINDS), p=shares / shares.sum())]
+        several = false["scan"] or false[kind]  # a middle slice stands alone
+        pool = true if label else false[kind] if single or kind != "middle" else several
         if not single:
             pool = [example for example in pool if len(example.planes) > 1] or pool
         views.append(draw_views(generator, pool[generator.integers(len(pool))], single))
@@ -165,6 +168,10 @@ def train(real, runs, fold, recipe):
     """Trains to the end, from the beginning each time, and writes `judge.npz` into the fold's run."""
     true, false = read_examples(real, runs, fold, recipe)
     print(f"true {len(true)}, false { ({kind: len(part) for kind, part in false.items()}) }", flush=True)
+    if not any(false.values()):
+        raise InputError(
+            f"--runs: the look of fold {fold} marks nothing that is no nodule; train it for longer"
+        )
     network = CandidateNetwork()
     params = network.init(jax.random.key(recipe.seed), draw_batch(true, false, recipe, 0)[0][:1])["params"]
     schedule = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)

@@ -125,6 +125,8 @@ def test_half_of_a_batch_is_true_and_half_seen_through_one_slice():
     assert labels.tolist() == [0, 1] * 4
     spread = np.ptp(views[:, 0].mean(axis=(2, 3)), axis=1)  # over the planes
     assert [bool(s > 0.05) for s in spread] == [False, False, True, True] * 2
+    one_kind = {"crop": [], "scan": [], "middle": true}  # what the look marks may be of one kind alone
+    assert nodule_judge.draw_batch(true, one_kind, recipe, 0)[0].shape == views.shape
 
 
 def matches():
