@@ -14,7 +14,7 @@ from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.models import interface
 from auxseg.runs.state import count_values
-from auxseg.training import batching, insertion, loop, optim, setup, steps
+from auxseg.training import batching, facts, insertion, loop, optim, setup, steps
 from auxseg.training.settings import create_step_settings
 from configs import base
 
@@ -272,3 +272,29 @@ def test_accumulation_with_batch_norm_counts_each_case_once(data):
 def test_a_batch_that_cannot_be_divided_is_refused(data):
     with pytest.raises(InputError, match="train.accumulate_steps: got 5, expected a divisor of 24"):
         _step_with(data, train__accumulate_steps=5)
+
+
+def test_votes_of_crops_in_four_classes_go_through_a_step():
+    """One crop of two readers beside one case whose labels tell all: the nodule alone is known of the crop."""
+    crop = np.array([[1, 1, 1, 0], [0] * 4, [0] * 4, [0, 0, 0, 1]], np.uint8)
+    masks = np.full((2, *SIZE), 128, np.uint8)  # of no reader
+    masks[0, 4:8, 4:8], masks[0, 4:8, 8:12], masks[1] = 131, 129, 1
+    raw = batching.RawBatch(
+        np.zeros((2, *SIZE), np.int16), masks, np.arange(2, dtype=np.int32), np.ones(2, np.float32)
+    )
+    config = small_config(augment__enabled=True, augment__hu_scale_fraction=0.2, augment__scale_fraction=0.0)
+    config.augment.update({"flip_probability": 0.0, "shift_fraction": 0.0, "rotate_degrees": 0.0})
+    config.data.target = "share"
+    settings = create_step_settings(
+        config,
+        facts=facts.CaseFacts(
+            meanings=np.stack([crop, np.eye(4, dtype=np.uint8)]),
+            is_cut=np.array([True, False]),
+            readers=np.array([[2, 3], [0, 0]], np.uint8),
+        ),
+    )
+    step = jax.jit(functools.partial(steps.train_step, settings=settings))
+    state, sums = jax.device_get(step(start(), steps.empty_sums(4), raw))
+    assert np.isfinite(sums.loss) and int(state.step) == 1
+    # Half of two readers is a half: their consensus is nodule. The rest of the crop is not scored.
+    np.testing.assert_array_equal(sums.dice_cases, [0, 1, 0, 1])
