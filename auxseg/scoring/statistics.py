@@ -228,7 +228,7 @@ def paired_test(first, second, patients, *, seed=0):
 
 def _sign_flip(means, seed):
     num = len(means)
-    slack = 1e-12 * max(1.0, np.abs(means).max())
+    slack = 1e-12 * np.abs(means).max()
     if num <= EXACT_PATIENTS:
         signs = np.array(list(itertools.product((-1, 1), repeat=num)))
         return float(np.mean(np.abs(signs @ means) >= abs(means.sum()) - slack))

@@ -127,6 +127,14 @@ def test_kfold_tests_every_case_once():
     assert max(map(len, tests)) - min(map(len, tests)) <= 1
 
 
+def test_patients_with_a_nodule_are_dealt_out_first():
+    """Dealt out last they would all go beside the fold of the patient with four slices."""
+    table = make_table([*"abc", *"dddd", *"ef"], [1, 1, 1, 0, 0, 0, 0, 0, 0])
+    for fold in range(3):
+        parts = splits.make_splits(table, split="kfold", fold=fold, seed=fold, num_folds=3)
+        assert table.labels[parts["test"], 3].sum() == 1
+
+
 def test_many_slices_a_patient_still_fill_every_split():
     patients = np.repeat([f"p{index}" for index in range(6)], 20)
     table = make_table(patients, np.arange(120) % 20 < 8)

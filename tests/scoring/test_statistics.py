@@ -137,6 +137,13 @@ def test_twelve_patients_are_the_most_of_whom_all_flips_are_tried():
     assert not statistics.paired_test(np.zeros(13), np.ones(13), range(13)).exact
 
 
+def test_flips_that_rounding_alone_sets_apart_are_ties():
+    """Of the 16 flips of 3, 1, 2 and -3 tenths twelve are 3 or more, as far from 0 as their sum; in any unit."""
+    for unit in (1.0, 1e-6):
+        found = statistics.paired_test(np.zeros(4), np.array([0.3, 0.1, 0.2, -0.3]) * unit, range(4))
+        assert found.p_value == 12 / 16
+
+
 def test_random_sign_flip_agrees_with_scipy():
     differences = np.random.default_rng(4).normal(0.02, 0.08, 40)
     ours = statistics.paired_test(np.zeros(40), differences, range(40))
