@@ -87,6 +87,7 @@ def start(act, output):
         os.dup2(output, 1)
         os.dup2(output, 2)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
         signal.alarm(SECONDS)
         status = act() or 0
     except SystemExit as leaving:

@@ -57,6 +57,7 @@ EXPLAINED = {
     "auxseg/scoring/statistics.py, 2000 -> 2001: NUM_RESAMPLES = 2000": "as good a number of resamples",
     "auxseg/scoring/operating_point.py, True -> False: "
     "for row, choice in zip(counted, choices, strict=True):": "both are made with one length, a few lines before",
+    "auxseg/scoring/statistics.py, 0 -> 1: def paired_test(first, second, patients, *, seed=0):": "as good a seed",
     "auxseg/scoring/components.py, Eq -> NotEq: if not (mask == value).any():": "only saves time: where a slice has none "
     "of the lung nothing is filled",
     "auxseg/scoring/components.py, USub left out: "

@@ -469,3 +469,8 @@ def test_reliability_of_an_empty_bin_is_unknown_and_no_division_by_nothing():
         confidence, frequency = calibration.reliability([[0, 0.0, 0], [4, 2.0, 1]])
     np.testing.assert_array_equal(confidence, [np.nan, 0.5])
     np.testing.assert_array_equal(frequency, [np.nan, 0.25])
+
+
+def test_rows_and_columns_keep_their_own_spacing():
+    row = score(chest((64, 60)), chest((64, 60)), spacing=(0.5, 3.0), identity={}).row
+    assert (row["rows"], row["columns"], row["spacing_y_mm"], row["spacing_x_mm"]) == (64, 60, 0.5, 3.0)
