@@ -1,5 +1,6 @@
 """Tests of how a scan is read for prediction: each slice once, the right ones in each slab, memory bounded."""
 
+import dataclasses
 import types
 
 import chest
@@ -9,11 +10,11 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg.base.classes import AIR_HU
-from auxseg.ct import body
+from auxseg.ct import body, scans
 from auxseg.ct.geometry import Geometry
 from auxseg.prediction import batches, segment
 from auxseg.prediction.view import View
-from auxseg.runs import masks
+from auxseg.runs import masks, networks
 from auxseg.runs.networks import Network
 
 SIZE = (8, 8)
@@ -104,3 +105,22 @@ def test_a_network_of_slabs_segments_a_scan_like_one_of_slices(tmp_path):
         np.testing.assert_array_equal(found.masks, expected.masks)
         both = segment.segment(tmp_path / "a.mha", [slab, alone], options=options)
         np.testing.assert_array_equal(both.masks, expected.masks)
+
+
+def test_the_3d_network_segments_a_real_scan_and_reads_each_slice_once(real_data, tmp_path):
+    """Untrained: every slice has a mask, and beyond the sample that is checked no slice is read twice."""
+    from test_bundles import _trained
+
+    (source,) = scans.find_scans(real_data / "scans" / "LIDC-IDRI-0001")
+    scan, reads = scans.open_scan(source, tmp_path), []
+
+    def read(start, stop):
+        reads.extend(range(start, stop))
+        return scan.read(start, stop)
+
+    network = networks.create_network(_trained(name="unet3d", slab=5, base_width=2))
+    options = segment.Options(force=True, clean_lungs=False)
+    found = segment.segment_scan(dataclasses.replace(scan, read=read), [network], options, tmp_path)
+    assert found.masks.shape == (133, 512, 512) and len(found.pictures) == 133
+    counts = np.bincount(reads, minlength=133)
+    assert counts.min() == 1 and (counts - 1).sum() == segment.NUM_CHECKED
