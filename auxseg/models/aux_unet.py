@@ -120,23 +120,29 @@ class Unit(nn.Module):
     def _convolve(self, signals, train):
         """Returns what values are still to be multiplied by [F], the values, and the moments after that, which only
         training reads."""
-        channels, dtype = sum(blocks.num_channels(signal) for signal in signals), signals[0].values.dtype
+        channels, dtype = sum(blocks.num_channels(signal) for signal in signals), self.settings.dtype
         lowering, ones = self.settings.lowering, jnp.ones(self.features)
         if not self.settings.separable:
             images = jnp.concatenate([blocks.activate(signal) for signal in signals], -1)
             values = self._convolve_ordinary(images)
             return ones, values, blocks.moments(values)
         shape = (3, 3, channels) if self.slices is None else (3, 9, channels)
-        depthwise = self.param("depthwise", _ZEROS, shape).astype(dtype)
+        depthwise = self.param("depthwise", _ZEROS, shape)
         pointwise = self.param("pointwise", _ZEROS, (channels, self.features))
         if channels == 1 and lowering != "plain":
+            images = signals[0].values
             values, (mean, variance) = blocks.single_channel_conv(
-                signals[0].values, depthwise, lowering=lowering, slices=self.slices
+                images, depthwise.astype(images.dtype), lowering=lowering, slices=self.slices
             )
             return pointwise[0], values, (mean * pointwise, variance * jnp.square(pointwise))
-        pointwise = pointwise.astype(dtype)
         return ones, *blocks.separable_conv(
-            signals, depthwise, pointwise, lowering=lowering, with_moments=train, slices=self.slices
+            signals,
+            depthwise,
+            pointwise,
+            lowering=lowering,
+            dtype=dtype,
+            with_moments=train,
+            slices=self.slices,
         )
 
     def _convolve_ordinary(self, images):
@@ -216,8 +222,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, signal):
         """Returns a `Signal` of twice the rows and columns and of `features` channels."""
-        channels, dtype = blocks.num_channels(signal), signal.values.dtype
-        kernel = self.param("kernel", _ZEROS, (channels, 2, 2, self.features)).astype(dtype)
+        kernel = self.param("kernel", _ZEROS, (blocks.num_channels(signal), 2, 2, self.features))
         bias = self.param("bias", _ZEROS, (self.features,))
         return Signal(blocks.upsample(signal, kernel, bias, lowering=self.settings.lowering))
 
@@ -231,7 +236,7 @@ class MaskHead(nn.Module):
     def __call__(self, signal):
         """Returns logits float32 [N, H, W, classes] for a `Signal` of features."""
         shape = (blocks.num_channels(signal), self.settings.num_classes)
-        kernel = self.param("kernel", _ZEROS, shape).astype(signal.values.dtype)
+        kernel = self.param("kernel", _ZEROS, shape)
         bias = self.param("bias", _ZEROS, shape[1:])
         return blocks.pointwise_conv(signal, kernel, bias, lowering=self.settings.lowering)
 
@@ -255,6 +260,11 @@ class NetworkBase(nn.Module):
             images: as in `__call__`; only the shape is read.
         """
         return draw_variables(key, jax.eval_shape(super().init, key, images))
+
+    def _image_dtype(self):
+        """Returns the type that images are read in: kernels take them as exact as they are, at no cost."""
+        exact = self.settings.separable and self.settings.lowering == "kernels"
+        return "float32" if exact else self.settings.dtype
 
     def _block(self, name, features, slices=None):
         return ConvBlock(self.settings, features, self.axis_name, slices, name=name)
@@ -282,7 +292,7 @@ class AuxUNet(NetworkBase):
         check_images(images, self.settings.depth, channels=images.shape[-1])
         depth, widths = self.settings.depth, self.settings.widths()
         context = (train, weights, momentum)
-        signal = Signal(images.astype(self.settings.dtype))
+        signal = Signal(images.astype(self._image_dtype()))
         skips = []
         for level in range(depth):
             skips.append(self._block(f"encoder_{level}", widths[level])((signal,), *context))

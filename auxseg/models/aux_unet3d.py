@@ -97,8 +97,8 @@ class UpsampleSlices(nn.Module):
     @nn.compact
     def __call__(self, signal):
         """Returns a `Signal` of twice the rows and columns and of 2 * `features` channels; see `_interleave`."""
-        channels, dtype = blocks.num_channels(signal), signal.values.dtype
-        kernel = self.param("kernel", _ZEROS, (channels, 2, 2, 2, self.features)).astype(dtype)
+        channels = blocks.num_channels(signal)
+        kernel = self.param("kernel", _ZEROS, (channels, 2, 2, 2, self.features))
         bias = self.param("bias", _ZEROS, (self.features,))
         flat = jnp.moveaxis(kernel, 1, 3).reshape(channels, 2, 2, 2 * self.features)
         return Signal(blocks.upsample(signal, flat, jnp.tile(bias, 2), lowering=self.settings.lowering))

@@ -46,14 +46,17 @@ def activate(signal):
     return jax.nn.relu(images + signal.shift[:, None, None]).astype(signal.values.dtype)
 
 
-def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True, slices=None):
+def separable_conv(
+    signals, depthwise, pointwise, *, lowering, dtype="float32", with_moments=True, slices=None
+):
     """Returns a depthwise-separable convolution of the concatenated signals, without bias, and its moments.
 
     Args:
         signals: tuple of `Signal` with C_i channels each.
-        depthwise: float [3, 3, sum of C_i], or of volumes [3, 9, sum of C_i].
-        pointwise: float [sum of C_i, F].
+        depthwise: float32 [3, 3, sum of C_i], or of volumes [3, 9, sum of C_i].
+        pointwise: float32 [sum of C_i, F].
         lowering: of `layers.LOWERINGS`, not 'auto'.
+        dtype: of the values, and of what is multiplied for them.
         with_moments: whether the moments are read: kernels leave out what is not, XLA sees it by itself.
         slices: of volumes, whose slices lie one below the other in the images, [N, slices * H, W, C_i]; or None.
 
@@ -61,10 +64,11 @@ def separable_conv(signals, depthwise, pointwise, *, lowering, with_moments=True
         values [N, H, W, F], and their `moments`.
     """
     if slices is None and lowering == "kernels" and operators.can_run(signals):
-        return operators.separable_conv(signals, depthwise, pointwise, with_moments=with_moments)
+        return operators.separable_conv(signals, depthwise, pointwise, dtype=dtype, with_moments=with_moments)
+    depthwise, pointwise = depthwise.astype(dtype), pointwise.astype(dtype)
 
     def operator(signals, weights):
-        images = [activate(signal) for signal in signals]
+        images = [activate(signal).astype(dtype) for signal in signals]
         if lowering == "plain":
             images, weights = [jnp.concatenate(images, -1)], [(depthwise, pointwise)]
         products = []
@@ -123,6 +127,7 @@ def upsample(signal, kernel, bias, *, lowering):
     """Returns `layers.upsample` of a `Signal`, float [N, 2H, 2W, F]."""
     if lowering == "kernels" and operators.can_run((signal,)):
         return operators.upsample(signal, kernel, bias)
+    kernel = kernel.astype(signal.values.dtype)
 
     def operator(signal, weights):
         return layers.upsample(activate(signal), *weights, lowering=lowering)
@@ -134,6 +139,7 @@ def pointwise_conv(signal, kernel, bias, *, lowering):
     """Returns the 1x1 convolution of a `Signal` with a bias, float32 [N, H, W, F]."""
     if lowering == "kernels" and operators.can_run((signal,)):
         return operators.pointwise_conv(signal, kernel, bias)
+    kernel = kernel.astype(signal.values.dtype)
 
     def operator(signal, weights):
         kernel, bias = weights

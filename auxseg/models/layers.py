@@ -37,7 +37,7 @@ _NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 def resolve_lowering(name, dtype="float32"):
     """Returns a lowering other than 'auto' for a setting; 'auto' goes by the default backend.
 
-    On a CPU 'kernels', or 'blocked' in bfloat16 and where they cannot be compiled; 'shifted' on a GPU, whose grouped
+    On a CPU 'kernels', or 'blocked' where they cannot be compiled or the processor multiplies no bfloat16; 'shifted' on a GPU, whose grouped
     convolutions have slow gradients too (jax issues 13800 and 23713); 'plain' elsewhere.
 
     Raises:
@@ -49,9 +49,9 @@ def resolve_lowering(name, dtype="float32"):
         if backend != "cpu":
             reason = f"they are for a CPU, this is a {backend}"
         else:
-            reason = (
-                build.load() if dtype == "float32" else f"they compute in float32, model.dtype is {dtype!r}"
-            )
+            reason = build.load()
+            if not reason and dtype == "bfloat16" and build.find_unit() == "none":
+                reason = "this processor multiplies no bfloat16; take model.dtype=float32"
         if name == "kernels" and reason:
             raise InputError(f"model.lowering: 'kernels' cannot be used here: {reason}; take 'auto'")
         if reason:

@@ -1,4 +1,4 @@
-"""The compiled kernels of the CPU: `kernels.cc`, built once by the machine's own C++ compiler.
+"""The compiled kernels of the CPU: `kernels.cc` and what it includes, built once by the machine's own C++ compiler.
 
 XLA calls them through its foreign function interface, inside one program with everything else. The library
 lies in `files.default_cache_dir()`, one for each source, compiler, processor and version of jaxlib; the first
@@ -28,33 +28,53 @@ from auxseg.base import files, machine
 from auxseg.base.errors import InputError
 
 SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
+"""What is compiled; it includes the headers beside it."""
 COMPILERS = ("c++", "g++", "clang++")
 """Tried in this order, unless $CXX names one."""
 OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
 TARGET = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
 """Code for this processor, as compilers for x86 and for others name it."""
+UNITS = ("none", "vdpbf16ps", "amx")
+"""What can multiply bfloat16, by the number that the kernels have for it; each is faster than those before it."""
 HANDLERS = tuple(
     f"{name}_{way}" for name in ("separable", "product", "mean", "pool") for way in ("forward", "backward")
 )
 COMPILE_SECONDS = 300
 
 
-@functools.cache
 def load():
     """Returns why the kernels cannot be used here, or None: they are then known to XLA by `target`."""
+    return _load()[0]
+
+
+def choose_unit(most=UNITS[-1]):
+    """Returns what multiplies bfloat16 from now on, of `UNITS`: `most`, or the best before it that is here."""
+    library = _load()[1]
+    return UNITS[library.auxseg_choose_unit(UNITS.index(most)) if library else 0]
+
+
+@functools.cache
+def find_unit():
+    """Returns what multiplies bfloat16 here, of `UNITS`: 'none' where there are no kernels of it."""
+    return choose_unit()
+
+
+@functools.cache
+def _load():
+    """Returns why there are no kernels, or None, and the library."""
     if sys.platform not in ("linux", "darwin"):
-        return f"there are none for {sys.platform}"
+        return f"there are none for {sys.platform}", None
     compiler = find_compiler()
     if compiler is None:
-        return f"no C++ compiler ({os.environ.get('CXX') or ', '.join(COMPILERS)})"
+        return f"no C++ compiler ({os.environ.get('CXX') or ', '.join(COMPILERS)})", None
     try:
         library = _open(compiler, find_library(compiler))
     except (InputError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return " ".join(str(error).split())[:300]
+        return " ".join(str(error).split())[:300], None
     for name in HANDLERS:
         capsule = jax.ffi.pycapsule(getattr(library, target(name)))
         jax.ffi.register_ffi_target(target(name), capsule, platform="cpu")
-    return None
+    return None, library
 
 
 @functools.cache
@@ -90,6 +110,7 @@ def find_library(compiler):
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     parts = (
         SOURCE.read_bytes(),
+        *(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.h"))),
         version,
         machine.describe_processor(),
         jaxlib.__version__.encode(),

@@ -1,8 +1,9 @@
 """The operators of `blocks.py` as compiled kernels, each with its gradient as one more.
 
 What XLA does by several operators, each of which reads and writes whole images, is done here in one pass over
-them (`kernels.cc`); float32. Of a convolution only its values and their mean are kept for the gradient, everything
-between is computed again.
+them (`kernels.cc`). Of a convolution only its values and their mean are kept for the gradient, everything
+between is computed again. Weights, factors, shifts and moments are float32; values and their gradients are float32
+or, where the processor can multiply it, bfloat16.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def can_run(signals, *, spread=True):
         signals: list of them.
         spread: there are for one channel that the factor spreads.
     """
-    fitting = all(array.dtype == jnp.float32 for array in jax.tree.leaves(signals))
-    fitting &= all(signal.values.size for signal in signals)
+    fitting = all(can_compute(signal.values.dtype) and signal.values.size for signal in signals)
+    fitting &= all(array.dtype == jnp.float32 for signal in signals for array in jax.tree.leaves(signal[1:]))
     if not spread:
         fitting &= all(
             signal.shift is None or signal.shift.shape[1] == signal.values.shape[3] for signal in signals
@@ -35,22 +36,28 @@ def can_run(signals, *, spread=True):
     return fitting and len(signals) <= MAX_SIGNALS
 
 
-def separable_conv(signals, depthwise, pointwise, *, with_moments):
+def can_compute(dtype):
+    """Returns whether there are kernels for values of a type."""
+    return dtype == jnp.float32 or (dtype == jnp.bfloat16 and build.find_unit() != "none")
+
+
+def separable_conv(signals, depthwise, pointwise, *, dtype, with_moments):
     """Returns values [N, H, W, F] and their mean and variance [N, F] each; see `blocks.separable_conv`.
 
     Args:
         signals: one or two `blocks.Signal`, concatenated.
         depthwise: float32 [3, 3, C].
         pointwise: float32 [C, F].
+        dtype: of the values.
         with_moments: else mean and variance are 0.
     """
     raw, arrays = _to_arrays(signals)
-    values, *moments = _separable(raw, with_moments, arrays, depthwise, pointwise)
+    values, *moments = _separable(raw, with_moments, jnp.dtype(dtype), arrays, depthwise, pointwise)
     return values, tuple(moments)
 
 
 def upsample(signal, kernel, bias):
-    """Returns [N, 2H, 2W, F]; see `blocks.upsample`.
+    """Returns [N, 2H, 2W, F] of the signal's type; see `blocks.upsample`.
 
     Args:
         signal: `blocks.Signal`.
@@ -58,11 +65,11 @@ def upsample(signal, kernel, bias):
         bias: float32 [F].
     """
     raw, (arrays,) = _to_arrays((signal,))
-    return _product(raw, 2, arrays, kernel, bias)
+    return _product(raw, 2, signal.values.dtype, arrays, kernel, bias)
 
 
 def pointwise_conv(signal, kernel, bias):
-    """Returns [N, H, W, F]; see `blocks.pointwise_conv`.
+    """Returns float32 [N, H, W, F]; see `blocks.pointwise_conv`.
 
     Args:
         signal: `blocks.Signal`.
@@ -70,7 +77,7 @@ def pointwise_conv(signal, kernel, bias):
         bias: float32 [F].
     """
     raw, (arrays,) = _to_arrays((signal,))
-    return _product(raw, 1, arrays, kernel, bias)
+    return _product(raw, 1, jnp.dtype(jnp.float32), arrays, kernel, bias)
 
 
 def max_pool(signal):
@@ -110,27 +117,35 @@ def _fill(arrays):
     return [array for signal in (*arrays, nothing)[:MAX_SIGNALS] for array in signal]
 
 
-def _call(name, shapes, *arguments, **attributes):
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+def _call(name, results, *arguments, **attributes):
     run = jax.ffi.ffi_call(build.target(name), results, vmap_method="sequential")
     return run(*arguments, **attributes)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _separable(raw, with_moments, arrays, depthwise, pointwise):
+def _floats(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _like(arrays):
+    return [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in jax.tree.leaves(arrays)]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _separable(raw, with_moments, dtype, arrays, depthwise, pointwise):
     examples, rows, columns, _ = arrays[0][0].shape
     features = pointwise.shape[1]
-    shapes = [(examples, rows, columns, features), (examples, features), (examples, features)]
+    values = jax.ShapeDtypeStruct((examples, rows, columns, features), dtype)
+    results = [values, _floats(examples, features), _floats(examples, features)]
     options = {"raw": np.int64(raw), "with_moments": bool(with_moments)}
-    return tuple(_call("separable_forward", shapes, *_fill(arrays), depthwise, pointwise, **options))
+    return tuple(_call("separable_forward", results, *_fill(arrays), depthwise, pointwise, **options))
 
 
-def _separable_fwd(raw, with_moments, arrays, depthwise, pointwise):
-    outputs = _separable(raw, with_moments, arrays, depthwise, pointwise)
+def _separable_fwd(raw, with_moments, dtype, arrays, depthwise, pointwise):
+    outputs = _separable(raw, with_moments, dtype, arrays, depthwise, pointwise)
     return outputs, (arrays, depthwise, pointwise, *outputs[:2])
 
 
-def _separable_bwd(raw, with_moments, residuals, gradients):
+def _separable_bwd(raw, with_moments, dtype, residuals, gradients):
     """What mean and variance give to a value's gradient is a number and a multiple of the value."""
     arrays, depthwise, pointwise, values, mean = residuals
     gradient, mean_gradient, variance_gradient = gradients
@@ -138,10 +153,9 @@ def _separable_bwd(raw, with_moments, residuals, gradients):
     slope = variance_gradient * (2.0 / pixels) if with_moments else jnp.zeros_like(mean)
     constant = mean_gradient / pixels - slope * mean if with_moments else jnp.zeros_like(mean)
     filled = _fill(arrays)
-    shapes = [array.shape for array in (*filled, depthwise, pointwise)]
     *found, depthwise_gradient, pointwise_gradient = _call(
         "separable_backward",
-        shapes,
+        _like((*filled, depthwise, pointwise)),
         *filled,
         depthwise,
         pointwise,
@@ -158,23 +172,22 @@ def _separable_bwd(raw, with_moments, residuals, gradients):
 _separable.defvjp(_separable_fwd, _separable_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(raw, halves, arrays, kernel, bias):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(raw, halves, dtype, arrays, kernel, bias):
     examples, rows, columns, _ = arrays[0].shape
-    shape = (examples, halves * rows, halves * columns, bias.shape[0])
+    result = jax.ShapeDtypeStruct((examples, halves * rows, halves * columns, bias.shape[0]), dtype)
     options = {"raw": np.int64(raw), "halves": np.int64(halves)}
-    return _call("product_forward", [shape], *arrays, kernel, bias, **options)[0]
+    return _call("product_forward", [result], *arrays, kernel, bias, **options)[0]
 
 
-def _product_fwd(raw, halves, arrays, kernel, bias):
-    return _product(raw, halves, arrays, kernel, bias), (arrays, kernel, bias)
+def _product_fwd(raw, halves, dtype, arrays, kernel, bias):
+    return _product(raw, halves, dtype, arrays, kernel, bias), (arrays, kernel, bias)
 
 
-def _product_bwd(raw, halves, residuals, gradient):
-    shapes = [array.shape for array in jax.tree.leaves(residuals)]
+def _product_bwd(raw, halves, dtype, residuals, gradient):
     options = {"raw": np.int64(raw), "halves": np.int64(halves)}
     *found, kernel_gradient, bias_gradient = _call(
-        "product_backward", shapes, *jax.tree.leaves(residuals), gradient, **options
+        "product_backward", _like(residuals), *jax.tree.leaves(residuals), gradient, **options
     )
     return tuple(found), kernel_gradient, bias_gradient
 
@@ -182,20 +195,24 @@ def _product_bwd(raw, halves, residuals, gradient):
 _product.defvjp(_product_fwd, _product_bwd)
 
 
-def _create_reduction(name, result_shape):
+def _create_reduction(name, result_of):
     """Returns (raw, three arrays of a signal) -> the result of the kernel `name`, which has weights of no kind."""
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
     def run(raw, arrays):
-        return _call(f"{name}_forward", [result_shape(arrays[0].shape)], *arrays, raw=np.int64(raw))[0]
+        return _call(f"{name}_forward", [result_of(arrays[0])], *arrays, raw=np.int64(raw))[0]
 
     def run_bwd(raw, arrays, gradient):
-        shapes = [array.shape for array in arrays]
-        return (tuple(_call(f"{name}_backward", shapes, *arrays, gradient, raw=np.int64(raw))),)
+        return (tuple(_call(f"{name}_backward", _like(arrays), *arrays, gradient, raw=np.int64(raw))),)
 
     run.defvjp(lambda raw, arrays: (run(raw, arrays), arrays), run_bwd)
     return run
 
 
-_mean = _create_reduction("mean", lambda shape: (shape[0], shape[3]))
-_pool = _create_reduction("pool", lambda shape: (shape[0], shape[1] // 2, shape[2] // 2, shape[3]))
+def _pooled(values):
+    examples, rows, columns, channels = values.shape
+    return jax.ShapeDtypeStruct((examples, rows // 2, columns // 2, channels), values.dtype)
+
+
+_mean = _create_reduction("mean", lambda values: _floats(values.shape[0], values.shape[3]))
+_pool = _create_reduction("pool", _pooled)
