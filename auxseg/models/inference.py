@@ -10,17 +10,17 @@ import numpy as np
 
 from auxseg.models import interface
 from auxseg.models.aux_unet import AuxUNet
-from auxseg.models.aux_unet3d import AuxUNet3D
-from auxseg.models.unet import UNet
-
-_FOLDED = (AuxUNet, UNet, AuxUNet3D)
-"""Networks whose batch norm is in `aux_unet.Unit`s."""
+    settings = dataclasses.replace(
+        model.settings, aux=False, folded=True, dtype=dtype or model.settings.dtype
+    )
+    folded = type(model)(settings)
 
 
 def create_predict(model, variables, *, window_hu, mirror=None):
     """Returns (predict, weights): `predict(weights, images)` gives mask probabilities float32 [N, H, W, C].
 
-    `images` are HU [N, H, W], or slabs [N, H, W, slices]. Pure, to be compiled once.
+    `images` are HU [N, H, W], or slabs [N, H, W, slices]. Pure, to be compiled once. What a network of float32 is
+    computed in is `choose_dtype`'s.
 
     Args:
         model: as `create_model` returns it.
@@ -28,7 +28,9 @@ def create_predict(model, variables, *, window_hu, mirror=None):
         window_hu: (low, high).
         mirror: average with those of the mirrored images, turned back by `classes.mirrored`; None: do not.
     """
-    apply_fn, weights = create_inference(model, variables)
+    # Of volumes only some operators have kernels: half of the work would be XLA's, which is slow in bfloat16.
+    dtype = choose_dtype(model.settings) if type(model) is AuxUNet else None
+    apply_fn, weights = create_inference(model, variables, dtype=dtype)
 
     def predict(weights, images):
         logits = apply_fn(weights, interface.to_input(images, window_hu))
@@ -40,7 +42,21 @@ def create_predict(model, variables, *, window_hu, mirror=None):
     return predict if mirror is None else predict_both, weights
 
 
-def create_inference(model, variables):
+def choose_dtype(settings):
+    """Returns what to predict in: bfloat16 where the kernels have AMX for it and the network is wide, else its own.
+
+    Masks stay what they are, but for few pixels (experiments/results/study_speed.md). vdpbf16ps was no faster than
+    float32 where it was measured.
+
+    Args:
+        settings: `aux_unet.Settings`.
+    """
+    wide = settings.separable and settings.base_width >= LEAST_WIDTH
+    fast = wide and settings.lowering == "kernels" and build.find_unit() == "amx"
+    return "bfloat16" if fast else settings.dtype
+
+
+def create_inference(model, variables, *, dtype=None):
     """Returns (apply_fn, weights) that give a trained network's mask logits with less work.
 
     Each unit's products come out normalised: the factor of batch norm is multiplied into the pointwise
@@ -51,6 +67,7 @@ def create_inference(model, variables):
     Args:
         model: as `create_model` returns it.
         variables: its {'params', 'batch_stats'}.
+        dtype: to compute in, or None for the model's.
 
     Returns:
         apply_fn: (weights, images float [N, H, W, slices]) -> mask logits float32 [N, H, W, classes]; pure, to
@@ -59,8 +76,15 @@ def create_inference(model, variables):
     """
     if type(model) not in _FOLDED:
         return lambda weights, images: model.apply(weights, images).mask_logits, jax.device_put(variables)
+<<<<<<< HEAD
     settings = dataclasses.replace(model.settings, aux=False, folded=True)
     folded = type(model)(settings)
+=======
+    settings = dataclasses.replace(
+        model.settings, aux=False, folded=True, dtype=dtype or model.settings.dtype
+    )
+    folded = AuxUNet(settings)
+>>>>>>> 78ed45e (A script for a GPU, peers in bfloat16 and OpenVINO, the masks of bfloat16 beside those of float32)
 
     def apply_fn(weights, images):
         return folded.apply({"params": weights}, images).mask_logits

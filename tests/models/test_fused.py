@@ -132,11 +132,15 @@ def test_with_64_bits_enabled():
         compare(blocks.separable_conv, (signals, draw(3, 3, 8), draw(8, 4)))
 
 
-def test_what_has_no_kernel():
-    """XLA computes it: bfloat16, three arrays side by side, an empty batch."""
+def test_what_has_no_kernel(monkeypatch):
+    """XLA computes it: bfloat16 that nothing multiplies, three arrays side by side, an empty batch."""
     signal = draw_signal(1, 4, 4, 8)
     assert operators.can_run((signal, signal))
     assert not operators.can_run((signal,) * 3)
-    assert not operators.can_run((signal._replace(values=signal.values.astype(jnp.bfloat16)),))
+    half = signal._replace(values=signal.values.astype(jnp.bfloat16))
+    for unit, expected in (("none", False), ("vdpbf16ps", True)):
+        monkeypatch.setattr(build, "find_unit", lambda unit=unit: unit)
+        assert operators.can_run((half,)) == expected
+    assert not operators.can_run((signal._replace(values=signal.values.astype(jnp.float16)),))
     assert not operators.can_run((signal._replace(values=signal.values[:0]),))
     assert not operators.can_run((draw_signal(1, 4, 4, 8, stored=1),), spread=False)

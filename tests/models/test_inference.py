@@ -1,11 +1,15 @@
 """Folded networks give the same masks."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from auxseg.models import create_inference, create_model
 from auxseg.models.aux_unet import AuxUNet
+from auxseg.models.inference import choose_dtype
+from auxseg.models.kernels import build
 from configs.base import get_config
 
 IMAGES = np.random.default_rng(0).random((2, 16, 32, 1), np.float32)
@@ -48,3 +52,18 @@ def test_a_subclass_runs_as_it_is():
     expected = model.apply(variables, IMAGES).mask_logits
     np.testing.assert_array_equal(apply_fn(weights, IMAGES), expected)
     assert not np.allclose(expected, plain.apply(variables, IMAGES).mask_logits)
+
+
+def test_prediction_takes_bfloat16_where_it_is_faster(monkeypatch):
+    """A wide network, in kernels, on a processor with AMX."""
+
+    def choose(unit="amx", **changes):
+        monkeypatch.setattr(build, "find_unit", lambda: unit)
+        config = get_config().model.copy_and_resolve_references().unlock()
+        settings = create_model(config).settings
+        return choose_dtype(dataclasses.replace(settings, **{"lowering": "kernels", **changes}))
+
+    assert choose() == "bfloat16"
+    assert choose(unit="vdpbf16ps") == choose(unit="none") == "float32"
+    assert choose(base_width=16) == choose(separable=False) == choose(lowering="blocked") == "float32"
+    assert choose(lowering="blocked", dtype="bfloat16") == "bfloat16"

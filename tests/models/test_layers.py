@@ -112,10 +112,15 @@ def test_names_of_lowerings():
         layers.resolve_lowering("fast")
 
 
-def test_bfloat16_does_not_claim_the_kernels(monkeypatch, capsys):
+def test_bfloat16_has_kernels_where_the_processor_multiplies_it(monkeypatch, capsys):
     monkeypatch.setattr(layers.jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(build, "load", lambda: None)
     layers.build.explain_missing.cache_clear()
+    monkeypatch.setattr(build, "find_unit", lambda: "vdpbf16ps")
+    assert layers.resolve_lowering("auto", "bfloat16") == "kernels"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(build, "find_unit", lambda: "none")
     assert layers.resolve_lowering("auto", "bfloat16") == "blocked"
-    assert "they compute in float32, model.dtype is 'bfloat16'" in capsys.readouterr().err
-    with pytest.raises(InputError, match="'kernels' cannot be used here: they compute in float32"):
+    assert "this processor multiplies no bfloat16; take model.dtype=float32" in capsys.readouterr().err
+    with pytest.raises(InputError, match="'kernels' cannot be used here: this processor multiplies no"):
         layers.resolve_lowering("kernels", "bfloat16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 
@@ -30,9 +31,11 @@ def create(name, task):
     has 'epoch' and 'feed': batch size -> an epoch of the paper's 799 images, with the model and without.
 
     Args:
-        name: 'auxseg' or 'flax'.
+        name: 'auxseg', 'auxseg_float32', which does not heed the task's dtype, or 'flax'.
         task: `experiments.speed.peers.task.Task`.
     """
+    if name == "auxseg_float32":
+        name, task = "auxseg", dataclasses.replace(task, dtype="float32")
     if name == "auxseg":
         command.keep_freed_memory()  # as every command of auxseg does
     model, variables, predict, weights = _network(name, task)

@@ -19,7 +19,7 @@ class Task:
     Attributes:
         size: rows and columns of an image.
         base_width: of the network; 64 is the paper's.
-        dtype: of auxseg's and Flax's computation.
+        dtype: of the computation; Keras and ONNX Runtime have float32 alone.
         weights: path of the .npz that `write_variables` made.
     """
 

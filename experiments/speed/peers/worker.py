@@ -19,10 +19,12 @@ import time
 
 _MODULES = {
     "auxseg": "run_jax",
+    "auxseg_float32": "run_jax",
     "flax": "run_jax",
     "torch": "run_torch",
     "torch_compile": "run_torch",
     "onnxruntime": "run_torch",
+    "openvino": "run_torch",
     "keras_jax": "run_keras",
     "keras_tensorflow": "run_keras",
 }
