@@ -6,6 +6,8 @@ whole image would differ between the windows it is trained on and the slices it 
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import numpy as np
 import scipy.ndimage
 
@@ -34,9 +36,9 @@ def find_region(lungs, spacing_yx_mm):
         lungs: bool [D, H, W].
         spacing_yx_mm: distance of rows and of columns.
     """
-    return np.concatenate(
-        [_find_region(part, spacing_yx_mm) for part in np.array_split(lungs, max(1, len(lungs) // 16))]
-    )
+    parts = np.array_split(lungs, max(1, len(lungs) // 16))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return np.concatenate(list(pool.map(lambda part: _find_region(part, spacing_yx_mm), parts)))
 
 
 def _find_region(lungs, spacing_yx_mm):
@@ -82,10 +84,20 @@ def mark(read, region, forward, *, batch_size=4):
     chosen, rows, columns = find_box(region)
     height, width = (part.stop - part.start for part in (rows, columns))
     padding = ((0, 0), (0, -height % BOX_STEP), (0, -width % BOX_STEP))
+
+    def finish(part, found):
+        found = np.asarray(found)[: len(part), :height, :width]
+        marked[part, rows, columns] = np.round(255.0 * found).astype(np.uint8)
+
+    before = None  # computed while the next slices are made ready
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         images = np.stack([to_input(read(index)[rows, columns]) for index in part])
         images = np.pad(np.pad(images, padding, mode="edge"), ((0, batch_size - len(part)), (0, 0), (0, 0)))
-        found = np.asarray(forward(images[..., None]))[: len(part), :height, :width]
-        marked[part, rows, columns] = np.round(255.0 * found).astype(np.uint8)
+        here = part, forward(images[..., None])
+        if before is not None:
+            finish(*before)
+        before = here
+    if before is not None:
+        finish(*before)
     return marked * region

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -39,13 +40,19 @@ def peak_mib():
     return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 
 
-def measure_apart(module, asked, env=None):
-    """Returns the figures that `python -m MODULE --measure=ASKED` prints as JSON, in a process of its own.
+def forget_peak():
+    """Makes the kernel forget this process's peak so far, where it can."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure_apart(module, asked, env=None, more=()):
+    """Returns the figures that `python -m MODULE --measure=ASKED MORE` prints as JSON, in a process of its own.
 
     Raises:
         RuntimeError: it failed; the last line that it said.
     """
-    command = [sys.executable, "-m", module, f"--measure={asked}"]
+    command = [sys.executable, "-m", module, f"--measure={asked}", *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["failed"])[-1])

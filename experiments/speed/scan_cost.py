@@ -1,6 +1,11 @@
 """Time and peak memory of segmenting a whole scan, beside the network's own time on as many slices.
 
     python -m experiments.speed.scan_cost [--slices=60,240]
+    python -m experiments.speed.scan_cost --box=SCAN [--slices=275,1000] --out=experiments/results/scan_stages.json
+
+The second command measures `auxseg predict` with the networks in the box on a real scan, all outputs, each stage by
+its own clock, and with `--lungmask=40` lungmask, where it is installed, on so many slices; another number of slices is made by repeating or leaving out slices, as thinner or thicker ones would be.
+The first measures what the rest costs beside the network:
 
 Writes `experiments/results/predict_cost.json`. The scan is a phantom chest of 512x512 pixels, stored
 compressed; the network is the paper's, untrained, at 320x320. Both are measured in one process with the
@@ -11,6 +16,7 @@ that the kernel reports, before and after the scan, so that their difference is 
 """
 
 import json
+import os
 import pathlib
 import tempfile
 import time
@@ -24,19 +30,31 @@ from experiments.speed import machine
 BATCH_SIZE = 8
 RESULT = pathlib.Path(__file__).parents[1] / "results" / "predict_cost.json"
 MODULE = "experiments.speed.scan_cost"
+LUNGMASK = "experiments.speed.peers.run_lungmask"
 
 
 def main(argv):
     """Measures each number of slices in a process of its own and writes the result."""
     del argv
     if flags.FLAGS.measure:
-        return measure(flags.FLAGS.measure)
+        given = flags.FLAGS.box
+        return measure_box(given, flags.FLAGS.measure) if given else measure(flags.FLAGS.measure)
     numbers = [int(each) for each in flags.FLAGS.slices]
+    more = [f"--box={flags.FLAGS.box}"] if flags.FLAGS.box else []
     rows = []
     for num_slices in numbers:
-        rows.append(machine.measure_apart(MODULE, num_slices))
+        rows.append(machine.measure_apart(MODULE, num_slices, more=more))
         print(json.dumps(rows[-1]), flush=True)
     asked = f"python -m {MODULE} --slices={','.join(map(str, numbers))}"
+    if flags.FLAGS.box:
+        if flags.FLAGS.lungmask:
+            asked += f" --lungmask={flags.FLAGS.lungmask}"
+            rows.append(machine.measure_apart(LUNGMASK, flags.FLAGS.lungmask, more=more))
+        data = "a real scan (LIDC-IDRI-0314, 275 slices of 512x512 of 1 mm), its slices repeated"
+        origin = made_by(f"{asked} --box=FOLDER", data=data, seeds=())
+        report = {"made_by": origin, "machine": machine.describe_machine(), "rows": rows}
+        files.write_json(pathlib.Path(flags.FLAGS.out), report)
+        return 0
     result = {
         "made_by": made_by(asked, data="a phantom chest of 512x512 pixels", seeds=(0,)),
         "matrix": 512,
@@ -84,6 +102,51 @@ def measure(num_slices):
         "peak_mib_after": after,
     }
     print(json.dumps({key: round(value, 3) for key, value in row.items()}))
+
+
+def measure_box(scan, num_slices):
+    """Prints one row: seconds, processor seconds and peak memory of `predict` with the box, and its stages."""
+    from auxseg.prediction import box, outputs
+    from experiments.speed import stages
+
+    with tempfile.TemporaryDirectory(prefix="predict-cost-") as name:
+        given = repeat_slices(scan, num_slices, pathlib.Path(name))
+        machine.forget_peak()
+        start, cpu = time.perf_counter(), time.process_time()
+        inside = box.load_box()
+        with stages.measured() as clocks:
+            outputs.predict(given, pathlib.Path(name) / "out", [inside.lungs], box=inside)
+        row = {
+            "program": "auxseg predict, networks in the box",
+            "num_slices": num_slices,
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu,
+            "peak_mib": machine.peak_mib(),
+            "load": os.getloadavg()[0],
+            "stages": stages.to_rows(clocks),
+        }
+    print(json.dumps(row))
+
+
+def repeat_slices(scan, num_slices, folder):
+    """Returns the scan itself where it has so many slices, else one of so many over the same length, as MetaImage."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    from auxseg.ct import find, scans
+
+    (source,) = find.survey(scan).sources
+    with tempfile.TemporaryDirectory(prefix="predict-cost-") as scratch:
+        opened = scans.open_scan(source, scratch)
+        if opened.num_slices == num_slices:
+            return scan
+        images = np.asarray(opened.read(0, opened.num_slices))
+        thickness, *in_plane = opened.geometry.spacing_zyx_mm
+    chosen = np.arange(num_slices) * len(images) // num_slices
+    image = sitk.GetImageFromArray(images[chosen])
+    image.SetSpacing([*reversed(in_plane), thickness * len(images) / num_slices])
+    sitk.WriteImage(image, str(folder / "scan.mha"))
+    return folder / "scan.mha"
 
 
 def timed(work):
@@ -134,6 +197,8 @@ def write_scan(folder, num_slices):
 
 if __name__ == "__main__":
     flags.DEFINE_list("slices", ["60", "240"], "numbers of slices, with commas")
+    flags.DEFINE_string("box", None, "scan to segment with the networks in the box, stage by stage")
+    flags.DEFINE_integer("lungmask", 0, "slices that lungmask is given beside it; 0: leave it out")
     flags.DEFINE_string("out", str(RESULT), "JSON file to write")
     flags.DEFINE_integer("measure", None, "of the command's own processes: measure this number here")
     command.run(main)

@@ -17,6 +17,8 @@ import pathlib
 import sys
 import time
 
+from experiments.speed import machine
+
 _MODULES = {
     "auxseg": "run_jax",
     "auxseg_float32": "run_jax",
@@ -61,7 +63,7 @@ class _Worker:
         if "prepare" in command:
             if command["prepare"] not in self.parts:
                 return {"unsupported": True}
-            _reset_peak()
+            machine.forget_peak()
             self.step = self.parts[command["prepare"]](command["batch"])
         return self._run()
 
@@ -78,14 +80,8 @@ class _Worker:
         return {"seconds": seconds, "loss": loss, "peak_bytes": _peak_bytes()}
 
 
-def _reset_peak():
-    """Makes the kernel forget this process's highest memory use so far, where it can."""
-    with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
 def _peak_bytes():
-    """Returns the highest resident memory of this process since `_reset_peak`, or None off Linux."""
+    """Returns the highest resident memory of this process since `machine.forget_peak`, or None off Linux."""
     with contextlib.suppress(OSError):
         for line in pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM"):
