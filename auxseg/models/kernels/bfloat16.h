@@ -207,25 +207,27 @@ ALWAYS_INLINE Vector add_products(Vector sum, Words a, Words b) {
                                                    reinterpret_cast<__m512bh>(b)));
 }
 
-// out [M, kBf16Panel] (+)= A B for pairs B [pairs, kBf16Panel]; pair k of row i of A lies at a + i * row + k * next.
-template <Index M>
-ALWAYS_INLINE void multiply_pairs(const std::uint32_t* a, Index row, Index next, const std::uint32_t* b, Index pairs,
-                                  float* out, Index ldc, bool adds) {
-  Vector sums[M][2];
-  for (Index i = 0; i < M; ++i) {
+constexpr Index kPairRows = 8;
+
+// out [kPairRows, kBf16Panel] (+)= A B for pairs B [pairs, kBf16Panel]; pair k of row i of A lies at
+// a + i * row + k * next.
+void multiply_pairs(const std::uint32_t* a, Index row, Index next, const std::uint32_t* b, Index pairs, float* out,
+                    Index ldc, bool adds) {
+  Vector sums[kPairRows][2];
+  for (Index i = 0; i < kPairRows; ++i) {
     for (Index v = 0; v < 2; ++v) sums[i][v] = adds ? load(out + i * ldc + v * kLanes) : Vector{};
   }
   for (Index k = 0; k < pairs; ++k) {
     Words here[2];
     for (Index v = 0; v < 2; ++v) here[v] = *reinterpret_cast<const Words*>(b + k * kBf16Panel + v * kLanes);
-    for (Index i = 0; i < M; ++i) {
+    for (Index i = 0; i < kPairRows; ++i) {
       std::uint32_t both;
       std::memcpy(&both, a + i * row + k * next, sizeof(both));
       const Words spread = both - Words{};
       for (Index v = 0; v < 2; ++v) sums[i][v] = add_products(sums[i][v], spread, here[v]);
     }
   }
-  for (Index i = 0; i < M; ++i) {
+  for (Index i = 0; i < kPairRows; ++i) {
     for (Index v = 0; v < 2; ++v) store(out + i * ldc + v * kLanes, sums[i][v]);
   }
 }
@@ -262,11 +264,9 @@ void multiply_block(const Bf16* a, Index lda, Index rows, const std::uint32_t* b
     return;
   }
 #endif
-  for (Index row = 0; row < rows; row += kRows) {
-    with_rows<kRows>(std::min(kRows, rows - row), [&](auto m) {
-      const auto* from = reinterpret_cast<const std::uint32_t*>(a + row * lda);
-      multiply_pairs<m.value>(from, lda / 2, 1, b, depth / 2, out + row * kBf16Panel, kBf16Panel, false);
-    });
+  for (Index row = 0; row < rows; row += kPairRows) {
+    const auto* from = reinterpret_cast<const std::uint32_t*>(a + row * lda);
+    multiply_pairs(from, lda / 2, 1, b, depth / 2, out + row * kBf16Panel, kBf16Panel, false);
   }
 }
 
@@ -278,21 +278,21 @@ ALWAYS_INLINE void write_columns(const float* from, const float* bias, Index col
 }
 
 // C = A B + bias (or null) for several lines, each a matrix A [rows, depth of B] and a result of as many rows of just
-// the columns of B; the lines of A lie one after another, those of C where `line_of` says.
-template <typename LineOf>
-void multiply_lines(const Bf16* a, Index lda, Index rows, Index lines, const PairPanels& b, LineOf line_of, Index ldc,
-                    const float* bias) {
+// the columns of B; the lines of A lie one after another, those of C at `lines`.
+template <typename Out>
+void multiply_lines(const Bf16* a, Index lda, Index rows, const std::vector<Out*>& lines, const PairPanels& b,
+                    Index ldc, const float* bias) {
   const Tiles tiles;
+  const Index total = rows * static_cast<Index>(lines.size());
   alignas(64) float block[kBf16Rows * kBf16Panel];
   for (Index column = 0; column < b.columns(); column += kBf16Panel) {
     const Index width = std::min(kBf16Panel, b.columns() - column);
     Index line = 0, row = 0;
-    for (Index first = 0; first < rows * lines; first += kBf16Rows) {
-      const Index here = std::min(kBf16Rows, rows * lines - first);
+    for (Index first = 0; first < total; first += kBf16Rows) {
+      const Index here = std::min(kBf16Rows, total - first);
       multiply_block(a + first * lda, lda, here, b.at(column), b.depth(), block);
       for (Index i = 0; i < here; ++i) {
-        write_columns(block + i * kBf16Panel, bias ? bias + column : nullptr, width,
-                      line_of(line) + row * ldc + column);
+        write_columns(block + i * kBf16Panel, bias ? bias + column : nullptr, width, lines[line] + row * ldc + column);
         if (++row == rows) row = 0, ++line;
       }
     }
@@ -340,10 +340,8 @@ void add_outer_block(std::uint32_t* a, const std::uint32_t* b, Index pairs, floa
     return;
   }
 #endif
-  for (Index row = 0; row < kBf16Rows; row += kRows) {
-    with_rows<kRows>(std::min(kRows, kBf16Rows - row), [&](auto m) {
-      multiply_pairs<m.value>(a + row, 1, kBf16Panel, b, pairs, d + row * ldd, ldd, true);
-    });
+  for (Index row = 0; row < kBf16Rows; row += kPairRows) {
+    multiply_pairs(a + row, 1, kBf16Panel, b, pairs, d + row * ldd, ldd, true);
   }
 }
 

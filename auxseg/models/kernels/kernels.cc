@@ -103,7 +103,7 @@ void convolve(ffi::ThreadPool& pool, const Shape& shape, const std::vector<Part>
         filter_row(ring, row, columns, taps.get(), padded, filtered.get() + (row - y) * columns * stride, stride);
       }
       T* to = values + (strip.image * shape.rows + y) * columns * features;
-      multiply_lines(filtered.get(), stride, pixels, 1, matrix, [to](Index) { return to; }, features, nullptr);
+      multiply_lines(filtered.get(), stride, pixels, std::vector<T*>{to}, matrix, features, nullptr);
       if (moments) add_moments(to, pixels, features, moments + which * features, scratch.get());
     }
   });
@@ -176,8 +176,9 @@ class MatrixGradient {
         wide_stride_(stride_of<T>(features)), pixels_(shape.images * shape.rows * shape.columns),
         kept_(slots > 1 && channels * features >= kLargeMatrix) {
     if (kept_) {
-      inputs_ = BufferOf<T>((pixels_ + kStep<T>) * stride_, false);
-      gradients_ = BufferOf<T>((pixels_ + kStep<T>) * wide_stride_, false);
+      const bool padded = sizeof(T) != sizeof(float);  // products of bfloat16 read the padding, which must be zeros
+      inputs_ = BufferOf<T>((pixels_ + kStep<T>) * stride_, padded);
+      gradients_ = BufferOf<T>((pixels_ + kStep<T>) * wide_stride_, padded);
     }
     for (Index slot = 0; !kept_ && slot < slots; ++slot) sums_.emplace_back(round_up<T>(channels) * wide_);
   }
@@ -271,8 +272,9 @@ void pull_convolution(ffi::ThreadPool& pool, const Shape& shape, const std::vect
           write_as(to + x * wide_stride + c, passed + read_as<V>(shift + c) + read_as<V>(scale + c) * value);
         });
       }
-      const auto line_of = [&](Index line) { return pulled.pixels(y + line); };
-      multiply_lines(to, wide_stride, columns, rows, transposed, line_of, pulled.stride(), nullptr);
+      std::vector<float*> lines;
+      for (Index line = 0; line < rows; ++line) lines.push_back(pulled.pixels(y + line));
+      multiply_lines(to, wide_stride, columns, lines, transposed, pulled.stride(), nullptr);
     };
     const auto border = [&](Index y) {  // a row of another strip, or none
       if (y < 0 || y >= shape.rows) {
@@ -375,10 +377,11 @@ void multiply_images(ffi::ThreadPool& pool, const Shape& shape, const Part& part
         activate_row(part, shape, strip.image, row, images.get() + (row - y) * columns * stride, stride);
       }
       for (Index half = 0; half < halves; ++half) {
-        const auto line_of = [&](Index line) {
-          return values + ((strip.image * shape.rows + y + line) * halves + half) * columns * product.width;
-        };
-        multiply_lines(images.get(), stride, columns, end - y, matrices[half], line_of, product.width, start.get());
+        std::vector<T*> lines;
+        for (Index row = y; row < end; ++row) {
+          lines.push_back(values + ((strip.image * shape.rows + row) * halves + half) * columns * product.width);
+        }
+        multiply_lines(images.get(), stride, columns, lines, matrices[half], product.width, start.get());
       }
     }
   });
@@ -441,8 +444,8 @@ void pull_images(ffi::ThreadPool& pool, const Shape& shape, const Part& part, co
           store(bias_sum + c, load(bias_sum + c) + sum);
         }
       }
-      const auto line_of = [&](Index) { return pulled.get(); };
-      multiply_lines(gradients, wide_stride, pixels, 1, transposed, line_of, pulled_stride, nullptr);
+      const std::vector<float*> lines{pulled.get()};
+      multiply_lines(gradients, wide_stride, pixels, lines, transposed, pulled_stride, nullptr);
       matrix.add(slot, images, gradients, pixels);
       for (Index row = y; row < end; ++row) {
         const Index at = (row - y) * columns;

@@ -90,40 +90,37 @@ class Panels {
 };
 
 // C = A B + bias (padded, or null) for several lines, each a matrix A [rows, depth of B] and a result of as many rows
-// that hold the padded columns; the lines of A lie one after another, those of C where `line_of` says.
-template <typename LineOf>
-void multiply_padded(const float* a, Index lda, Index rows, Index lines, const Panels& b, LineOf line_of, Index ldc,
-                     const float* bias) {
+// that hold the padded columns; the lines of A lie one after another, those of C at `lines`.
+void multiply_padded(const float* a, Index lda, Index rows, const std::vector<float*>& lines, const Panels& b,
+                     Index ldc, const float* bias) {
   for (Index column = 0; column < b.padded(); column += kPanel) {
     const bool whole = column + kPanel <= b.padded();
-    const float* start = bias ? bias + column : nullptr;
-    for (Index line = 0; line < lines; ++line) {
+    const float *start = bias ? bias + column : nullptr, *from = a;
+    for (float* line : lines) {
       for (Index row = 0; row < rows; row += kRows) {
         with_rows<kRows>(std::min(kRows, rows - row), [&](auto m) {
-          const float* from = a + (line * rows + row) * lda;
-          float* to = line_of(line) + row * ldc + column;
+          float* to = line + row * ldc + column;
           if (whole) {
-            multiply_tile<m.value, 2>(from, lda, b.at(column), b.depth(), to, ldc, start);
+            multiply_tile<m.value, 2>(from + row * lda, lda, b.at(column), b.depth(), to, ldc, start);
           } else {
-            multiply_tile<m.value, 1>(from, lda, b.at(column), b.depth(), to, ldc, start);
+            multiply_tile<m.value, 1>(from + row * lda, lda, b.at(column), b.depth(), to, ldc, start);
           }
         });
       }
+      from += rows * lda;
     }
   }
 }
 
 // The same where the rows of C may hold just the columns of B.
-template <typename LineOf>
-void multiply_lines(const float* a, Index lda, Index rows, Index lines, const Panels& b, LineOf line_of, Index ldc,
-                    const float* bias) {
-  if (b.padded() <= ldc) return multiply_padded(a, lda, rows, lines, b, line_of, ldc, bias);
-  const Buffer wide(rows * lines * b.padded(), false);
-  const auto wide_line = [&](Index line) { return wide.get() + line * rows * b.padded(); };
-  multiply_padded(a, lda, rows, lines, b, wide_line, b.padded(), bias);
-  for (Index line = 0; line < lines; ++line) {
+void multiply_lines(const float* a, Index lda, Index rows, const std::vector<float*>& lines, const Panels& b,
+                    Index ldc, const float* bias) {
+  if (b.padded() <= ldc) return multiply_padded(a, lda, rows, lines, b, ldc, bias);
+  const Buffer wide(rows * b.padded(), false);
+  for (std::size_t line = 0; line < lines.size(); ++line) {
+    multiply_padded(a + line * rows * lda, lda, rows, {wide.get()}, b, b.padded(), bias);
     for (Index row = 0; row < rows; ++row) {
-      std::memcpy(line_of(line) + row * ldc, wide_line(line) + row * b.padded(), b.columns() * sizeof(float));
+      std::memcpy(lines[line] + row * ldc, wide.get() + row * b.padded(), b.columns() * sizeof(float));
     }
   }
 }
