@@ -221,6 +221,8 @@ def _add_turn(result, answer):
         result["error"] = answer["error"]
         return
     result["seconds"].append(answer["seconds"])
+    if "cpu_seconds" in answer:
+        result.setdefault("cpu_seconds", []).append(answer["cpu_seconds"])
     result["losses"].append(answer["loss"])
     result["peak_bytes"] = answer["peak_bytes"]
 
@@ -291,10 +293,17 @@ def summarise(kind, batch, results):
             "turns": len(seconds),
             "peak_bytes": result.get("peak_bytes"),
         }
+        if result.get("cpu_seconds"):
+            # On a busy machine the processor's time says more than the clock; what spins while it waits is in it.
+            cpu = statistics.median(result["cpu_seconds"]) / images
+            figures[name]["median_cpu_s"] = cpu
     base = figures.get("auxseg", {}).get("median_s")
     for figure in figures.values():
         if base and "median_s" in figure:
             figure["times_auxseg"] = figure["median_s"] / base
+        base_cpu = figures["auxseg"].get("median_cpu_s") if base else None
+        if base_cpu and "median_cpu_s" in figure:
+            figure["cpu_times_auxseg"] = figure["median_cpu_s"] / base_cpu
     return figures
 
 
@@ -322,20 +331,22 @@ def add_rates(figures, kind, dtype, limits, is_paper):
 def format_table(rows):
     """Returns the lines of a Markdown table of all rows."""
     lines = [
-        "| row | implementation | median | least | x auxseg | peak GB | TFLOP/s | GB/s |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| row | implementation | median | least | x auxseg | of CPU | x auxseg | peak GB | TFLOP/s | GB/s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         for name, figure in row["figures"].items():
             title = _title(row["kind"], row["batch"])
             if "error" in figure:
-                lines.append(f"| {title} | {name} | {figure['error']} | | | | | |")
+                lines.append(f"| {title} | {name} | {figure['error']} | | | | | | | |")
                 continue
             peak = figure.get("peak_bytes")
             cells = [
                 f"{figure['median_s']:.4g}",
                 f"{figure['least_s']:.4g}",
                 _cell(figure.get("times_auxseg"), ".2f"),
+                _cell(figure.get("median_cpu_s"), ".4g"),
+                _cell(figure.get("cpu_times_auxseg"), ".2f"),
                 _cell(peak and peak / 1e9, ".2f"),
                 _cell(figure.get("tflop_per_s"), ".3g"),
                 _cell(figure.get("gb_per_s"), ".3g"),

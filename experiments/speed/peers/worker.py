@@ -74,10 +74,10 @@ class _Worker:
         return module.create(self.name, Task(**json.loads(self.task_json)))
 
     def _run(self):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         loss = self.step()
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, "loss": loss, "peak_bytes": _peak_bytes()}
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return {"seconds": seconds, "cpu_seconds": cpu, "loss": loss, "peak_bytes": _peak_bytes()}
 
 
 def _peak_bytes():
