@@ -10,10 +10,14 @@ import numpy as np
 
 from auxseg.models import interface
 from auxseg.models.aux_unet import AuxUNet
-    settings = dataclasses.replace(
-        model.settings, aux=False, folded=True, dtype=dtype or model.settings.dtype
-    )
-    folded = type(model)(settings)
+from auxseg.models.aux_unet3d import AuxUNet3D
+from auxseg.models.kernels import build
+from auxseg.models.unet import UNet
+
+_FOLDED = (AuxUNet, UNet, AuxUNet3D)
+"""Networks whose batch norm is in `aux_unet.Unit`s."""
+LEAST_WIDTH = 32
+"""Channels of the first level from which prediction is in bfloat16: its tiles have as many."""
 
 
 def create_predict(model, variables, *, window_hu, mirror=None):
@@ -76,15 +80,10 @@ def create_inference(model, variables, *, dtype=None):
     """
     if type(model) not in _FOLDED:
         return lambda weights, images: model.apply(weights, images).mask_logits, jax.device_put(variables)
-<<<<<<< HEAD
-    settings = dataclasses.replace(model.settings, aux=False, folded=True)
-    folded = type(model)(settings)
-=======
     settings = dataclasses.replace(
         model.settings, aux=False, folded=True, dtype=dtype or model.settings.dtype
     )
-    folded = AuxUNet(settings)
->>>>>>> 78ed45e (A script for a GPU, peers in bfloat16 and OpenVINO, the masks of bfloat16 beside those of float32)
+    folded = type(model)(settings)
 
     def apply_fn(weights, images):
         return folded.apply({"params": weights}, images).mask_logits
