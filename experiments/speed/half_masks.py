@@ -69,7 +69,7 @@ def create_classify(trained, dtype):
 def create_peers(trained):
     """Returns {name: function like `create_classify`'s} of other libraries in bfloat16, those installed."""
     window = tuple(trained.config.data.window_hu)
-    settings = types.SimpleNamespace(**trained.config.model.to_dict(), num_classes=4)
+    settings = types.SimpleNamespace(**{**trained.config.model.to_dict(), "num_classes": 4})
     try:
         from experiments.speed.peers import run_torch
     except ImportError:
@@ -122,13 +122,16 @@ def main(_):
     images, masks = read_slices(flags.FLAGS.slices, tuple(trained.config.data.size))
     exact = classify_all(create_classify(trained, "float32"), images)
     rows = {}
+
+    def add(name, classify):
+        rows[name] = compare(exact, classify_all(classify, images), masks)
+        print(f"{name}: {rows[name]['differing_pixels']:.4%} of pixels differ", rows[name], flush=True)
+
     for unit in build.UNITS[1 : build.UNITS.index(build.find_unit()) + 1]:
         build.choose_unit(unit)
-        rows[unit] = compare(exact, classify_all(create_classify(trained, "bfloat16"), images), masks)
+        add(unit, create_classify(trained, "bfloat16"))
     for name, classify in create_peers(trained).items():
-        rows[name] = compare(exact, classify_all(classify, images), masks)
-    for name, row in rows.items():
-        print(f"{name}: {row['differing_pixels']:.4%} of pixels differ", row, flush=True)
+        add(name, classify)
     asked = "python -m experiments.speed.half_masks --slices=FOLDER"
     data = f"{len(images)} real slices of LUNA16 at {images.shape[1]} x {images.shape[2]}, the box's lungs network"
     result = {
