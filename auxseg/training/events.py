@@ -14,7 +14,6 @@ from auxseg import models
 from auxseg.base.classes import COLOURS, to_rgb
 from auxseg.models import interface
 from auxseg.runs import run_folder
-from auxseg.training import batching
 
 FOLDER = "hparams"
 """In the workdir: settings and final scores, as TensorBoard's page HPARAMS reads them."""
@@ -57,7 +56,7 @@ def create_draw(config, dataset, members):
         members: {split: indices}.
     """
     chosen = choose_cases(members["val"], dataset.table.has_nodule, config.eval.num_pictures)
-    images, masks = batching.read_cases(dataset, chosen)
+    images, masks = dataset.read_seen(chosen)
     model = models.create_model(config.model, num_classes=len(dataset.classes))
     window = tuple(config.data.window_hu)
     grey = np.asarray(interface.normalise_hu(jnp.asarray(images), window))
