@@ -112,7 +112,7 @@ def format_table(report):
         "# Faults met in the wild",
         "",
         "Kills, mutated scans and mutated files, drawn by a seed. Each must end in the right result, in one with a warning,",
-        "in what the changed file says, or in one clear line.",
+        "in what the changed file says, or in one clear line. All of it is in [campaign.json](campaign.json).",
         "",
         "<!-- from: campaign.json -->",
         f"| part | done | {' | '.join(names)} |",
