@@ -177,7 +177,9 @@ def make_pack(work):
         work: pathlib.Path of the runs and the box.
     """
     folder = work / "box"
-    trained = _without_paths(networks.read_run(work / "runs" / "lungs"), f"lungs of auxseg's box {VERSION}")
+    trained = _without_paths(
+        networks.read_trained(work / "runs" / "lungs"), f"lungs of auxseg's box {VERSION}"
+    )
     target = folder / "lungs"
     target.mkdir(parents=True, exist_ok=True)
     for path in target.iterdir():
@@ -207,7 +209,7 @@ def _copy(source, target):
 
 def _without_paths(trained, name):
     """Returns a `networks.Trained` by another name, whose settings name no folder of this machine."""
-    config = networks.to_config(run_folder.config_to_dict(trained.config))
+    config = run_folder.to_config(run_folder.config_to_dict(trained.config))
     config.data.update({"dir": None, "extra_dir": None, "cache_dir": None})
     config.train.update({"init_from": None})
     return networks.Trained(name, config, trained.variables)
