@@ -16,6 +16,7 @@ import scipy.optimize
 from absl import flags
 
 from auxseg.base import command, files
+from auxseg.base.errors import InputError
 from auxseg.prediction import nodules
 from auxseg.scoring import froc
 from experiments.box import nodule_data, nodule_judge, nodule_train
@@ -50,7 +51,14 @@ def fit(candidates, *, with_judge=False):
 
     By penalised maximum likelihood. True and false candidates weigh the same in total: how many of either there are
     in a scan is not known from crops.
+
+    Raises:
+        InputError: there are no true candidates, or no false ones.
     """
+    if len({bool(c["true"]) for c in candidates}) < 2:
+        raise InputError(
+            f"nodule_study: {len(candidates)} candidates of held-out crops, expected true and false ones; train for longer"
+        )
     evidence = _evidence(candidates, with_judge)
     labels = np.array([c["true"] for c in candidates], np.float64)
     weights = np.where(labels > 0, 0.5 / labels.sum(), 0.5 / (1 - labels).sum())

@@ -249,3 +249,10 @@ def test_who_is_told_of_one_nodule_keeps_one():
     faint = probability // 4  # 50 and 35 of 255: nothing reaches a half, 25 is half of the largest
     assert np.argwhere(nodule_crops.keep_one(faint, 0.5)).tolist() == [[4, c] for c in range(2, 7)]
     assert not nodule_crops.keep_one(np.zeros((4, 4), np.uint8), 0.5).any()
+
+
+def test_a_network_that_marks_nothing_cannot_be_fitted():
+    with pytest.raises(InputError, match="0 candidates of held-out crops"):
+        nodule_study.fit([])
+    with pytest.raises(InputError, match="1 candidates"):
+        nodule_study.fit([{"true": True, "mean": 0.9, "sum": 5.0, "short_axis": 0.5}])
