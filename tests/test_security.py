@@ -171,18 +171,21 @@ def test_settings_without_end_are_one_clear_line(tmp_path):
 
 def test_names_are_escaped_on_the_page_of_a_scan(tmp_path):
     evil = '</script><!--<script>alert("x")</script><img src=x onerror=alert(1)>'
-    scan_page.write_page(
-        tmp_path / "page.html",
+    page = scan_page.Page(
         title=evil,
-        pictures=[b"jpeg"],
-        masks=[np.zeros((4, 4), np.uint8)],
+        facts={evil: evil},
+        notes=[("warning", evil)],
+        pictures=(b"jpeg",),
+        masks=np.zeros((1, 4, 4), np.uint8),
         labels=[evil],
         first_slice=0,
         spacing_zyx_mm=(1.0, 1.0, 1.0),
+        nodules=[{evil: evil}],
         tables=[(evil, [{evil: evil}])],
-        notes=[("warning", evil)],
+        marks=[],
         start=0,
     )
+    scan_page.write_page(tmp_path / "page.html", page)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<script") == 2 and "<img src=x" not in page and "<!--" not in page
     data = re.search(r'id="viewer-data">(.*?)</script>', page, re.DOTALL)[1]

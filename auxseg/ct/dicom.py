@@ -145,16 +145,23 @@ def is_dicom_head(head):
     return head[0] == 8 and head[3] == 0 and int.from_bytes(head[4:8], "little") <= 64  # implicit types
 
 
+def check_installed(path):
+    """Raises an InputError unless pydicom, which reads `path`, is installed."""
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"DICOM: reading {path} needs pydicom: pip install pydicom") from error
+
+
 def read_file(path):
     """Returns what one DICOM file adds to its series, or None where it holds no image (a report, a DICOMDIR).
 
     Raises:
         InputError: the file is damaged, cannot be opened, or pydicom is not installed.
     """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise InputError(f"DICOM: reading {path} needs pydicom: pip install pydicom") from error
+    check_installed(path)
+    import pydicom
+
     with errors_named(path):
         force = path.stat().st_size > 0 and is_dicom(path)
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=force)

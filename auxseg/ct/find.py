@@ -263,6 +263,7 @@ def _read_part(path, walk):
     if not looks and path.suffix.lower() not in (".dcm", ".dicom"):
         walk.others.append(("no scan", path))
         return None
+    dicom.check_installed(path)
     try:
         part = dicom.read_file(path)
     except InputError as error:

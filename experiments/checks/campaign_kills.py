@@ -159,7 +159,7 @@ def check_whole(target):
             elif path.name.endswith(".nii.gz"):
                 np.asarray(nibabel.load(path).dataobj)
             elif path.suffix == ".npz":
-                with np.load(path) as arrays:
+                with np.load(path, allow_pickle=False) as arrays:
                     [arrays[name] for name in arrays.files]
         except Exception as error:
             return f"{path.relative_to(target)}: {error}"

@@ -287,7 +287,7 @@ def _ask_other(path, work):
     status, _ = forked.call(read)
     if status or not target.exists():
         return None
-    with np.load(target) as found:
+    with np.load(target, allow_pickle=False) as found:
         return found["values"], found["spacing"]
 
 

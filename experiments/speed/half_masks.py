@@ -41,7 +41,7 @@ def read_slices(folder, size_yx):
     """
     images, masks = [], []
     for path in sorted(pathlib.Path(folder).glob("*.npz")):
-        with np.load(path) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             image, mask = archive["image"], archive["mask"]
         found = body.find_body(lambda start, stop, image=image: image[None][start:stop], 1, SPACING_MM)
         if found is not None:

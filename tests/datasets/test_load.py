@@ -87,7 +87,7 @@ def test_settings_that_cannot_be_used_are_named(tmp_path):
         ({"name": "dicom"}, "data.name: got 'dicom', expected one of 'luna16', 'npz', 'phantom'"),
         ({"name": "npz"}, "data.dir: not given; data.name='npz' needs the folder"),
         ({"size": (320, 8)}, r"data.size: got \(320, 8\), expected two whole numbers"),
-        ({"dir": str(tmp_path), "slices": "all"}, "data.slices: got 'all'"),
+        ({"dir": str(tmp_path), "slices": "every"}, "data.slices: got 'every'"),
         ({"dir": str(tmp_path), "nodules": "lidc"}, "data.lidc: not given"),
     ):
         with pytest.raises(InputError, match=message):

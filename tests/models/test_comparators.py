@@ -15,7 +15,7 @@ from auxseg.training import steps
 from configs.base import get_config
 
 IMAGES = np.random.default_rng(0).random((4, 16, 16, 1), np.float32)
-COMPARATORS = [name for name in NAMES if name != "aux_unet"]
+COMPARATORS = [name for name in NAMES if not name.startswith("aux_unet")]
 PUBLISHED = {
     "unet": (64, 31_054_340),
     "unet3d": (32, 5_605_444),

@@ -24,7 +24,7 @@ def test_counts_leave_unknown_pixels_out():
     np.testing.assert_array_equal(counts.reference, [[1, 1], [0, 0]])
     assert pixel_counts.pooled_accuracy(counts) == pixel_counts.pooled_dsc(counts) == 0.5
     assert pixel_counts.false_positive_cases(counts).tolist() == [0, 0]
-    nothing = pixel_counts.Counts(*(each[1:] for each in counts))
+    nothing = pixel_counts.Counts(*(each[1:] for each in counts[:3]))
     assert np.isnan(pixel_counts.pooled_accuracy(nothing)) and np.isnan(pixel_counts.pooled_dsc(nothing))
 
 
