@@ -203,7 +203,7 @@ def _conclude_limits(config, arms):
         )
     if config.data.name == "phantom":
         limits.append("the images are drawn, not CT")
-    seeds = min(len({run.draw for run in arm.runs if run.fold == arm.runs[0].fold}) for arm in arms)
+    seeds = min(len({run.draw[comparison.SEEDS.index("seed")] for run in arm.runs}) for arm in arms)
     if seeds < 5:
         limits.append(f"initialisations of an arm: {seeds}, and fewer than five say little about others")
     return [f"Limits: {'; '.join(limits)}."] if limits else []
