@@ -76,12 +76,7 @@ def by_nodule(seen):
 
 def largest(slices):
     """Returns the `Seen` whose consensus is largest, the first of equal ones."""
-    return max(slices, key=lambda each: consensus(each.outline.readers).sum())
-
-
-def consensus(marks):
-    """Returns the pixels that at least half of the readers mark, bool [H, W], of bool [R, H, W]."""
-    return 2 * marks.sum(axis=0) >= len(marks)
+    return max(slices, key=lambda each: readers.consensus_of(each.outline.readers).sum())
 
 
 def judge(seen):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from auxseg.base.errors import InputError
+from auxseg.scoring.matching import MIN_OBJECT_IOU
 
 MARGIN = 0.02
 """Of Dice, by which the network may be worse than a reader."""
@@ -26,8 +27,6 @@ RATED = {
 }
 """Readers' median ratings that are reported apart: from, below, in words. LIDC-IDRI rates from 1 to 5: texture from
 ground glass to solid, subtlety from extremely subtle to obvious (McNitt-Gray et al. 2007, doi:10.1016/j.acra.2007.07.021)."""
-MIN_IOU = 0.1
-"""Overlap with the consensus from which on a nodule is found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Pairs:
         network_to_reader: float64 [<= R], the network against each reader who marks something.
         between: float64, mean over all pairs of readers; NaN where none of them marks anything.
         consensus: float64, the network against the consensus of all; NaN where that is empty.
-        found: whether the network's IoU with the consensus is at least `MIN_IOU`; NaN where that is empty.
+        found: whether the network's IoU with the consensus is at least `MIN_OBJECT_IOU`; NaN where that is empty.
         num_empty: readers left out.
     """
 
@@ -95,7 +94,7 @@ def compare(readers, marked):
         if others.any():
             rows.append((dice(mask, others), dice(marked, others)))
     pairs = [dice(a, b) for i, a in enumerate(readers) for b in readers[:i]]
-    agreed = 2 * votes >= len(readers)
+    agreed = consensus_of(readers)
     columns = np.array(rows).reshape(-1, 2)
     consensus = dice(marked, agreed) if agreed.any() else np.nan
     return Pairs(
@@ -104,9 +103,16 @@ def compare(readers, marked):
         network_to_reader=np.array([dice(marked, mask) for mask in readers if mask.any()]),
         between=float(np.nanmean(pairs)) if not np.isnan(pairs).all() else np.nan,
         consensus=consensus,
-        found=float(consensus / (2.0 - consensus) >= MIN_IOU) if agreed.any() else np.nan,  # Dice as IoU
+        found=float(consensus / (2.0 - consensus) >= MIN_OBJECT_IOU)
+        if agreed.any()
+        else np.nan,  # Dice as IoU
         num_empty=len(readers) - len(rows),
     )
+
+
+def consensus_of(marks):
+    """Returns the pixels that at least half of the readers mark, bool [...], of bool [R, ...]."""
+    return 2 * marks.sum(axis=0) >= len(marks)
 
 
 def dice(first, second):

@@ -19,10 +19,10 @@ from auxseg.datasets import crops as crops_lib
 from auxseg.evaluation import among_readers
 from auxseg.prediction import nodule_look
 from auxseg.report import figures, outlines
+from auxseg.scoring.matching import MIN_OBJECT_IOU
 from experiments.box import nodule_data, nodule_train
 from experiments.made_by import made_by
 
-MIN_IOU = 0.1
 THRESHOLD = 0.5
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 PICTURED = 32
@@ -75,7 +75,7 @@ def score(crops, rows, numbers):
             "patients": len(set(crops.patient[chosen].tolist())),
             "dice_largest": float(dice(slices).mean()),
             "dice_largest_median": float(np.median(dice(slices))),
-            "found": float((iou(slices) >= MIN_IOU).mean()),
+            "found": float((iou(slices) >= MIN_OBJECT_IOU).mean()),
             "dice_all_slices": float(dice(volumes).mean()),
         }
     return results

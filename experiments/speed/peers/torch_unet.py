@@ -18,10 +18,10 @@ class TorchUNet(nn.Module):
         widths = [settings.base_width << level for level in range(settings.depth + 1)]
         inputs = [1, *widths]
         for level in range(settings.depth):
-            self.add_module(f"encoder_{level}", _Block(settings, inputs[level], widths[level]))
+            self.add_module(f"encoder_{level}", Block(settings, inputs[level], widths[level]))
             self.add_module(f"up_{level}", nn.ConvTranspose2d(widths[level + 1], widths[level], 2, 2))
-            self.add_module(f"decoder_{level}", _Block(settings, 2 * widths[level], widths[level]))
-        self.bottleneck = _Block(settings, widths[-2], widths[-1])
+            self.add_module(f"decoder_{level}", Block(settings, 2 * widths[level], widths[level]))
+        self.bottleneck = Block(settings, widths[-2], widths[-1])
         self.mask = nn.Conv2d(widths[0], settings.num_classes, 1)
         if settings.aux:
             self.aux_hidden = nn.Linear(widths[-1], settings.aux_width)
@@ -42,11 +42,13 @@ class TorchUNet(nn.Module):
         return Outputs(self.mask(features), class_logits)
 
 
-class _Block(nn.Module):
-    def __init__(self, settings, channels, features):
+class Block(nn.Module):
+    """Two units and a squeeze-and-excitation, of images or, with `dims` 3, of volumes."""
+
+    def __init__(self, settings, channels, features, dims=2):
         super().__init__()
-        self.unit_0 = _Unit(settings, channels, features)
-        self.unit_1 = _Unit(settings, features, features)
+        self.unit_0 = _Unit(settings, channels, features, dims)
+        self.unit_1 = _Unit(settings, features, features, dims)
         self.se = _SqueezeExcite(settings, features) if settings.se else nn.Identity()
 
     def forward(self, images):
@@ -54,11 +56,12 @@ class _Block(nn.Module):
 
 
 class _Unit(nn.Module):
-    def __init__(self, settings, channels, features):
+    def __init__(self, settings, channels, features, dims):
         super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.pointwise = nn.Conv2d(channels, features, 1)
-        self.norm = nn.BatchNorm2d(features, settings.bn_epsilon, 1.0 - settings.bn_momentum)
+        conv, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dims]
+        self.depthwise = conv(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.pointwise = conv(channels, features, 1)
+        self.norm = norm(features, settings.bn_epsilon, 1.0 - settings.bn_momentum)
 
     def forward(self, images):
         return torch.relu(self.norm(self.pointwise(self.depthwise(images))))
@@ -72,8 +75,9 @@ class _SqueezeExcite(nn.Module):
         self.excite = nn.Linear(width, channels)
 
     def forward(self, images):
-        hidden = torch.relu(self.squeeze(images.mean((2, 3))))
-        return images * torch.sigmoid(self.excite(hidden))[:, :, None, None]
+        axes = tuple(range(2, images.ndim))
+        gates = torch.sigmoid(self.excite(torch.relu(self.squeeze(images.mean(axes)))))
+        return images * gates.reshape(gates.shape + (1,) * len(axes))
 
 
 def create_torch_unet(settings, variables):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from auxseg.models.interface import Outputs
+from experiments.speed.peers.torch_unet import Block
 
 
 class TorchUNet3D(nn.Module):
@@ -24,12 +25,12 @@ class TorchUNet3D(nn.Module):
         inputs = [1, *widths]
         for level in range(settings.depth):
             window = self.window(level)
-            self.add_module(f"encoder_{level}", _Block(settings, inputs[level], widths[level]))
+            self.add_module(f"encoder_{level}", Block(settings, inputs[level], widths[level], dims=3))
             self.add_module(
                 f"up_{level}", nn.ConvTranspose3d(widths[level + 1], widths[level], window, window)
             )
-            self.add_module(f"decoder_{level}", _Block(settings, 2 * widths[level], widths[level]))
-        self.bottleneck = _Block(settings, widths[-2], widths[-1])
+            self.add_module(f"decoder_{level}", Block(settings, 2 * widths[level], widths[level], dims=3))
+        self.bottleneck = Block(settings, widths[-2], widths[-1], dims=3)
         self.mask = nn.Conv3d(widths[0], settings.num_classes, 1)
         self.aux_hidden = nn.Linear(widths[-1], settings.aux_width)
         self.aux = nn.Linear(settings.aux_width, settings.num_classes)
@@ -50,40 +51,6 @@ class TorchUNet3D(nn.Module):
             features = self.get_submodule(f"decoder_{level}")(features)
         middle = slabs.shape[2] // 2
         return Outputs(self.mask(features[:, :, middle : middle + 1])[:, :, 0], class_logits)
-
-
-class _Block(nn.Module):
-    def __init__(self, settings, channels, features):
-        super().__init__()
-        self.unit_0 = _Unit(settings, channels, features)
-        self.unit_1 = _Unit(settings, features, features)
-        self.se = _SqueezeExcite(settings, features)
-
-    def forward(self, volumes):
-        return self.se(self.unit_1(self.unit_0(volumes)))
-
-
-class _Unit(nn.Module):
-    def __init__(self, settings, channels, features):
-        super().__init__()
-        self.depthwise = nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.pointwise = nn.Conv3d(channels, features, 1)
-        self.norm = nn.BatchNorm3d(features, settings.bn_epsilon, 1.0 - settings.bn_momentum)
-
-    def forward(self, volumes):
-        return torch.relu(self.norm(self.pointwise(self.depthwise(volumes))))
-
-
-class _SqueezeExcite(nn.Module):
-    def __init__(self, settings, channels):
-        super().__init__()
-        width = max(1, channels // settings.se_ratio)
-        self.squeeze = nn.Linear(channels, width)
-        self.excite = nn.Linear(width, channels)
-
-    def forward(self, volumes):
-        hidden = torch.relu(self.squeeze(volumes.mean((2, 3, 4))))
-        return volumes * torch.sigmoid(self.excite(hidden))[:, :, None, None, None]
 
 
 def create_torch_unet3d(settings, variables, halvings):
