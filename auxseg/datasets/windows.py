@@ -37,7 +37,7 @@ class Ranges(NamedTuple):
     step_hu: float = 12.0
 
 
-def draw_window(generator, planes, centre_yx, *, size, ranges):
+def draw_window(generator, planes, centre_yx, *, size, ranges, enlarge=1.0):
     """Returns a window as the network is trained on it: (image float32 in HU, other planes float32), [size, size] each.
 
     Turned, scaled, shifted and mirrored at random, then its HU are made uncertain. Edges are mirrored.
@@ -48,9 +48,10 @@ def draw_window(generator, planes, centre_yx, *, size, ranges):
         centre_yx: rows and columns of the point of interest.
         size: pixels.
         ranges: `Ranges`.
+        enlarge: how many times larger everything is shown.
     """
-    matrix = _draw_matrix(generator, ranges)
-    shift = generator.uniform(-ranges.shift_px, ranges.shift_px, 2)
+    matrix = _draw_matrix(generator, ranges) / enlarge
+    shift = generator.uniform(-ranges.shift_px, ranges.shift_px, 2) / enlarge
     middle = (size - 1) / 2.0
     offset = np.asarray(centre_yx) + shift - matrix @ (middle, middle)
     moved = [

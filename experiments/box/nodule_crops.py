@@ -42,9 +42,8 @@ def predict(crops, rows, forward, *, batch_size=32, mirror=False):
     for start in range(0, len(rows), batch_size):
         part = np.stack(images[start : start + batch_size])
         part = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0)))[..., None]
-        values = np.asarray(forward(part))
-        if mirror:
-            values = 0.5 * (values + np.asarray(forward(part[:, :, ::-1]))[:, :, ::-1])
+        turns = ((1, 1), (1, -1), (-1, 1), (-1, -1)) if mirror else ((1, 1),)
+        values = np.mean([np.asarray(forward(part[:, ::y, ::x]))[:, ::y, ::x] for y, x in turns], axis=0)
         found.append(np.round(255.0 * values).astype(np.uint8))
     return np.concatenate(found)[: len(rows)], np.stack(references)
 
@@ -156,7 +155,7 @@ def predict_parts(crops, runs, *, test, mirror):
     parts = {}
     for fold, part in held_out.items():
         forward = nodule_train.create_forward(
-            *nodule_train.read_variables(pathlib.Path(runs) / f"fold{fold}")
+            *nodule_train.read_cycles(pathlib.Path(runs) / f"fold{fold}")
         )
         rows = np.flatnonzero(folds == part)
         parts[fold] = (rows, *predict(crops, rows, forward, mirror=mirror))
@@ -237,7 +236,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
     flags.DEFINE_string("output", None, "JSON file to write", required=True)
-    flags.DEFINE_bool("mirror", False, "mean with the mirrored crops")
+    flags.DEFINE_bool("mirror", False, "mean with the crops mirrored by rows, by columns and by both")
     flags.DEFINE_bool("test", False, "the network in the box, on the test patients")
     flags.DEFINE_string("picture", None, "PNG file for some nodules and their outlines")
     flags.DEFINE_string("page", None, "HTML file for all of them")

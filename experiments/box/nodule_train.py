@@ -3,6 +3,9 @@
     python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0 --recipe=outlines
     python -m experiments.box.nodule_train --real=DIR --output=DIR --fold=0 --init_from=DIR
 
+The steps may be cut into cycles, each with a schedule of its own (Loshchilov and Hutter 2017, SGDR); the weights at the
+end of each are kept, and the outlines are the mean of all (Huang et al. 2017, snapshot ensembles).
+
 A fold's network sees neither the crops of the fold's patients, nor the scans that judge it, nor the test patients.
 Fold -1 is the network in the box. Batches are a function of (seed, step). Twice on the way the network is run over
 the slices without nodules, and what it marks there comes back as hard negatives.
@@ -27,7 +30,7 @@ from auxseg.datasets import windows
 from auxseg.models.aux_unet import AuxUNet
 from auxseg.models.inference import create_inference
 from auxseg.models.layers import resolve_lowering
-from auxseg.prediction import nodule_look
+from auxseg.prediction import nodule_look, nodules
 from experiments.box import nodule_data
 
 BOX = nodule_data.BOX
@@ -46,8 +49,10 @@ class Recipe:
     hard_share: float = 0.5  # of the negatives, once some were mined
     middle_share: float = 0.3  # of the negatives, from the middle slices
     ranges: windows.Ranges = windows.Ranges()
-    steps: int = 1200
-    mine_at: tuple[float, ...] = (0.0, 0.5)  # shares of the steps
+    enlarged: float = 0.0  # share of the windows with a nodule that show it larger, up to a mass
+    steps: int = 1200  # of all cycles
+    cycles: int = 1
+    mine_at: tuple[float, ...] = (0.0, 0.5)  # shares of a cycle
     mine_above: float = 0.3  # probability of a pixel
     learning_rate: float = 1e-3
     target: str = "share"
@@ -56,20 +61,24 @@ class Recipe:
 
 
 RECIPES = {
-    "look": Recipe(),
+    "look": Recipe(enlarged=0.15),
     "outlines": Recipe(
         window_px=96,
         positives=28,
         negatives=4,
         hard_share=0.25,
         mine_at=(0.3, 0.65),
-        steps=5000,
+        steps=10000,
+        cycles=2,
         learning_rate=3e-3,
         ranges=windows.Ranges(hu_scale=0.1, offset_hu=20.0, noise_hu=15.0, step_hu=6.0),
     ),
 }
 """Who outlines a nodule in a crop around it meets few windows without one. The look of the box meets whole lungs: it
-starts from the weights of the outlines, and a third of its windows hold no nodule."""
+starts from the weights of the outlines, and a third of its windows hold no nodule. None of the crops holds a mass, so some
+nodules are shown as large as one."""
+ENLARGED_MM = (8.0, 60.0)
+"""Least diameter of nodules that are enlarged, and the largest that they then have."""
 
 
 @dataclasses.dataclass
@@ -117,9 +126,21 @@ def _draw_positive(material, recipe, generator):
     planes = (crops.image_hu(row), crops.target(row, recipe.target, generator))
     centre = (np.array(crops.images.shape[1:]) - 1) / 2.0
     image, target = windows.draw_window(
-        generator, planes, centre, size=recipe.window_px, ranges=recipe.ranges
+        generator,
+        planes,
+        centre,
+        size=recipe.window_px,
+        ranges=recipe.ranges,
+        enlarge=_draw_enlargement(crops.diameter_mm[row], recipe, generator),
     )
     return image, target, np.ones_like(target)
+
+
+def _draw_enlargement(diameter_mm, recipe, generator):
+    least, most = ENLARGED_MM
+    if not recipe.enlarged or generator.random() >= recipe.enlarged or not least <= diameter_mm < most:
+        return 1.0
+    return float(np.exp(generator.uniform(0.0, np.log(most / diameter_mm))))
 
 
 def _draw_negative(material, places, recipe, generator):
@@ -167,14 +188,19 @@ def create_network(recipe):
     return AuxUNet(settings)
 
 
-def create_forward(recipe, variables):
-    """Returns images float32 [N, H, W, 1] -> probability of nodule float32 [N, H, W]."""
-    apply_fn, weights = create_inference(create_network(recipe), variables)
+def create_forward(recipe, *networks):
+    """Returns images float32 [N, H, W, 1] -> probability of nodule float32 [N, H, W], the mean of the networks.
+
+    Args:
+        recipe: `Recipe`.
+        networks: variables of each.
+    """
+    parts = [create_inference(create_network(recipe), variables) for variables in networks]
 
     @jax.jit
     def forward(images):
-        logits = apply_fn(weights, images)
-        return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+        logits = [apply_fn(weights, images) for apply_fn, weights in parts]
+        return sum(jax.nn.sigmoid(each[..., 1] - each[..., 0]) for each in logits) / len(logits)
 
     return forward
 
@@ -219,12 +245,14 @@ def train(real, output, fold, recipe, init_from=None):
     variables = model.init(jax.random.key(recipe.seed), window)
     if init_from:
         variables = read_variables(init_from)[1]
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, recipe.steps // 30, recipe.steps)
-    optimizer = optax.adam(schedule)
+    optimizer = optax.adam(create_schedule(recipe))
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
     state, first, material.mined = _restore(output, state, material.mined)
     step_fn = jax.jit(functools.partial(_step, model=model, optimizer=optimizer), donate_argnums=0)
-    mine_steps = {round(share * recipe.steps) for share in recipe.mine_at}
+    cycle = recipe.steps // recipe.cycles
+    mine_steps = {
+        number * cycle + round(share * cycle) for number in range(recipe.cycles) for share in recipe.mine_at
+    }
     began, recent = time.monotonic(), []
     for step in range(first, recipe.steps):
         if step in mine_steps:
@@ -237,8 +265,24 @@ def train(real, output, fold, recipe, init_from=None):
             mean = float(np.mean(jax.device_get(recent)))
             print(f"step {step + 1}: loss {mean:.4f}, {time.monotonic() - began:.0f} s", flush=True)
             recent = []
+        if (step + 1) % cycle == 0:
+            nodules.write_weights(
+                output / cycle_name((step + 1) // cycle), {"params": state[0], "batch_stats": state[1]}
+            )
     variables = jax.device_get({"params": state[0], "batch_stats": state[1]})
     return variables
+
+
+def create_schedule(recipe):
+    """Returns step -> learning rate: in each cycle a thirtieth of warm-up, then a cosine down to 0."""
+    cycle = recipe.steps // recipe.cycles
+    one = {"init_value": 0.0, "peak_value": recipe.learning_rate, "warmup_steps": cycle // 30, "decay_steps": cycle}
+    return optax.sgdr_schedule([one] * recipe.cycles)
+
+
+def cycle_name(number):
+    """Returns the file of a run that holds the weights at the end of a cycle, from 1."""
+    return f"cycle{number}.npz"
 
 
 def _step(state, images, targets, known, *, model, optimizer):
@@ -302,6 +346,14 @@ def read_variables(output):
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
     (params, batch_stats, _), _, _ = _restore(pathlib.Path(output), state, [])
     return recipe, {"params": params, "batch_stats": batch_stats}
+
+
+def read_cycles(output):
+    """Returns (`Recipe`, variables at the end of each cycle) of a finished training."""
+    output = pathlib.Path(output)
+    recipe, last = read_variables(output)
+    paths = [output / cycle_name(number) for number in range(1, recipe.cycles)]
+    return recipe, *(nodules.read_weights(path) for path in paths), last
 
 
 def main(argv):

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 
-LIBRARIES = ("jax", "flax", "optax", "torch", "keras", "tensorflow", "onnxruntime", "numpy")
+LIBRARIES = ("jax", "flax", "optax", "torch", "keras", "tensorflow", "onnxruntime", "openvino", "lungmask", "numpy")
 
 
 def describe_machine():

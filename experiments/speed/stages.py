@@ -10,6 +10,7 @@ import time
 
 from auxseg.ct import scans
 from auxseg.prediction import (
+    batches,
     lungs,
     measure,
     nodule_candidates,
@@ -22,10 +23,8 @@ from auxseg.prediction import (
 from auxseg.scoring import components
 
 STAGES = (
-    ("opening the scan", scans, "open_scan"),
     ("a sample of slices checked", segment, "_check"),
-    ("slices: read", scans.Scan, "read"),
-    ("slices: resized", segment, "_prepare"),
+    ("slices: resized", batches, "_resize_all"),
     ("slices: pictures", overlay, "encode_picture"),
     ("slices: brought to the scan's size", segment, "_finish"),
     ("3D clean-up", components, "clean"),
@@ -38,8 +37,10 @@ STAGES = (
     ("writing mask and pages", outputs, "write_segmentation"),
 )
 """(stage, owner, function): what stands within another stage is counted there too."""
+OPENING, READING = "opening the scan", "slices: read"
+"""Stages apart: an open scan brings the function that reads its slices."""
 ALL_SLICES = "all slices, lungs network included"
-_BESIDE = ("slices: read", "slices: resized", "slices: pictures", "slices: brought to the scan's size")
+_BESIDE = ("slices: resized", "slices: pictures", "slices: brought to the scan's size")
 """Stages of threads beside the network's: their processor time is their thread's."""
 
 
@@ -55,8 +56,10 @@ class Clock:
 @contextlib.contextmanager
 def measured():
     """Puts clocks around the functions of `STAGES`; yields {stage: Clock}."""
-    clocks, lock = {ALL_SLICES: Clock()}, threading.Lock()
+    clocks, lock = {stage: Clock() for stage in (OPENING, ALL_SLICES, READING)}, threading.Lock()
     with contextlib.ExitStack() as undo:
+        undo.callback(setattr, scans, "open_scan", scans.open_scan)
+        scans.open_scan = _timed_opening(scans.open_scan, clocks, lock)
         for stage, owner, name in STAGES:
             clock = clocks.setdefault(stage, Clock())
             own = time.thread_time if stage in _BESIDE else time.process_time
@@ -77,6 +80,16 @@ def _timed(function, clock, cpu_time, lock):
             wall, used = time.perf_counter() - start, cpu_time() - cpu
             with lock:
                 clock.wall, clock.cpu, clock.calls = clock.wall + wall, clock.cpu + used, clock.calls + 1
+
+    return run
+
+
+def _timed_opening(function, clocks, lock):
+    opening = _timed(function, clocks[OPENING], time.process_time, lock)
+
+    def run(*arguments, **options):
+        scan = opening(*arguments, **options)
+        return dataclasses.replace(scan, read=_timed(scan.read, clocks[READING], time.thread_time, lock))
 
     return run
 
