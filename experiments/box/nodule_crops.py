@@ -154,9 +154,7 @@ def predict_parts(crops, runs, *, test, mirror):
     held_out = {nodule_data.BOX: nodule_data.TEST} if test else {f: f for f in range(nodule_data.NUM_FOLDS)}
     parts = {}
     for fold, part in held_out.items():
-        forward = nodule_train.create_forward(
-            *nodule_train.read_cycles(pathlib.Path(runs) / f"fold{fold}")
-        )
+        forward = nodule_train.create_forward(*nodule_train.read_cycles(pathlib.Path(runs) / f"fold{fold}"))
         rows = np.flatnonzero(folds == part)
         parts[fold] = (rows, *predict(crops, rows, forward, mirror=mirror))
     return parts

@@ -276,7 +276,12 @@ def train(real, output, fold, recipe, init_from=None):
 def create_schedule(recipe):
     """Returns step -> learning rate: in each cycle a thirtieth of warm-up, then a cosine down to 0."""
     cycle = recipe.steps // recipe.cycles
-    one = {"init_value": 0.0, "peak_value": recipe.learning_rate, "warmup_steps": cycle // 30, "decay_steps": cycle}
+    one = {
+        "init_value": 0.0,
+        "peak_value": recipe.learning_rate,
+        "warmup_steps": cycle // 30,
+        "decay_steps": cycle,
+    }
     return optax.sgdr_schedule([one] * recipe.cycles)
 
 
