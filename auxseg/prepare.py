@@ -60,12 +60,13 @@ def main(argv):
     del argv
     check_choice("--format", FORMAT.value, FORMATS)
     from auxseg.datasets import layouts  # here, for --help to be answered at once
+    from auxseg.datasets.preparation.source import BadScansError
 
     check_choice("--name", NAME.value, layouts.LAYOUTS)
     settings = create_settings()
     if not DATA_DIR.value and NAME.value != "luna16":
         raise InputError("--data_dir: not given; --name=folder needs the folder of the scans")
-    data_dir = pathlib.Path(DATA_DIR.value).expanduser() if DATA_DIR.value else layouts.luna16.find_folder()
+    data_dir = DATA_DIR.value or layouts.get_layout("luna16").find_folder()
     shared = {
         "settings": settings,
         "skip_bad_scans": SKIP_BAD_SCANS.value,
@@ -74,8 +75,8 @@ def main(argv):
     }
     try:
         write = write_records if FORMAT.value == "records" else write_npz
-        lines = write(data_dir, **shared)
-    except layouts.luna16.BadScansError as error:
+        lines = write(pathlib.Path(data_dir).expanduser(), **shared)
+    except BadScansError as error:
         for problem in error.problems:
             print(f"cannot be used: {problem}")
         raise
@@ -86,28 +87,29 @@ def create_settings():
     """Returns the settings of the layout that the flags name."""
     from auxseg.datasets import layouts
 
+    settings = layouts.get_layout(NAME.value).Settings
     shared = {"size_yx": datasets.parse_size(SIZE.value) or (320, 320), "slices": SLICES.value}
     if NAME.value == "folder":
-        return layouts.folder.Settings(**shared, label_map=LABEL_MAP.value, field=FIELD.value)
-    return layouts.luna16.Settings(**shared, labels=LABELS.value, nodules=NODULES.value, lidc=LIDC.value)
+        return settings(**shared, label_map=LABEL_MAP.value, field=FIELD.value)
+    return settings(**shared, labels=LABELS.value, nodules=NODULES.value, lidc=LIDC.value)
 
 
 def choose_writer():
     """Returns who prepares the scans, as the flags say: `write_all` of `pieces` or of `beam`."""
     if BEAM.value:
-        from auxseg.datasets.luna16 import beam
+        from auxseg.datasets.preparation import beam
 
         return functools.partial(beam.write_all, options=shlex.split(BEAM_OPTIONS.value))
     if BEAM_OPTIONS.value:
         raise InputError("--beam_options: given without --beam")
-    from auxseg.datasets.luna16 import pieces
+    from auxseg.datasets.preparation import pieces
 
     return functools.partial(pieces.write_all, num_workers=WORKERS.value)
 
 
 def write_records(data_dir, *, settings, **shared):
     """Writes records; returns the lines of the summary."""
-    from auxseg.datasets.luna16 import records
+    from auxseg.datasets.preparation import records
 
     cache_dir = pathlib.Path(OUTPUT.value or files.default_cache_dir()).expanduser()
     folder = records.prepare(data_dir, cache_dir=cache_dir, settings=settings, name=NAME.value, **shared)
@@ -139,7 +141,7 @@ def write_npz(data_dir, **shared):
     """Writes the NPZ form; returns the lines of the summary."""
     if not OUTPUT.value:
         raise InputError("--output: not given; --format=npz needs a folder to write to")
-    from auxseg.datasets.luna16 import npz_form
+    from auxseg.datasets.preparation import npz_form
 
     rows, problems, notes = npz_form.write(
         data_dir, OUTPUT.value, size_yx=datasets.parse_size(SIZE.value), **shared

@@ -16,7 +16,7 @@ from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import npz
 from auxseg.datasets.luna16 import layout
-from auxseg.datasets.luna16.records import load
+from auxseg.datasets.preparation.records import load
 from auxseg.prepare import main
 
 ROOT = pathlib.Path(__file__).parent.parent

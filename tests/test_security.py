@@ -21,7 +21,7 @@ import test_checkpoints
 
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError
-from auxseg.datasets.luna16 import records
+from auxseg.datasets.preparation import records
 from auxseg.datasets.npz import read_npz
 from auxseg.prediction import scan_page
 from auxseg.runs import checkpoints, run_folder

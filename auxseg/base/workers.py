@@ -12,7 +12,7 @@ def start(module, *arguments, **streams):
     """Returns the process of `python -m MODULE ARGUMENTS`, which finds auxseg from any working directory.
 
     Args:
-        module: such as 'auxseg.datasets.luna16.worker'.
+        module: such as 'auxseg.datasets.preparation.worker'.
         arguments: texts or what becomes text.
         streams: `stdin` and `stdout` of subprocess.Popen.
     """

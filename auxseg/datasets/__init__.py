@@ -112,7 +112,8 @@ def _load_values(data_config, classes):
     if data_config.name == "folder":
         return _load_folder(data_config, size_yx, slab, classes)
     from auxseg.datasets import select, slabs
-    from auxseg.datasets.luna16 import layout, records
+    from auxseg.datasets.luna16 import layout
+    from auxseg.datasets.preparation import records
 
     folder = _phantom_dir(data_config) if data_config.name == "phantom" else _luna16_dir(data_config)
     dataset = records.load(
@@ -146,7 +147,7 @@ def _load_values(data_config, classes):
 def _load_folder(data_config, size_yx, slab, classes):
     from auxseg.datasets import select
     from auxseg.datasets.folder import layout
-    from auxseg.datasets.luna16 import records
+    from auxseg.datasets.preparation import records
 
     if slab > 1:
         raise InputError(f"data.slab: got {slab}, but data.name='folder' gives single slices")

@@ -19,7 +19,8 @@ import numpy as np
 from auxseg.base import files
 from auxseg.ct import images
 from auxseg.ct.geometry import Geometry
-from auxseg.datasets.luna16 import layout, pieces, records
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.preparation import pieces, records
 from auxseg.devices import parallel, processes
 from auxseg.evaluation import evaluate_run
 from auxseg.prediction import outputs, segment

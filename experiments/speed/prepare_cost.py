@@ -92,7 +92,8 @@ def measure(folder, slices, num_scans):
     """Prepares in this process and prints the figures."""
     import SimpleITK  # noqa: F401  (its share of the memory is that of the libraries)
 
-    from auxseg.datasets.luna16 import layout, records
+    from auxseg.datasets.luna16 import layout
+    from auxseg.datasets.preparation import records
 
     started, busy, num_slices = time.perf_counter(), time.process_time(), 0
     if num_scans:

@@ -13,7 +13,7 @@ from auxseg import datasets
 from auxseg.base.classes import LEFT, NODULE, RIGHT, UNKNOWN
 from auxseg.base.errors import InputError
 from auxseg.datasets.folder import label_map, layout, listing
-from auxseg.datasets.luna16 import npz_form, pieces, records
+from auxseg.datasets.preparation import npz_form, pieces, records
 from configs import base
 
 SHAPE = (9, 40, 48)

@@ -16,12 +16,13 @@ from fixtures_luna16 import UIDS
 from auxseg.base.errors import InputError
 from auxseg.ct import images as ct_images
 from auxseg.datasets import resize
-from auxseg.datasets.luna16 import builder as luna16_builder
 from auxseg.datasets.luna16 import layout
-from auxseg.datasets.luna16 import pieces as luna16_pieces
-from auxseg.datasets.luna16.layout import BadScansError, Settings
-from auxseg.datasets.luna16.pieces import _read_examples
-from auxseg.datasets.luna16.records import RECORDS_FILE, load, prepare
+from auxseg.datasets.luna16.layout import Settings
+from auxseg.datasets.preparation import builder
+from auxseg.datasets.preparation import pieces as luna16_pieces
+from auxseg.datasets.preparation.pieces import _read_examples
+from auxseg.datasets.preparation.records import RECORDS_FILE, load, prepare
+from auxseg.datasets.preparation.source import BadScansError
 
 SMALL = Settings(size_yx=(48, 48), slices="nodule")
 
@@ -98,7 +99,7 @@ def test_records_follow_a_change_of_the_folder(tmp_path):
 def test_prepared_records_need_neither_scans_nor_simpleitk(folder, cache):
     load(folder, cache_dir=cache, settings=SMALL)
     code = (
-        "import sys; from auxseg.datasets.luna16 import layout, records; import numpy as np\n"
+        "import sys; from auxseg.datasets.luna16 import layout; from auxseg.datasets.preparation import records; import numpy as np\n"
         f"s = layout.Settings(size_yx=(48, 48), slices='nodule')\n"
         f"d = records.load({str(folder)!r}, cache_dir={str(cache)!r}, settings=s)\n"
         "d.read(np.arange(len(d))); d.read_native_mask(0)\n"
@@ -211,7 +212,7 @@ def test_no_slice_at_all_is_said(tmp_path):
 
 def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_path, monkeypatch):
     code = (
-        "import os, signal; from auxseg.datasets.luna16 import layout, records\n"
+        "import os, signal; from auxseg.datasets.luna16 import layout; from auxseg.datasets.preparation import records\n"
         "read = layout.read_slices\n"
         "def stop(scan, *rest):\n"
         f"    if scan.uid == {UIDS[2]!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -240,7 +241,7 @@ def test_killed_preparation_is_never_taken_for_whole_and_goes_on(folder, tmp_pat
 
 def test_two_processes_prepare_one_after_the_other(folder, tmp_path):
     code = (
-        "from auxseg.datasets.luna16 import layout, records; import sys, time\n"
+        "from auxseg.datasets.luna16 import layout; from auxseg.datasets.preparation import records; import sys, time\n"
         "read = layout.read_slices\n"
         "def slow(scan, *rest):\n"
         "    print('read', file=sys.stderr); time.sleep(0.2)\n"
@@ -274,7 +275,7 @@ def test_overwrite_prepares_anew(folder, tmp_path):
 
 def test_split_of_several_files_is_read_in_order(folder, tmp_path, monkeypatch):
     whole = load(folder, cache_dir=tmp_path / "a", settings=SMALL)
-    monkeypatch.setattr(luna16_builder, "SHARD_BYTES", 4 * 3 * 48 * 48)
+    monkeypatch.setattr(builder, "SHARD_BYTES", 4 * 3 * 48 * 48)
     parts = load(folder, cache_dir=tmp_path / "b", settings=SMALL)
     assert len(list((tmp_path / "b").rglob("*subset0.array_record*"))) == 4  # of 14 slices
     for one, other in zip(whole.read(np.arange(14)), parts.read(np.arange(14)), strict=True):
@@ -285,7 +286,7 @@ def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     """A scan is read only after the piece of the one before was written, and taken up after its records were."""
     events = []
     read, write, take = layout.read_slices, luna16_pieces._write_examples, _read_examples
-    add = luna16_builder.tfds.core.SequentialWriter.add_examples
+    add = builder.tfds.core.SequentialWriter.add_examples
 
     def noted(self, split_examples):
         def each(examples):
@@ -301,7 +302,7 @@ def test_no_more_than_one_scan_is_held(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "read_slices", note("read", read, lambda a: a[0].uid))
     monkeypatch.setattr(luna16_pieces, "_write_examples", note("written", write, lambda a: a[1].uid))
     monkeypatch.setattr(luna16_pieces, "_read_examples", note("taken", take, lambda a: a[1].uid))
-    monkeypatch.setattr(luna16_builder.tfds.core.SequentialWriter, "add_examples", noted)
+    monkeypatch.setattr(builder.tfds.core.SequentialWriter, "add_examples", noted)
     prepare(folder, cache_dir=tmp_path, settings=Settings(size_yx=(48, 48)))
     first = [(what, uid) for uid in UIDS for what in ("read", "written")]
     assert events == first + [(what, uid) for uid in UIDS for what in ("taken", "recorded")]

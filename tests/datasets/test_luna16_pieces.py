@@ -13,8 +13,9 @@ from fixtures_luna16 import UIDS
 
 from auxseg.base.errors import InputError
 from auxseg.ct import images as ct_images
-from auxseg.datasets.luna16 import layout, pieces
-from auxseg.datasets.luna16.records import prepare, read_records
+from auxseg.datasets.luna16 import layout
+from auxseg.datasets.preparation import pieces
+from auxseg.datasets.preparation.records import prepare, read_records
 
 SETTINGS = layout.Settings(size_yx=(48, 40), slices="nodule")
 
@@ -61,7 +62,7 @@ def start_instead(monkeypatch, code):
     start = subprocess.Popen
 
     def popen(command, **settings):
-        main = "from auxseg.datasets.luna16 import worker; worker.main()"
+        main = "from auxseg.datasets.preparation import worker; worker.main()"
         return start([sys.executable, "-c", f"{code}\n{main}"], **settings)
 
     monkeypatch.setattr(pieces.subprocess, "Popen", popen)
@@ -125,7 +126,7 @@ def test_number_of_workers(monkeypatch):
     importlib.util.find_spec("apache_beam") is None, reason="the extra 'beam' is not installed"
 )
 def test_beam_prepares_the_same(folder, by_one, tmp_path):
-    from auxseg.datasets.luna16 import beam
+    from auxseg.datasets.preparation import beam
 
     assert_same(load(folder, tmp_path / "cache", beam.write_all), by_one)
 
@@ -134,7 +135,7 @@ def test_beam_prepares_the_same(folder, by_one, tmp_path):
     importlib.util.find_spec("apache_beam") is not None, reason="the extra 'beam' is installed"
 )
 def test_without_beam_the_extra_is_named(folder, tmp_path):
-    from auxseg.datasets.luna16 import beam
+    from auxseg.datasets.preparation import beam
 
     with pytest.raises(InputError, match=r"Apache Beam is not installed .* pip install 'auxseg\[beam\]'"):
         load(folder, tmp_path / "cache", beam.write_all)
@@ -143,7 +144,7 @@ def test_without_beam_the_extra_is_named(folder, tmp_path):
 @pytest.mark.parametrize("left_out", [True, False])
 def test_what_a_pipeline_leaves_is_read(folder, tmp_path, left_out):
     """Without Beam: what each of its workers does, and what is made of it."""
-    from auxseg.datasets.luna16 import beam
+    from auxseg.datasets.preparation import beam
 
     job = pieces.Job("records", str(folder), SETTINGS, str(tmp_path))
     scans, nodules_of = pieces.open_job(job)

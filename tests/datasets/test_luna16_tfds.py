@@ -17,6 +17,8 @@ from auxseg.base.classes import CLASS_NAMES
 from auxseg.base.errors import InputError
 from auxseg.ct import images as ct_images
 from auxseg.datasets.luna16 import builder, layout
+from auxseg.datasets.preparation.builder import Config
+from auxseg.datasets.preparation.source import BadScansError
 from configs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,7 +41,7 @@ def data_dir(tmp_path):
 
 def small(slices="middle", **changes):
     settings = layout.Settings(size_yx=(48, 40), slices=slices)
-    return builder.Luna16Config(name=f"small_{slices}", settings=settings, **changes)
+    return Config(name=f"small_{slices}", settings=settings, **changes)
 
 
 def test_a_new_process_reads_a_slice_in_three_lines(data_dir):
@@ -117,7 +119,7 @@ def test_the_folder_may_be_named(tmp_path, monkeypatch):
 def test_a_bad_scan_stops_it_or_is_left_out(data_dir):
     raw = next((data_dir / "downloads" / "manual" / "luna16" / "subset3").glob("*.raw"))
     raw.write_bytes(raw.read_bytes()[:-2])
-    with pytest.raises(layout.BadScansError, match="1 of 3 scans cannot be used"):
+    with pytest.raises(BadScansError, match="1 of 3 scans cannot be used"):
         tfds.builder("luna16", config=small(), data_dir=data_dir).download_and_prepare()
     made = tfds.builder("luna16", config=small(skip_bad_scans=True), data_dir=data_dir)
     made.download_and_prepare()
@@ -129,7 +131,7 @@ def test_records_of_a_mask_that_is_none_are_not_taken_for_whole(data_dir):
     volume, geometry = ct_images.read_volume(path), ct_images.read_geometry(path)
     ct_images.write_volume(path, volume + np.int16(1), geometry)
     made = tfds.builder("luna16", config=small(), data_dir=data_dir)
-    with pytest.raises(layout.BadScansError, match=f"{UIDS[2]}: mask values"):
+    with pytest.raises(BadScansError, match=f"{UIDS[2]}: mask values"):
         made.download_and_prepare()
     assert not made.is_prepared()
 

@@ -9,7 +9,7 @@ from auxseg import datasets
 from auxseg.base.errors import InputError
 from auxseg.ct.images import read_slices
 from auxseg.datasets import join, resize, slabs
-from auxseg.datasets.luna16 import records
+from auxseg.datasets.preparation import records
 from auxseg.devices import parallel
 from auxseg.training import augment, batching, setup
 from configs import base

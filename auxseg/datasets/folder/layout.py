@@ -19,7 +19,7 @@ from auxseg.datasets import nodules
 from auxseg.datasets.folder import label_map, labels
 from auxseg.datasets.folder.listing import list_folder
 from auxseg.datasets.labels import side_columns
-from auxseg.datasets.luna16.layout import SLICES, Slice, choose_slices
+from auxseg.datasets.slices import SLICES, Slice, choose_slices
 
 __all__ = ["Settings", "check_scans", "create_nodule_reader", "fingerprint", "list_folder", "read_slices"]
 FIELDS = ("scan", "body")

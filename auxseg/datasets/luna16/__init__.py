@@ -1,9 +1,9 @@
-"""LUNA16: its folder, records of its slices, their preparation.
+"""LUNA16: its folder, and what is in it.
 
 Importing this registers the data set with TFDS, where that is installed: `tfds.data_source("luna16/middle")`.
 """
 
-import contextlib
+import importlib.util
 
-with contextlib.suppress(ImportError):
+if importlib.util.find_spec("tensorflow_datasets"):
     from auxseg.datasets.luna16 import builder as builder

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import zlib
 
 import numpy as np
 
@@ -25,16 +24,8 @@ from auxseg.datasets import splits
 from auxseg.datasets.labels import LABEL_SETS, LUNA16_LEFT, LUNA16_RIGHT, from_luna16, side_columns
 from auxseg.datasets.lidc import consensus_patches, open_source
 from auxseg.datasets.nodules import by_slice, paint, read_annotations, sphere_patches
+from auxseg.datasets.slices import SLICES, Slice, choose_slices
 
-SLICES = ("middle", "nodule", "lung", "all")
-"""Choices of `data.slices`.
-
-'middle': slice n // 2 of each scan (3.3).
-'nodule': every slice that a nodule crosses, and for each scan as many of its lung slices without one, drawn
-    by a seed that is the series UID. Scans without a nodule have no slice.
-'lung': all slices with lung.
-'all': all slices.
-"""
 NODULES = ("annotations", "lidc")
 """Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
 MASK_FOLDER = "seg-lungs-LUNA16"
@@ -113,37 +104,6 @@ class Folder:
     annotations: pathlib.Path | None
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """One slice before resizing.
-
-    Attributes:
-        index_z: 0-based, canonical.
-        image: int16 [H, W] in HU.
-        mask: uint8 [H, W], class indices.
-        spacing_zyx_mm: of the scan, before resizing.
-        num_nodules: nodules that cross the slice, -1 where not known.
-    """
-
-    index_z: int
-    image: np.ndarray
-    mask: np.ndarray
-    spacing_zyx_mm: tuple[float, float, float]
-    num_nodules: int
-
-
-class BadScansError(InputError):
-    """Scans that cannot be used; `problems` has one line for each."""
-
-    def __init__(self, problems, num_scans):
-        self.problems = tuple(problems)
-        listed = "; ".join(self.problems[:3]) + ("; ..." if len(self.problems) > 3 else "")
-        super().__init__(
-            f"{len(self.problems)} of {num_scans} scans cannot be used: {listed} "
-            "(skip_bad_scans goes on without them)"
-        )
 
 
 def find_folder(*places, root=None):
@@ -352,25 +312,6 @@ def _choose(volume, slices, crossing, uid):
     if not lung.any():
         raise InputError("the mask has no lung (values 3 and 4)")
     return choose_slices(lung, sorted(crossing or ()), slices, uid)
-
-
-def choose_slices(lung, with_nodule, slices, uid):
-    """Returns the rising indices of the slices to read of a scan.
-
-    Args:
-        lung: bool [D], which slices show lung.
-        with_nodule: rising indices of the slices that a nodule crosses.
-        slices: one of `SLICES` but 'middle'.
-        uid: of the scan, the seed of what is drawn.
-    """
-    if slices == "all":
-        return list(range(len(lung)))
-    if slices == "lung":
-        return np.flatnonzero(lung).tolist()
-    without = np.setdiff1d(np.flatnonzero(lung), with_nodule)
-    rng = np.random.default_rng(zlib.crc32(uid.encode()))
-    drawn = rng.permutation(without)[: len(with_nodule)]
-    return sorted([*with_nodule, *drawn.tolist()])
 
 
 def _with_sides(classes, uid):

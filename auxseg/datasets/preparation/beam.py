@@ -11,7 +11,7 @@ import pathlib
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.datasets.luna16 import pieces
+from auxseg.datasets.preparation import pieces
 
 
 def write_all(job, scans, nodules_of, *, options=()):

@@ -7,8 +7,19 @@ import contextlib
 from auxseg.base import progress
 from auxseg.base.errors import InputError
 from auxseg.datasets.layouts import layout_of
-from auxseg.datasets.luna16.layout import BadScansError
-from auxseg.datasets.luna16.pieces import Job, read_examples
+from auxseg.datasets.preparation.pieces import Job, read_examples
+
+
+class BadScansError(InputError):
+    """Scans that cannot be used; `problems` has one line for each."""
+
+    def __init__(self, problems, num_scans):
+        self.problems = tuple(problems)
+        listed = "; ".join(self.problems[:3]) + ("; ..." if len(self.problems) > 3 else "")
+        super().__init__(
+            f"{len(self.problems)} of {num_scans} scans cannot be used: {listed} "
+            "(skip_bad_scans goes on without them)"
+        )
 
 
 class Source:

@@ -14,8 +14,8 @@ import shutil
 from auxseg.base import files, progress
 from auxseg.base.errors import InputError
 from auxseg.datasets.layouts import layout_of
-from auxseg.datasets.luna16 import pieces
-from auxseg.datasets.luna16.layout import BadScansError
+from auxseg.datasets.preparation import pieces
+from auxseg.datasets.preparation.source import BadScansError
 
 
 def write(data_dir, output, *, settings, size_yx=None, skip_bad_scans=False, overwrite=False, write_all):

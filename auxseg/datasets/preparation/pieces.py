@@ -65,7 +65,7 @@ class Job:
         size, npz_size = tuple(settings.pop("size_yx")), fields.pop("npz_size_yx")
         return cls(
             **fields,
-            settings=layouts.LAYOUTS[name].Settings(size_yx=size, **settings),
+            settings=layouts.get_layout(name).Settings(size_yx=size, **settings),
             npz_size_yx=npz_size and tuple(npz_size),
         )
 
@@ -285,7 +285,9 @@ class _Hand:
 
 
 def _start_worker(job):
-    worker = workers.start("auxseg.datasets.luna16.worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    worker = workers.start(
+        "auxseg.datasets.preparation.worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     worker.stdin.write(job.to_json() + "\n")
     return worker
 

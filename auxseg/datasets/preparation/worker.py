@@ -1,6 +1,6 @@
 """Prepares scans as it is told to; `pieces` starts several of these.
 
-    python -m auxseg.datasets.luna16.worker
+    python -m auxseg.datasets.preparation.worker
 
 Standard input has the `pieces.Job` as a line of JSON, and then a series UID a line; standard output
 gets one line of JSON for each: {"problem": null or why the scan cannot be used}, or {"fault": why nothing can
@@ -12,7 +12,7 @@ import signal
 import sys
 
 from auxseg.base.errors import InputError
-from auxseg.datasets.luna16 import pieces
+from auxseg.datasets.preparation import pieces
 
 
 def main():

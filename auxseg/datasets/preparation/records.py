@@ -1,4 +1,4 @@
-"""A folder of scans as records, written by the TFDS builder of `builder`, and the data set that reads them.
+"""A folder of scans as records, written by the TFDS classes of `builder`, and the data set that reads them.
 
 Records are written once to `cache_dir/<name>/<settings>-<fingerprint>/`, one TFDS split for each subset, and
 read from there ever after; the settings and the files of the folder are in the name, so that records of other
@@ -31,12 +31,12 @@ from auxseg.base import files, npz
 from auxseg.base.errors import InputError
 from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.datasets.folder import listing
-from auxseg.datasets.layouts import layout_of
+from auxseg.datasets.layouts import layout_of, name_of
 from auxseg.datasets.luna16 import layout as luna16
-from auxseg.datasets.luna16 import pieces as luna16_pieces
-from auxseg.datasets.luna16.builder import VERSION, case_id, create_builder, split_name
-from auxseg.datasets.luna16.layout import BadScansError
-from auxseg.datasets.luna16.source import Source
+from auxseg.datasets.luna16.builder import Luna16
+from auxseg.datasets.preparation import pieces as pieces_lib
+from auxseg.datasets.preparation.builder import VERSION, Config, Scans, case_id, split_name
+from auxseg.datasets.preparation.source import BadScansError, Source
 
 RECORDS_FILE, CASES_FILE, FILES_FILE = "records.json", "cases.npz", "files.csv"
 _MOST_CASES_BYTES = 1 << 32
@@ -67,7 +67,7 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_
         settings=settings,
         skip_bad_scans=skip_bad_scans,
         name=name,
-        write_all=functools.partial(luna16_pieces.write_all, num_workers=num_workers),
+        write_all=functools.partial(pieces_lib.write_all, num_workers=num_workers),
     )
     return read_records(records, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
 
@@ -93,7 +93,7 @@ def prepare(
     skip_bad_scans=False,
     name="luna16",
     overwrite=False,
-    write_all=luna16_pieces.write_all,
+    write_all=pieces_lib.write_all,
 ):
     """Returns the folder of complete records of a folder of scans; writes them where they are not there.
 
@@ -197,7 +197,7 @@ def _prepare(folder, target, settings, skip_bad_scans, write_all, overwrite):
 def _write_records(partial, source):
     """Writes the records; returns the subsets that have any."""
     with _quiet():
-        subsets = create_builder(source.settings, partial).write(source)
+        subsets = _create_builder(source.settings, partial).write(source)
     if not subsets:
         source.refuse("no scan is left")
     return subsets
@@ -243,11 +243,17 @@ def _read_cases(path):
     return table, columns["split"], columns["position"]
 
 
+def _create_builder(settings, place):
+    """Returns the builder of the records in a folder."""
+    kind = Luna16 if name_of(settings) == "luna16" else Scans
+    return kind(data_dir=str(place), config=Config(name=settings.name, settings=settings))
+
+
 def _open_sources(path, settings, subsets):
     """Returns {subset: TFDS data source}."""
     try:
         with _quiet():
-            builder = create_builder(settings, path)
+            builder = _create_builder(settings, path)
             return {subset: builder.as_data_source(split=split_name(subset)) for subset in subsets}
     except Exception as error:
         raise InputError(f"records: {path} cannot be read: {_line(error)}; prepare them again") from error

@@ -1,0 +1,1 @@
+"""Scans of a folder become cases, by one process or many: records, or the NPZ form."""

@@ -1,0 +1,56 @@
+"""Which slices of a scan are cases (`data.slices`), in every layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+
+import numpy as np
+
+SLICES = ("middle", "nodule", "lung", "all")
+"""Choices of `data.slices`.
+
+'middle': slice n // 2 of each scan (3.3).
+'nodule': every slice that a nodule crosses, and for each scan as many of its lung slices without one, drawn
+    by a seed that is the series UID. Scans without a nodule have no slice.
+'lung': all slices with lung.
+'all': all slices.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """One slice before resizing.
+
+    Attributes:
+        index_z: 0-based, canonical.
+        image: int16 [H, W] in HU.
+        mask: uint8 [H, W], class indices.
+        spacing_zyx_mm: of the scan, before resizing.
+        num_nodules: nodules that cross the slice, -1 where not known.
+    """
+
+    index_z: int
+    image: np.ndarray
+    mask: np.ndarray
+    spacing_zyx_mm: tuple[float, float, float]
+    num_nodules: int
+
+
+def choose_slices(lung, with_nodule, slices, uid):
+    """Returns the rising indices of the slices to read of a scan.
+
+    Args:
+        lung: bool [D], which slices show lung.
+        with_nodule: rising indices of the slices that a nodule crosses.
+        slices: one of `SLICES` but 'middle'.
+        uid: of the scan, the seed of what is drawn.
+    """
+    if slices == "all":
+        return list(range(len(lung)))
+    if slices == "lung":
+        return np.flatnonzero(lung).tolist()
+    without = np.setdiff1d(np.flatnonzero(lung), with_nodule)
+    rng = np.random.default_rng(zlib.crc32(uid.encode()))
+    drawn = rng.permutation(without)[: len(with_nodule)]
+    return sorted([*with_nodule, *drawn.tolist()])
