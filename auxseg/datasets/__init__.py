@@ -82,7 +82,7 @@ def _load_values(data_config, classes):
 
         if slab > 1:
             raise InputError(
-                f"data.slab: got {slab}, but NPZ files hold single slices: 'luna16', 'phantom' and 'crops' have neighbours"
+                f"data.slab: got {slab}, but NPZ files hold single slices: 'luna16', 'folder', 'phantom' and 'crops' have neighbours"
             )
         return npz.read_npz(
             _data_dir(data_config),
@@ -110,61 +110,52 @@ def _load_values(data_config, classes):
             _data_dir(data_config), size_yx=size_yx, classes=classes, per_slice=data_config.windows
         )
     if data_config.name == "folder":
-        return _load_folder(data_config, size_yx, slab, classes)
-    from auxseg.datasets import select, slabs
+        return _load_folder(data_config, size_yx, classes)
+    from auxseg.datasets import select
     from auxseg.datasets.luna16 import layout
     from auxseg.datasets.preparation import records
 
     folder = _phantom_dir(data_config) if data_config.name == "phantom" else _luna16_dir(data_config)
+    settings = layout.Settings(
+        size_yx=size_yx,
+        slices=data_config.slices,
+        labels=data_config.labels,
+        nodules=data_config.nodules,
+        lidc=data_config.lidc,
+    )
     dataset = records.load(
         folder,
         cache_dir=cache_dir(data_config),
-        settings=layout.Settings(
-            size_yx=size_yx,
-            slices=data_config.slices,
-            labels=data_config.labels,
-            nodules=data_config.nodules,
-            lidc=data_config.lidc,
-        ),
+        settings=settings,
         skip_bad_scans=data_config.skip_bad_scans,
         name=data_config.name,
     )
     if data_config.name == "phantom":  # has as many subsets as it has scans for, and lacks none
         notes = tuple(note for note in dataset.notes if not note.startswith(layout.MISSING))
         dataset = dataclasses.replace(dataset, notes=notes)
-    dataset = select.select(dataset, classes)
-    if slab == 1:
-        return dataset
-    return slabs.attach(
-        dataset,
-        records.scan_files(folder),
-        num_slices=slab,
-        step_mm=check_slab_step(data_config),
-        cache_dir=cache_dir(data_config),
-    )
+    return _with_slabs(select.select(dataset, classes), folder, settings, data_config)
 
 
-def _load_folder(data_config, size_yx, slab, classes):
+def _load_folder(data_config, size_yx, classes):
     from auxseg.datasets import select
     from auxseg.datasets.folder import layout
     from auxseg.datasets.preparation import records
 
-    if slab > 1:
-        raise InputError(f"data.slab: got {slab}, but data.name='folder' gives single slices")
     settings = layout.Settings(
         size_yx=size_yx,
         slices=data_config.slices,
         label_map=data_config.label_map,
         field=data_config.get("field", "scan"),
     )
+    folder = _data_dir(data_config)
     dataset = records.load(
-        _data_dir(data_config),
+        folder,
         cache_dir=cache_dir(data_config),
         settings=settings,
         skip_bad_scans=data_config.skip_bad_scans,
         name="folder",
     )
-    dataset = select.select(dataset, classes)
+    dataset = _with_slabs(select.select(dataset, classes), folder, settings, data_config)
     if "nodule" not in classes or (dataset.table.num_nodules != -1).any():
         return dataset
     note = (
@@ -172,6 +163,23 @@ def _load_folder(data_config, size_yx, slab, classes):
         "call lung may be one"
     )
     return dataclasses.replace(dataset, notes=(*dataset.notes, note))
+
+
+def _with_slabs(dataset, folder, settings, data_config):
+    """Returns the `Dataset` of a folder of scans with the neighbours of its slices, where `data.slab` asks for them."""
+    if data_config.slab == 1:
+        return dataset
+    from auxseg.datasets import slabs
+    from auxseg.datasets.preparation import records
+
+    return slabs.attach(
+        dataset,
+        records.list_scans(folder, settings),
+        settings,
+        num_slices=data_config.slab,
+        step_mm=check_slab_step(data_config),
+        cache_dir=cache_dir(data_config),
+    )
 
 
 def _check_field(data_config):

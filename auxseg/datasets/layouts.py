@@ -1,7 +1,7 @@
 """Which code reads a folder of scans: LUNA16's layout, or those that other people have.
 
-A layout is a module `NAME/layout.py` with `Settings`, `list_folder`, `fingerprint`, `create_nodule_reader`, `check_scans` and
-`read_slices`; what prepares records asks for nothing else.
+A layout is a module `NAME/layout.py` with `Settings`, `list_folder`, `fingerprint`, `create_nodule_reader`, `check_scans`,
+`read_slices`, `files_of` and `open_images`; what prepares records and slabs asks for nothing else.
 """
 
 from __future__ import annotations

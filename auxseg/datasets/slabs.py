@@ -19,8 +19,8 @@ import numpy as np
 
 from auxseg.base import files, progress
 from auxseg.base.errors import InputError
-from auxseg.ct import images
 from auxseg.datasets import resize
+from auxseg.datasets.layouts import layout_of
 
 
 def slices_apart(spacing_mm, step_mm):
@@ -46,12 +46,13 @@ def places_around(index, *, num_slices, apart, in_scan):
     return np.clip(index + apart * steps, 0, in_scan - 1)
 
 
-def attach(dataset, paths, *, num_slices, step_mm, cache_dir):
+def attach(dataset, scans, settings, *, num_slices, step_mm, cache_dir):
     """Returns the `Dataset` with `read_slabs`, after writing the slabs where they are not there.
 
     Args:
         dataset: of whole scans.
-        paths: {series UID: file of the scan}.
+        scans: {series UID: scan} of a layout (`auxseg.datasets.layouts`).
+        settings: of that layout, which the dataset was read with.
         num_slices: in a slab, odd.
         step_mm: between them, as `slices_apart`.
         cache_dir: where slabs are kept.
@@ -59,15 +60,17 @@ def attach(dataset, paths, *, num_slices, step_mm, cache_dir):
     Raises:
         InputError: a scan is missing or cannot be read.
     """
-    missing = set(dataset.table.series_uid.tolist()) - paths.keys()
+    uids = sorted(set(dataset.table.series_uid.tolist()))
+    missing = set(uids) - scans.keys()
     if missing:
         raise InputError(
             f"data.slab: {dataset.name} has no scan {min(missing)}, whose neighbouring slices are needed"
         )
     name = f"{dataset.name}-slab{num_slices}x{step_mm:g}mm"
-    file = _file(name, dataset, paths, pathlib.Path(cache_dir))
+    layout, scans = layout_of(settings), {uid: scans[uid] for uid in uids}
+    file = _file(name, dataset, scans, layout, pathlib.Path(cache_dir))
     if not file.is_file():
-        _write(file, dataset, paths, num_slices, step_mm)
+        _write(file, dataset, scans, lambda scan: layout.open_images(scan, settings), num_slices, step_mm)
     slabs = np.load(file, mmap_mode="r", allow_pickle=False)
     return dataclasses.replace(
         dataset,
@@ -77,46 +80,39 @@ def attach(dataset, paths, *, num_slices, step_mm, cache_dir):
     )
 
 
-def _file(name, dataset, paths, cache_dir):
+def _file(name, dataset, scans, layout, cache_dir):
     """Returns the path of the slabs, whose name changes with cases, size, distances and scan files."""
     digest = hashlib.sha256(f"{name}\n".encode())
     for case_id in dataset.table.case_id.tolist():
         digest.update(f"{case_id}\n".encode())
-    for uid in sorted(set(dataset.table.series_uid.tolist())):
-        stat = paths[uid].stat()
-        digest.update(f"{uid} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for uid, scan in scans.items():
+        for stat in (path.stat() for path in layout.files_of(scan) if path.exists()):
+            digest.update(f"{uid} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return cache_dir.expanduser() / "slabs" / f"{digest.hexdigest()[:16]}.npy"
 
 
-def _write(file, dataset, paths, num_slices, step_mm):
-    """Writes int16 [cases, H, W, num_slices], whole or not at all."""
+def _write(file, dataset, scans, open_images, num_slices, step_mm):
+    """Writes int16 [cases, H, W, num_slices], whole or not at all; each slice is read once."""
     shape = (len(dataset), *dataset.size_yx, num_slices)
     table = dataset.table
-    scans = sorted(set(table.series_uid.tolist()))
     with files.write_whole(file) as written:
         slabs = files.create_array(written.name, np.int16, shape)
-        for uid in progress.track(scans, total=len(scans), label="Preparing slabs", unit="scan"):
+        for uid, scan in progress.track(
+            scans.items(), total=len(scans), label="Preparing slabs", unit="scan"
+        ):
             rows = np.flatnonzero(table.series_uid == uid)
-            for row, slab in zip(
-                rows, read_slabs(paths[uid], table.slice_index[rows], num_slices, step_mm), strict=True
-            ):
-                for place, image in enumerate(slab):
-                    slabs[row, ..., place] = resize.resize_image(image, dataset.size_yx)
+            with open_images(scan) as images:
+                around = _places(images, table.slice_index[rows], num_slices, step_mm)
+                for index in np.unique(around).tolist():
+                    image = resize.resize_image(images.read(index), dataset.size_yx)
+                    for case, place in np.argwhere(around == index):
+                        slabs[rows[case], ..., place] = image
         slabs.flush()
 
 
-def read_slabs(path, indices, num_slices, step_mm):
-    """Yields int16 [num_slices, H, W] in HU around each slice of a scan, of the scan's own size.
-
-    Args:
-        path: the scan file.
-        indices: int, of the middle slices.
-        num_slices: odd.
-        step_mm: between them, as `slices_apart`.
-    """
-    header = images.read_header(path)
-    in_scan, apart = header.geometry.size_xyz[2], slices_apart(header.geometry.spacing_zyx_mm[0], step_mm)
-    for index in np.asarray(indices).tolist():
-        around = places_around(index, num_slices=num_slices, apart=apart, in_scan=in_scan)
-        wanted, places = np.unique(around, return_inverse=True)
-        yield images.read_slices(path, wanted, header=header)[places]
+def _places(images, indices, num_slices, step_mm):
+    """Returns the slices of the slabs around slices of a scan, int [cases, num_slices]."""
+    apart, in_scan = slices_apart(images.spacing_mm, step_mm), images.num_slices
+    return np.stack([
+        places_around(index, num_slices=num_slices, apart=apart, in_scan=in_scan) for index in indices.tolist()
+    ])  # fmt: skip

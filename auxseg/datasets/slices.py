@@ -1,9 +1,10 @@
-"""Which slices of a scan are cases (`data.slices`), in every layout."""
+"""Which slices of a scan are cases (`data.slices`), and how they are handed on, in every layout."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -54,3 +55,18 @@ def choose_slices(lung, with_nodule, slices, uid):
     rng = np.random.default_rng(zlib.crc32(uid.encode()))
     drawn = rng.permutation(without)[: len(with_nodule)]
     return sorted([*with_nodule, *drawn.tolist()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The slices of an open scan, for what reads more of it than its cases.
+
+    Attributes:
+        num_slices: of the scan.
+        spacing_mm: between them; NaN where unknown.
+        read: (index, canonical) -> int16 [H, W] in HU, of the rows and columns of its cases before resizing.
+    """
+
+    num_slices: int
+    spacing_mm: float
+    read: Callable[[int], np.ndarray]

@@ -379,3 +379,29 @@ def test_slices_cut_to_the_body(tmp_path):
     (part,) = found["a"][0]
     assert part.image.shape == part.mask.shape == (50, 50)
     assert np.count_nonzero(part.mask) == np.count_nonzero(mask[4])
+
+
+def test_slabs_of_neighbouring_slices(tmp_path):
+    """Slices of 2 mm, each 1 HU above the one below: 7.5 mm are four slices, and the ends are repeated."""
+    folder = write_nnunet(tmp_path / "set", cases=2, orientation="SPL")
+    dataset = load(folder, tmp_path / "cache", slab=3, slab_step_mm=7.5)
+    assert dataset.slab == 3 and dataset.table.slice_index.tolist() == [2, 3, 4, 5, 6] * 2
+    heights = dataset.read_slabs(np.arange(10))[:, 0, 4] + 1000
+    assert heights[:5].tolist() == [[0, 2, 6], [0, 3, 7], [0, 4, 8], [1, 5, 8], [2, 6, 8]]
+    np.testing.assert_array_equal(heights[5:], heights[:5] + 10)
+    np.testing.assert_array_equal(dataset.read_slabs([1])[..., 1], dataset.read(np.array([1]))[0])
+
+
+def test_slabs_follow_the_files_and_are_cut_as_their_slices(tmp_path):
+    hu, mask = draw()
+    wide, labels = np.full((9, 80, 96), -1000, np.int16), np.zeros((9, 80, 96), np.uint8)
+    wide[:, 20:60, 24:72], labels[:, 20:60, 24:72] = np.where(mask == 0, 40, hu), mask
+    write(tmp_path / "set" / "a.nii.gz", wide), write(tmp_path / "set" / "a_mask.nii.gz", labels)
+    settings = {"field": "body", "size": (50, 50), "slab": 3, "slab_step_mm": 0.0}
+    found = load(tmp_path / "set", tmp_path / "cache", **settings)
+    assert found.read_slabs([0]).shape == (1, 50, 50, 3)
+    np.testing.assert_array_equal(found.read_slabs([0, 4])[..., 1], found.read(np.array([0, 4]))[0])
+    assert len(list((tmp_path / "cache" / "slabs").iterdir())) == 1
+    write(tmp_path / "set" / "a.nii.gz", wide + 1)
+    changed = load(tmp_path / "set", tmp_path / "cache", **settings)
+    np.testing.assert_array_equal(changed.read_slabs([2]), found.read_slabs([2]) + 1)

@@ -9,6 +9,7 @@ from auxseg import datasets
 from auxseg.base.errors import InputError
 from auxseg.ct.images import read_slices
 from auxseg.datasets import join, resize, slabs
+from auxseg.datasets.luna16 import layout
 from auxseg.datasets.preparation import records
 from auxseg.devices import parallel
 from auxseg.training import augment, batching, setup
@@ -32,8 +33,6 @@ def dataset(phantom):
 
 
 def test_neighbours_of_each_slice(dataset, phantom):
-    from auxseg.datasets.luna16 import layout
-
     paths = {scan.uid: scan.path for scan in layout.list_folder(phantom["dir"]).scans}
     indices = np.array([2, 0])
     found, images = dataset.read_slabs(indices), dataset.read(indices)[0]
@@ -43,10 +42,11 @@ def test_neighbours_of_each_slice(dataset, phantom):
     for place in range(5):
         slice_ = read_slices(paths[str(dataset.table.series_uid[2])], [middle + place - 2])[0]
         np.testing.assert_array_equal(found[0, ..., place], resize.resize_image(slice_, (32, 32)))
-    ends = list(slabs.read_slabs(paths[str(dataset.table.series_uid[0])], [0, 11], 5, 0.0))
-    for first, second in ((ends[0][0], ends[0][2]), (ends[1][4], ends[1][2])):
-        np.testing.assert_array_equal(first, second)
-    assert (ends[0][2] != ends[0][3]).any()
+    every = datasets.load(data_config(**phantom, slices="all", slab=5, slab_step_mm=0.0))
+    first, last = every.read_slabs([0, 11])
+    for end, middle in ((first[..., 0], first[..., 2]), (last[..., 4], last[..., 2])):
+        np.testing.assert_array_equal(end, middle)
+    assert (first[..., 2] != first[..., 3]).any()
 
 
 def test_slices_lie_as_near_to_the_distance_as_whole_slices_allow():
@@ -110,9 +110,9 @@ def test_what_has_no_slabs_says_so(tmp_path, dataset):
             datasets.check_slab(wrong)
     (tmp_path / "records.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="holds records of single slices"):
-        records.scan_files(tmp_path)
+        records.list_scans(tmp_path, layout.Settings())
     with pytest.raises(InputError, match="has no scan"):
-        slabs.attach(dataset, {}, num_slices=3, step_mm=0.0, cache_dir=tmp_path)
+        slabs.attach(dataset, {}, layout.Settings(), num_slices=3, step_mm=0.0, cache_dir=tmp_path)
     with pytest.raises(InputError, match="data.slab_step_mm: got -1"):
         datasets.check_slab_step({"slab_step_mm": -1})
     assert join.add(fakes.two_discs(3), _renamed()).read_slabs is None

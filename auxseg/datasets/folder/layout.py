@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import tempfile
@@ -19,9 +20,18 @@ from auxseg.datasets import nodules
 from auxseg.datasets.folder import label_map, labels
 from auxseg.datasets.folder.listing import list_folder
 from auxseg.datasets.labels import side_columns
-from auxseg.datasets.slices import SLICES, Slice, choose_slices
+from auxseg.datasets.slices import SLICES, Images, Slice, choose_slices
 
-__all__ = ["Settings", "check_scans", "create_nodule_reader", "fingerprint", "list_folder", "read_slices"]
+__all__ = [
+    "Settings",
+    "check_scans",
+    "create_nodule_reader",
+    "files_of",
+    "fingerprint",
+    "list_folder",
+    "open_images",
+    "read_slices",
+]
 FIELDS = ("scan", "body")
 _NUM_CHECKED = 24
 _EIGHT_NEIGHBOURS = np.ones((3, 3))
@@ -76,16 +86,17 @@ def fingerprint(folder, settings):
 def _files_of(folder):
     """Returns the files that the slices depend on."""
     files = {folder.annotations} if folder.annotations else set()
-    for scan in folder.scans:
-        series = [path for one in scan.source.series for path in one.paths]
-        labels = [
-            part
-            for one in scan.labels
-            for part in (label_files.list_structures(one) if one.is_dir() else [one])
-        ]
-        for path in [*(series or [scan.source.path]), *labels]:
-            files |= {path, *headers.find_voxel_files(path)}
-    return files
+    return files.union(*map(files_of, folder.scans))
+
+
+def files_of(scan):
+    """Returns the files that a scan and its labels are in; the labels may say which series of a study is taken."""
+    series = [path for one in scan.source.series for path in one.paths]
+    labels = [
+        part for one in scan.labels for part in (label_files.list_structures(one) if one.is_dir() else [one])
+    ]
+    paths = [*(series or [scan.source.path]), *labels]
+    return sorted({file for path in paths for file in (path, *headers.find_voxel_files(path))})
 
 
 def create_nodule_reader(folder, settings):
@@ -139,16 +150,25 @@ def read_slices(scan, settings, nodules_of):
         _paint_spheres(masks, spheres, image.geometry)
         chosen = _choose(masks, settings.slices, scan.uid)
         _check_sides(masks, chosen)
-        box = (
-            body.find_body(image.read, image.num_slices, _spacing(image)[1:])
-            if settings.field == "body"
-            else None
-        )
+        box = _find_box(image, settings)
         knows = spheres is not None or meaning.knows_nodules
         slices = [_read_slice(image, masks, index, box, knows) for index in chosen]
     return slices, tuple(
         f"{scan.uid}: {one.text}" for one in image.findings if one.severity == checks.WARNING
     )
+
+
+@contextlib.contextmanager
+def open_images(scan, settings):
+    """Yields the `Images` of a scan.
+
+    Raises:
+        InputError: as `read_slices`.
+    """
+    with tempfile.TemporaryDirectory(prefix="auxseg-") as scratch:
+        image = _open(scan, scratch)
+        box = _find_box(image, settings)
+        yield Images(image.num_slices, _spacing(image)[0], lambda index: _read_image(image, index, box))
 
 
 def _open(scan, scratch):
@@ -193,14 +213,25 @@ def _check_sides(masks, chosen):
         )
 
 
+def _find_box(image, settings):
+    """Returns the `body.Box` that slices are cut to, None for whole ones."""
+    if settings.field == "scan":
+        return None
+    return body.find_body(image.read, image.num_slices, _spacing(image)[1:])
+
+
 def _spacing(image):
     return image.geometry.spacing_zyx_mm if image.has_geometry else (np.nan,) * 3
 
 
+def _read_image(image, index, box):
+    hu = image.read(index, index + 1)[0]
+    return hu if box is None else box.cut(hu)
+
+
 def _read_slice(image, masks, index, box, knows_nodules):
     """Returns a `Slice`; the number of nodules is -1 where the labels do not know them."""
-    hu, mask = image.read(index, index + 1)[0], np.array(masks[index])
-    if box is not None:
-        hu, mask = box.cut(hu), box.cut_mask(mask)
+    hu, mask = _read_image(image, index, box), np.array(masks[index])
+    mask = mask if box is None else box.cut_mask(mask)
     count = ndimage.label(mask == NODULE, _EIGHT_NEIGHBOURS)[1] if knows_nodules else -1
     return Slice(index, hu, mask, _spacing(image), count)

@@ -9,6 +9,7 @@ Any number of the subsets may be there. Nothing here needs tensorflow_datasets.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -24,7 +25,7 @@ from auxseg.datasets import splits
 from auxseg.datasets.labels import LABEL_SETS, LUNA16_LEFT, LUNA16_RIGHT, from_luna16, side_columns
 from auxseg.datasets.lidc import consensus_patches, open_source
 from auxseg.datasets.nodules import by_slice, paint, read_annotations, sphere_patches
-from auxseg.datasets.slices import SLICES, Slice, choose_slices
+from auxseg.datasets.slices import SLICES, Images, Slice, choose_slices
 
 NODULES = ("annotations", "lidc")
 """Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
@@ -252,6 +253,23 @@ def _check_uids(folder, spheres):
             f"{folder.annotations}: none of its {len(spheres)} series is a scan of {folder.path}; it has {uid!r} where "
             f"the folder has {name!r}: write the same in both"
         )
+
+
+def files_of(scan):
+    """Returns the files that the images of a scan are in."""
+    return [scan.path]
+
+
+@contextlib.contextmanager
+def open_images(scan, settings):
+    """Yields the `Images` of a scan."""
+    del settings
+    header = ct_images.read_header(scan.path)
+
+    def read(index):
+        return ct_images.read_slices(scan.path, [index], header=header)[0]
+
+    yield Images(header.geometry.size_xyz[2], header.geometry.spacing_zyx_mm[0], read)
 
 
 def read_slices(scan, settings, nodules_of):

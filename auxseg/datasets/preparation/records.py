@@ -72,8 +72,8 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_
     return read_records(records, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
 
 
-def scan_files(path):
-    """Returns {series UID: file} of the scans of a LUNA16 folder, from which slabs are read.
+def list_scans(path, settings):
+    """Returns {name: scan} of a folder of scans, from which slabs are read; no scan is opened.
 
     Raises:
         InputError: a folder of records, which hold single slices.
@@ -82,7 +82,7 @@ def scan_files(path):
         raise InputError(
             f"data.slab: {path} holds records of single slices; give the folder of the scans they were prepared from"
         )
-    return {scan.uid: scan.path for scan in luna16.list_folder(path).scans}
+    return {scan.uid: scan for scan in layout_of(settings).list_folder(path).scans}
 
 
 def prepare(
