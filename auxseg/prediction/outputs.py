@@ -20,6 +20,7 @@ from auxseg.base.errors import InputError
 from auxseg.ct import dicom_seg, find, geometry, headers, scans, writers
 from auxseg.ct.checks import WARNING, Finding
 from auxseg.ct.own import CANDIDATES, DONE
+from auxseg.datasets.folder import listing
 from auxseg.prediction import done, measure, page_rows, rows, scan_page, segment
 from auxseg.prediction.segment import Options
 from auxseg.scoring import components, froc
@@ -234,7 +235,7 @@ class _Job:
 
 def _predict_all(found, output, job, part):
     """Returns the rows of a part of the scans and of what was skipped, written to the table as they come."""
-    alone, chosen = len(found.sources) == 1, found.sources[part[0] - 1 :: part[1]]
+    alone, chosen = len(found.sources) == 1, take_part(found.sources, part)
     _clear([output] if alone else [output / source.name for source in chosen])
     others = (
         [rows.create_skipped_row(rows.describe_skipped(one)) for one in found.skipped] if part[0] == 1 else []
@@ -249,6 +250,16 @@ def _predict_all(found, output, job, part):
         others += more
         files.write_csv(output / table_name(part), [*segmented, *others], digits=files.FEW_DIGITS)
     return [*segmented, *others]
+
+
+def take_part(sources, part):
+    """Returns the k-th of n parts (k, n) of sources; what is named as a label map is dealt out after the scans.
+
+    Label maps are refused at once: a part that had most of them would be done long before the others.
+    """
+    scans = {one.path for one in listing.tell_labels(sources)[0]}
+    dealt = sorted(sources, key=lambda one: one.path not in scans)  # stable: by name within each
+    return sorted(dealt[part[0] - 1 :: part[1]], key=lambda one: one.name)
 
 
 def table_name(part):

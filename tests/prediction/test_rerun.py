@@ -126,6 +126,15 @@ def test_parts_are_the_whole(tmp_path):
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def test_parts_have_as_many_scans_whatever_lies_beside_them(tmp_path):
+    for name in "abcd":
+        for end in (".mha", "_lungs.nii.gz"):
+            (tmp_path / f"{name}{end}").write_bytes(b"")
+    sources = find.find_scans(tmp_path)
+    parts = [[one.name for one in outputs.take_part(sources, (k, 2))] for k in (1, 2)]
+    assert parts == [["a", "a_lungs", "c", "c_lungs"], ["b", "b_lungs", "d", "d_lungs"]]
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
 def test_a_part_that_is_none(text):
     with pytest.raises(InputError, match="--part: got"):

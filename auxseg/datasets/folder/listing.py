@@ -138,7 +138,7 @@ class _Listing:
         found = _survey(images if apart else path)
         labelled, others = labels_lib.list_labels(labels) if apart else ([], [])
         self._note(others, SKIPPED, "no label: neither an image, DICOM-SEG, RTSTRUCT nor a folder of them")
-        sources, more = ([*found.sources], []) if apart else _part(found.sources)
+        sources, more = ([*found.sources], []) if apart else tell_labels(found.sources)
         labels_found = [*labelled, *more, *_find_series(found.skipped)]
         names = {name for one in labels_found for name in one.names}
         sources = [
@@ -266,8 +266,8 @@ def _read_column(path, column):
     return {row[column].strip() for row in files.read_cells(path, (column,))} if path else set()
 
 
-def _part(found):
-    """Returns (scans, `labels.Label`s) of one folder that holds both."""
+def tell_labels(found):
+    """Returns (scans, `labels.Label`s) of the sources of one folder that holds both, by their names."""
     sources, labels = [], {}
     for source in found:
         parts, end = source.path.parts, labels_lib.LABEL_END.search(source.name)
