@@ -21,8 +21,8 @@ import test_checkpoints
 
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError
-from auxseg.datasets.preparation import records
 from auxseg.datasets.npz import read_npz
+from auxseg.datasets.preparation import records
 from auxseg.prediction import scan_page
 from auxseg.runs import checkpoints, run_folder
 
