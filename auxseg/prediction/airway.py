@@ -7,10 +7,13 @@ reach belong to the lung around them, as in LUNA16's masks.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 
 import numpy as np
 from scipy import ndimage
+
+from auxseg.prediction import morphology
 
 _CELL_MM = 1.5
 _MOST_CELL_MM = 3.0  # larger cells do not part a trachea from the lungs
@@ -20,7 +23,7 @@ _MOST_ML = 110.0  # of the tree: more is a leak into a lung
 _SECTION_MM2 = (40.0, 900.0)  # of a trachea
 _LEAST_LENGTH_MM = 20.0
 _UPPER = 0.67  # of the lungs' height: the trachea divides below
-_FULL = np.ones((3, 3, 3), bool)
+_MARGIN_MM = 20.0  # around the lungs, to each side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,12 @@ class Airway:
         return plane
 
 
+def by_slice(function, *values):
+    """Returns a list of what a function gives for each slice, two slices at a time; arguments as of `map`."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return list(pool.map(function, *values))
+
+
 def find_airway(volume, masks, spacing_zyx_mm):
     """Returns the `Airway` of a scan; its cells are all False where no trachea was found.
 
@@ -64,22 +73,35 @@ def find_airway(volume, masks, spacing_zyx_mm):
     )
     lung = lung[:, : hu.shape[1], : hu.shape[2]]
     cell_mm = tuple(step * mm for step, mm in zip(steps, spacing_zyx_mm, strict=True))
-    seeds = _find_trachea(hu, lung, cell_mm) if max(cell_mm[1:]) <= _MOST_CELL_MM else None
-    tree = np.zeros(hu.shape, bool) if seeds is None else _grow(hu, seeds, cell_mm)
+    tree, view = np.zeros(hu.shape, bool), _around(lung, cell_mm)
+    seeds = _find_trachea(hu[view], lung[view], cell_mm) if max(cell_mm[1:]) <= _MOST_CELL_MM else None
+    if seeds is not None:
+        tree[view] = _grow(hu[view], seeds, cell_mm)
     volume_ml = float(tree.sum() * np.prod(cell_mm) / 1000.0)
     return Airway(_with_wall(tree), steps, tuple(masks.shape[1:]), volume_ml)
+
+
+def _around(lung, cell_mm):
+    """Returns the slices, rows and columns of cells that are looked at: all slices, the lungs' rows and columns and a margin."""
+    view = [slice(None)]
+    for axis in (1, 2):
+        places = np.flatnonzero(lung.any(axis=tuple({0, 1, 2} - {axis})))
+        reach = int(_MARGIN_MM / cell_mm[axis])
+        view.append(slice(max(0, places[0] - reach), places[-1] + 1 + reach) if len(places) else slice(None))
+    return tuple(view)
 
 
 def _pool(volume, steps):
     """Returns the means of cells in the plane of every so many-th slice, float32 [d, h, w]."""
     sz, sy, sx = steps
-    planes = []
-    for index in range(sz // 2, len(volume), sz):
-        plane = np.maximum(volume[index], -1024)
-        height, width = plane.shape[0] // sy * sy, plane.shape[1] // sx * sx
-        cells = plane[:height, :width].reshape(height // sy, sy, width // sx, sx)
-        planes.append(cells.mean((1, 3), dtype=np.float32))
-    return np.stack(planes)
+    height, width = volume.shape[1] // sy * sy, volume.shape[2] // sx * sx
+
+    def pool(index):
+        plane = np.maximum(volume[index], -1024)[:height, :width]
+        sums = sum(plane[row::sy].astype(np.float32) for row in range(sy))
+        return sum(sums[:, column::sx] for column in range(sx)) / np.float32(sy * sx)
+
+    return np.stack(by_slice(pool, range(sz // 2, len(volume), sz)))
 
 
 def _find_trachea(hu, lung, cell_mm):
@@ -141,4 +163,4 @@ def _grow(hu, seeds, cell_mm):
 
 def _with_wall(tree):
     """Returns a tree a cell thicker all round in the slice: partial volume with its wall looks like lung."""
-    return ndimage.binary_dilation(tree, _FULL[:1])
+    return morphology.grow(tree, (0, 1, 1))

@@ -15,7 +15,8 @@ import numpy as np
 from scipy import ndimage
 
 from auxseg.base.classes import LEFT, NODULE, RIGHT
-from auxseg.prediction.airway import find_airway
+from auxseg.prediction import morphology
+from auxseg.prediction.airway import by_slice, find_airway
 
 _COARSE_MM = 2.5
 _LARGE_SHARE = 0.15  # of the lung: a loose piece that large is a lobe, unless it is gas
@@ -77,20 +78,22 @@ def clean(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(None))):
     """
     voxel_ml = float(np.prod(spacing_zyx_mm)) / 1000.0
     grid = create_grid(masks.shape, spacing_zyx_mm)
-    nodules = [_absorb_nodules(mask) for mask in masks]
+    nodules = by_slice(_absorb_nodules, masks)
     coarse_hu = grid.sample(volume)
     inside = find_inside(coarse_hu, grid.cells_of(shown_yx), grid.opening(spacing_zyx_mm))
-    outside = sum(_keep(mask, grid.spread(inside, index)) for index, mask in enumerate(masks))
+    outside = _keep_inside(masks, grid, inside)
     tree = find_airway(volume, masks, spacing_zyx_mm)
-    removed = _leave_out(masks, volume, tree)
+    removed = sum(by_slice(lambda index, mask: _drop(mask, tree.read(index)), range(len(masks)), masks))
     before = grid.sample(masks)
     after = repair_sides(choose_pieces(before, coarse_hu))
     dropped, moved = _apply(masks, grid, after)
-    counts = np.zeros(3, int)
-    for index, mask in enumerate(masks):
+
+    def finish(index, mask):
         free = tree.read(index)
-        added, taken = move_edges(mask, volume[index], free, spacing_zyx_mm[1:])
-        counts += (added, taken, fill_holes(mask, free, spacing_zyx_mm[1:]))
+        edges = move_edges(mask, volume[index], free, spacing_zyx_mm[1:])
+        return *edges, fill_holes(mask, free, spacing_zyx_mm[1:])
+
+    counts = np.sum(by_slice(finish, range(len(masks)), masks), axis=0)
     lost = sum(_give_back(mask, places) for mask, places in zip(masks, nodules, strict=True))
     return Changes(
         *(round(float(n) * voxel_ml, 2) for n in (outside, removed, dropped, moved, *counts, lost))
@@ -170,7 +173,8 @@ def find_inside(hu, shown_yx, opening):
     """
     inside = np.zeros(hu.shape, bool)
     view = (slice(None), *shown_yx)
-    tissue = ndimage.binary_opening(hu[view] > _TISSUE_HU, np.ones((1, opening, opening), bool))
+    reach = (0, opening // 2, opening // 2)
+    tissue = morphology.grow(morphology.shrink(hu[view] > _TISSUE_HU, reach), reach)
     labels, count = ndimage.label(tissue)
     if not count:
         return np.ones(hu.shape, bool)
@@ -190,15 +194,23 @@ def measure_outside(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(
     """Returns how much of the lungs lies outside the body, in mL; arguments as of `clean`, but nothing is changed."""
     grid = create_grid(masks.shape, spacing_zyx_mm)
     inside = find_inside(grid.sample(volume), grid.cells_of(shown_yx), grid.opening(spacing_zyx_mm))
-    outside = sum(_keep(np.array(mask), grid.spread(inside, index)) for index, mask in enumerate(masks))
-    return outside * float(np.prod(spacing_zyx_mm)) / 1000.0
+    return _keep_inside(masks, grid, inside, change=np.array) * float(np.prod(spacing_zyx_mm)) / 1000.0
 
 
-def _keep(mask, inside):
-    """Makes what lies outside background in place; returns how many pixels were marked."""
-    outside = ~inside & (mask > 0)
-    mask[outside] = 0
-    return int(outside.sum())
+def _keep_inside(masks, grid, inside, change=np.asarray):
+    """Makes what lies outside background in place, or in copies; returns how many voxels were marked."""
+
+    def keep(index, mask):
+        return _drop(change(mask), ~grid.spread(inside, index))
+
+    return sum(by_slice(keep, range(grid.shape_zyx[0]), masks))
+
+
+def _drop(mask, places):
+    """Makes what is marked at some places background in place; returns how many pixels were."""
+    lost = places & (mask > 0)
+    mask[lost] = 0
+    return int(lost.sum())
 
 
 def _absorb_nodules(mask):
@@ -223,16 +235,6 @@ def _give_back(mask, places):
     inside = mask[places] > 0
     mask[places[0][inside], places[1][inside]] = NODULE
     return int(len(inside) - inside.sum())
-
-
-def _leave_out(masks, volume, tree):
-    """Makes the airway background in place; returns how many voxels were lung."""
-    removed = 0
-    for index, mask in enumerate(masks):
-        lost = tree.read(index) & (mask > 0)
-        mask[lost] = 0
-        removed += int(lost.sum())
-    return removed
 
 
 def choose_pieces(cells, hu):
@@ -263,7 +265,7 @@ def choose_pieces(cells, hu):
                 continue
             box = tuple(slice(max(one.start - 1, 0), one.stop + 1) for one in box)
             piece = labels[box] == number
-            around = ndimage.binary_dilation(piece, _FULL)
+            around = morphology.grow(piece, (1, 1, 1))
             if other_main and (around & (other_labels[box] == other_main)).any():
                 chosen[box][piece] = LEFT + RIGHT - side
             elif sizes[number] >= _LARGE_SHARE * sizes[main] and hu[box][piece].mean() > _GAS_HU:
@@ -293,7 +295,7 @@ def repair_sides(cells):
 
 def _core(cells):
     """Returns the largest piece of an opening of cells, bool [d, h, w]."""
-    labels, _, main = _pieces(ndimage.binary_opening(cells, _FULL, iterations=2))
+    labels, _, main = _pieces(morphology.grow(morphology.shrink(cells, (2, 2, 2)), (2, 2, 2)))
     return (labels == main) & (main > 0)
 
 
@@ -322,21 +324,23 @@ def _apply(masks, grid, cells):
 
     A cell is known by its middle alone: an edge reaches into cells beside those of its lung.
     """
-    near = {side: ndimage.binary_dilation(cells == side, _FULL) for side in (LEFT, RIGHT)}
+    near = {side: morphology.grow(cells == side, (1, 1, 1)) for side in (LEFT, RIGHT)}
     wide = np.where(
         cells > 0, cells, near[LEFT] * np.uint8(LEFT) + near[RIGHT] * np.uint8(RIGHT)
     )  # both: NODULE
-    dropped = moved = 0
-    for index, mask in enumerate(masks):
+
+    def apply(index, mask):
         lung = mask > 0
         if not lung.any():
-            continue
+            return 0, 0
         sides = grid.spread(wide, index)
         sides = np.where(sides == NODULE, mask, sides) * lung
-        dropped += int((lung & (sides == 0)).sum())
-        moved += int((lung & (sides > 0) & (sides != mask)).sum())
+        changed = lung & (sides != mask)
+        lost = int((changed & (sides == 0)).sum())
         mask[:] = sides
-    return dropped, moved
+        return lost, int(changed.sum()) - lost
+
+    return np.sum(by_slice(apply, range(len(masks)), masks), axis=0)
 
 
 def move_edges(mask, image, free, spacing_yx_mm):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import concurrent.futures
 
 import numpy as np
-import scipy.ndimage
 
 from auxseg.models.aux_unet import Settings
+from auxseg.prediction import morphology
 
 CLOSE_MM = 10.0
 """Notches of the lungs up to twice this wide are looked at: nodules at the pleura are missing in masks of lungs."""
@@ -42,16 +42,9 @@ def find_region(lungs, spacing_yx_mm):
 
 
 def _find_region(lungs, spacing_yx_mm):
-    close, margin = ([max(1, round(mm / s)) for s in spacing_yx_mm] for mm in (CLOSE_MM, MARGIN_MM))
-    grown = _spread(lungs.astype(np.uint8), close, scipy.ndimage.maximum_filter1d)
-    closed = _spread(grown, close, scipy.ndimage.minimum_filter1d)
-    return _spread(np.maximum(closed, lungs), margin, scipy.ndimage.maximum_filter1d).astype(bool)
-
-
-def _spread(volume, reach_yx, filter_1d):
-    for axis, reach in zip((1, 2), reach_yx, strict=True):
-        volume = filter_1d(volume, 2 * reach + 1, axis=axis, mode="constant")
-    return volume
+    close, margin = ((0, *(max(1, round(mm / s)) for s in spacing_yx_mm)) for mm in (CLOSE_MM, MARGIN_MM))
+    closed = morphology.shrink(morphology.grow(lungs, close), close)
+    return morphology.grow(closed | lungs, margin)
 
 
 def find_box(region):

@@ -95,8 +95,15 @@ def _check_ends(areas):
 
 def _check_pieces(masks):
     """Yields codes and texts about lungs in several pieces; nodules may part a lung, so they do not count."""
+    seen = np.zeros(masks.shape[1:], bool)
+    for mask in masks:
+        seen |= mask > 0
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    if not len(rows):
+        return
+    shown = masks[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     for side in (LEFT, RIGHT):
-        pieces = components.find_components(masks, side).pieces
+        pieces = components.find_components(shown, side).pieces
         total = sum(piece.voxels for piece in pieces)
         large = [piece for piece in pieces if piece.voxels > _PIECE_SHARE * total]
         if len(large) > 1:

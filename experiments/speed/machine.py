@@ -10,8 +10,20 @@ import pathlib
 import platform
 import subprocess
 import sys
+import threading
 
-LIBRARIES = ("jax", "flax", "optax", "torch", "keras", "tensorflow", "onnxruntime", "openvino", "lungmask", "numpy")
+LIBRARIES = (
+    "jax",
+    "flax",
+    "optax",
+    "torch",
+    "keras",
+    "tensorflow",
+    "onnxruntime",
+    "openvino",
+    "lungmask",
+    "numpy",
+)
 
 
 def describe_machine():
@@ -36,8 +48,34 @@ def describe_machine():
 
 def peak_mib():
     """Returns the peak resident memory of this process on Linux (getrusage would have that of its parent in it)."""
+    return round(_status_kib("VmHWM") / 1024)
+
+
+def _status_kib(name):
     lines = pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+@contextlib.contextmanager
+def own_memory(every_s=0.05):
+    """Yields a list that ends with the most memory in MiB that was this process's own meanwhile; files in memory are not.
+
+    The kernel takes back pages of files that are mapped into memory where somebody needs them, so they cost nobody
+    anything. It keeps no peak without them: they are looked at every so many seconds.
+    """
+    most, done = [0], threading.Event()
+
+    def watch():
+        while not done.wait(every_s):
+            most[-1] = max(most[-1], round(_status_kib("RssAnon") / 1024))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        watcher.join()
 
 
 def forget_peak():

@@ -114,7 +114,7 @@ def measure_box(scan, num_slices):
         machine.forget_peak()
         start, cpu = time.perf_counter(), time.process_time()
         inside = box.load_box()
-        with stages.measured() as clocks:
+        with stages.measured() as clocks, machine.own_memory() as own:
             outputs.predict(given, pathlib.Path(name) / "out", [inside.lungs], box=inside)
         row = {
             "program": "auxseg predict, networks in the box",
@@ -122,6 +122,7 @@ def measure_box(scan, num_slices):
             "seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu,
             "peak_mib": machine.peak_mib(),
+            "own_mib": own[-1],
             "load": os.getloadavg()[0],
             "stages": stages.to_rows(clocks),
         }

@@ -143,6 +143,16 @@ def test_windows_move_image_and_target_alike():
     assert len(seen) > 10
 
 
+def test_what_is_enlarged_covers_as_many_more_pixels():
+    image = np.zeros((64, 64), np.float32)
+    image[28:36, 28:36] = 1.0
+    for enlarge, area in ((1.0, 64), (2.0, 256), (0.5, 16)):
+        _, mask = windows.draw_window(
+            np.random.default_rng(1), (image, image), (31.5, 31.5), size=32, ranges=STILL, enlarge=enlarge
+        )
+        assert mask.sum() == pytest.approx(area, rel=0.01)
+
+
 def test_hu_scale_turns_about_lung():
     image = np.array([[windows.LUNG_HU, 150.0]])
     ranges = STILL._replace(hu_scale=0.2)

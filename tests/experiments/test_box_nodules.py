@@ -75,6 +75,26 @@ def test_loss_by_hand():
     assert float(nodule_train.loss_of(logits, targets, known)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_each_cycle_has_a_schedule_of_its_own():
+    recipe = dataclasses.replace(nodule_train.RECIPES["look"], steps=600, cycles=2, learning_rate=0.5)
+    rate = nodule_train.create_schedule(recipe)
+    assert float(rate(0)) == 0.0 and float(rate(5)) == pytest.approx(0.25)  # warm-up of 10 steps
+    assert float(rate(10)) == float(rate(310)) == pytest.approx(0.5)
+    assert float(rate(155)) == float(rate(455)) == pytest.approx(0.25)  # half way of a cosine
+    assert float(rate(299)) < 1e-4 and float(rate(300)) == 0.0
+
+
+def test_only_nodules_of_a_size_are_enlarged_up_to_a_mass():
+    recipe = dataclasses.replace(nodule_train.RECIPES["look"], enlarged=1.0)
+    generator = np.random.default_rng(0)
+    low, high = nodule_train.ENLARGED_MM
+    drawn = [nodule_train._draw_enlargement(12.0, recipe, generator) for _ in range(200)]
+    assert min(drawn) >= 1.0 and 4.5 < max(drawn) <= high / 12.0
+    for diameter, share in ((low - 0.1, 1.0), (high, 1.0), (12.0, 0.0)):
+        chosen = dataclasses.replace(recipe, enlarged=share)
+        assert nodule_train._draw_enlargement(diameter, chosen, generator) == 1.0
+
+
 def make_material():
     crops = make_crops(6)
     rows = np.arange(len(crops))

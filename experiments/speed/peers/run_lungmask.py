@@ -39,7 +39,8 @@ def main(_):
         start, cpu = time.perf_counter(), time.process_time()
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         inferer = mask.LMInferer(modelpath=str(folder / "weights.pth"), force_cpu=True, tqdm_disable=True)
-        found = inferer.apply(_read(sitk, scan))
+        with machine.own_memory() as own:
+            found = inferer.apply(_read(sitk, scan))
         row = {
             "program": "lungmask",
             "num_slices": int(found.shape[0]),
@@ -47,6 +48,7 @@ def main(_):
             "seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu,
             "peak_mib": machine.peak_mib(),
+            "own_mib": own[-1],
             "load": os.getloadavg()[0],
         }
     print(json.dumps(row))
