@@ -39,9 +39,35 @@ def add(dataset, second):
         )
     name = f"{dataset.name}+{second.name}"
     notes = (*dataset.notes, f"{len(second)} cases of {second.name} train too", *second.notes)
-    table = _join_tables(dataset.table, second.table)
-    read, read_native_mask = concatenate((dataset, second))
-    return Dataset(name, table, dataset.size_yx, read, read_native_mask, notes)
+    return combine((dataset, second), name=name, table=_join_tables(dataset.table, second.table), notes=notes)
+
+
+def combine(parts, *, name, table, notes, fingerprint=""):
+    """Returns the `Dataset` of several of one size, whose cases follow each other, with all that each of them knows.
+
+    Args:
+        parts: each a `Dataset` of single slices.
+        name: of all together.
+        table: `CaseTable` of all, one after another.
+        notes: as `Dataset.notes`.
+        fingerprint: as `Dataset.fingerprint`.
+    """
+    read, read_native_mask = concatenate(parts)
+    read_train = None
+    if any(each.read_train for each in parts):
+        read_train, _ = concatenate(parts, lambda each: each.read_train or each.read)
+    return Dataset(
+        name=name,
+        table=table,
+        size_yx=parts[0].size_yx,
+        read=read,
+        read_native_mask=read_native_mask,
+        notes=notes,
+        fingerprint=fingerprint,
+        read_train=read_train,
+        readers=_join_readers(parts),
+        read_outline=_join_outlines(parts),
+    )
 
 
 def concatenate(datasets, read_of=lambda dataset: dataset.read):
@@ -99,3 +125,26 @@ def _join_tables(first, second):
     }
     added = np.arange(len(first) + len(second)) >= len(first)
     return join_tables((first, dataclasses.replace(second, **renamed)), added=added)
+
+
+def _join_readers(parts):
+    """Returns uint8 [N, 2], `Dataset.readers`; zeros where there are none; None where no source has any."""
+    if all(each.readers is None for each in parts):
+        return None
+    return np.concatenate(
+        [np.zeros((len(each), 2), np.uint8) if each.readers is None else each.readers for each in parts]
+    )
+
+
+def _join_outlines(parts):
+    """Returns `Dataset.read_outline` of all, None where no source has any."""
+    if all(each.read_outline is None for each in parts):
+        return None
+    ends = np.cumsum([len(each) for each in parts])
+
+    def read_outline(index):
+        place = int(np.searchsorted(ends, index, side="right"))
+        part = parts[place]
+        return None if part.read_outline is None else part.read_outline(index - int(ends[place]) + len(part))
+
+    return read_outline

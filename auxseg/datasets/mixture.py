@@ -15,7 +15,6 @@ import numpy as np
 
 from auxseg.base.errors import InputError
 from auxseg.datasets import join
-from auxseg.datasets.dataset import Dataset
 
 
 def read_settings(data_config):
@@ -76,19 +75,12 @@ def mix(datasets, settings):
         source=np.repeat(list(datasets), [len(each) for each in parts]),
         group=_group(datasets, settings),
     )
-    read, read_native_mask = join.concatenate(parts)
-    read_train, _ = join.concatenate(parts, lambda each: each.read_train or each.read)
-    return Dataset(
+    return join.combine(
+        parts,
         name="+".join(each.name for each in parts),
         table=table,
-        size_yx=parts[0].size_yx,
-        read=read,
-        read_native_mask=read_native_mask,
         notes=tuple(f"{label}: {note}" for label, each in datasets.items() for note in each.notes),
         fingerprint=" ".join(each.fingerprint for each in parts).strip(),
-        read_train=read_train,
-        readers=_join_readers(parts),
-        read_outline=_join_outlines(parts),
     )
 
 
@@ -147,26 +139,3 @@ def _tokens(table, row, place, is_lost, known):
 
 def _place(settings):
     return pathlib.Path(settings.dir).expanduser().resolve() if settings.dir else settings.name
-
-
-def _join_readers(parts):
-    """Returns uint8 [N, 2], `Dataset.readers`; zeros where there are none; None where no source has any."""
-    if all(each.readers is None for each in parts):
-        return None
-    return np.concatenate(
-        [np.zeros((len(each), 2), np.uint8) if each.readers is None else each.readers for each in parts]
-    )
-
-
-def _join_outlines(parts):
-    """Returns `Dataset.read_outline` of all, None where no source has any."""
-    if all(each.read_outline is None for each in parts):
-        return None
-    ends = np.cumsum([len(each) for each in parts])
-
-    def read_outline(index):
-        place = int(np.searchsorted(ends, index, side="right"))
-        part = parts[place]
-        return None if part.read_outline is None else part.read_outline(index - int(ends[place]) + len(part))
-
-    return read_outline

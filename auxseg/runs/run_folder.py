@@ -23,6 +23,7 @@ from auxseg.base import files
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError
 from auxseg.datasets import check_size
+from auxseg.runs import older
 
 PACKAGES = ("auxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 FEW_STEPS = 100
@@ -122,8 +123,8 @@ def check_settings(config, *, where):
 
 
 def to_config(settings):
-    """Returns a ConfigDict of settings that come from JSON, in which every list becomes a tuple again."""
-    return ml_collections.ConfigDict(_to_tuples(settings))
+    """Returns a ConfigDict of settings that come from JSON: lists become tuples again, older settings are completed."""
+    return ml_collections.ConfigDict(_to_tuples(older.complete(settings)))
 
 
 def _to_tuples(value):
@@ -165,8 +166,11 @@ def _only_more_epochs(old, new):
 
 
 def list_differences(old, new):
-    """Returns 'name: old -> new' for each setting that differs and matters to the result."""
-    old, new = flatten(old), flatten(new)
+    """Returns 'name: old -> new' for each setting that differs and matters to the result.
+
+    One that was not there yet has the value at which everything was as it was (`older`).
+    """
+    old, new = (flatten(older.complete(each)) for each in (old, new))
     names = sorted(n for n in old.keys() | new.keys() if not _is_free(n))
     missing = "(not there)"
     pairs = ((n, old.get(n, missing), new.get(n, missing)) for n in names)

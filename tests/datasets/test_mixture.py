@@ -119,6 +119,22 @@ def test_crops_and_windows_of_slices_without_a_nodule(config):
     assert outline.nodule == "P1/0" and mixed.read_outline(3) is None
 
 
+def test_crops_beside_a_second_set_keep_their_votes_and_outlines(config, tmp_path):
+    with config.unlocked():
+        config.sources = ml_collections.ConfigDict()
+        config.update({"name": "crops", "extra_dir": str(tmp_path / "more")})
+    (tmp_path / "more").mkdir()
+    image, mask = np.full((16, 16), -850, np.int16), np.zeros((16, 16), np.uint8)
+    image[:2], mask[4:6, 4:6] = -1000, 1
+    npz.write_case(tmp_path / "more" / "a.npz", image, mask)
+    both = datasets.load(config)
+    assert both.table.added.tolist() == [False] * 3 + [True]
+    assert both.readers.tolist() == [[2, 3]] * 2 + [[2, 1], [0, 0]]
+    _, votes = both.read_train(np.array([0, 3]))
+    assert votes[0, 7, 6:10].tolist() == [128, 131, 131, 131] and (votes[1] == mask).all()
+    assert both.read_outline(0).nodule == "P1/0" and both.read_outline(3) is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

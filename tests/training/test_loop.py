@@ -213,12 +213,12 @@ def test_resumed_run_equals_an_unbroken_one(half, unbroken, npz):
     assert_same_run(half, unbroken)
 
 
-def stopped_after(num_steps, config, workdir, monkeypatch):
+def stopped_after(num_steps, config, workdir, monkeypatch, where="in epoch 2 after 2 of 5 steps"):
     """Trains until a signal is seen after some steps."""
     calls = itertools.count(1)
     with monkeypatch.context() as patch:
         patch.setattr(Agreement, "reached", lambda *_: next(calls) == num_steps)
-        with pytest.raises(interruption.Interrupted, match="in epoch 2 after 2 of 5 steps"):
+        with pytest.raises(interruption.Interrupted, match=where):
             loop.train(config, workdir, finish=evaluate_run.finish)
 
 
@@ -242,6 +242,28 @@ def test_resumed_run_with_inserted_nodules_equals_an_unbroken_one(npz, tmp_path,
     stopped_after(7, config, tmp_path / "told", monkeypatch)
     loop.train(config, tmp_path / "told", finish=evaluate_run.finish)
     assert_same_training(tmp_path / "told", tmp_path / "whole")
+
+
+def test_resumed_run_of_a_mixture_equals_an_unbroken_one(npz, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, with augmentation; the smaller source comes back within each epoch."""
+    other = fakes.write_npz(tmp_path / "other", fakes.two_discs(6, seed=1))
+    config = small_config(npz, train__bn_refresh_batches=0, augment__enabled=True)
+    with config.unlocked():
+        config.data.sources = {"many": {"dir": str(npz), "share": 2}, "few": {"dir": str(other), "share": 2}}
+    devices = parallel.choose_devices(1)
+    step, score = create_train_fn(config, devices), validation.create_eval_fn(config, devices)
+    monkeypatch.setattr(training_setup, "create_train_fn", lambda *_: step)
+    monkeypatch.setattr(validation, "create_eval_fn", lambda *_: score)
+    whole, told = tmp_path / "whole", tmp_path / "told"
+    loop.train(config, whole, finish=lambda *_, **__: {})
+    members = files.read_json(whole / "splits.json")["train"]
+    steps = -(-len(members) // 4)
+    few = sum(name.startswith("few-") for name in members)
+    assert 0 < few < 2 * steps  # its cases come back
+    where = f"in epoch 3 after 2 of {steps} steps"
+    stopped_after(2 * steps + 2, config, told, monkeypatch, where)
+    loop.train(config, told, finish=lambda *_, **__: {})
+    assert_same_training(told, whole)
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkeypatch):
