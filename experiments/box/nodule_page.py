@@ -43,7 +43,7 @@ def page(study, crops, test):
         _rates(study["at_the_rates"]),
         "## Held-out crops",
         f"{crops['made_by']['data']}. The networks are those of the outlines, from whose weights the looks start; the mean "
-        "with the mirrored crop. Dice is over all pixels that the network marks in the crop; found means an overlap "
+        "of both cycles' weights and of the crop mirrored by rows, by columns and by both. Dice is over all pixels that the network marks in the crop; found means an overlap "
         "(IoU) of at least 0.1; over all slices means a nodule's slices together. The threshold of a fold was chosen on "
         "the other fold.",
         _crops({"chosen": crops["at_the_chosen"], **{t: crops["thresholds"][t] for t in SHOWN_THRESHOLDS}}),
@@ -54,7 +54,7 @@ def page(study, crops, test):
         _readers(crops["readers"]),
         "## The network in the box, on the test patients",
         f"{test['made_by']['data']}; `{test['made_by']['command']}` at commit {test['made_by']['commit']}. These patients "
-        "were named before the first training. They were opened twice, once for each generation of the weights; nothing was "
+        "were named before the first training. They were opened once for each generation of the weights; nothing was "
         "chosen by them (`box_nodule_test.json`).",
         _crops({t: test["thresholds"][t] for t in SHOWN_THRESHOLDS}),
         _readers(test["readers"]),
