@@ -1,4 +1,4 @@
-"""The study of the third dimension: its arms are alike but for what is studied, and its scores are right by hand."""
+"""The studies of the third dimension: arms are alike but for what is studied, and scores are right by hand."""
 
 import types
 
@@ -6,21 +6,34 @@ import numpy as np
 import pytest
 
 from auxseg import models
+from auxseg.base import files
+from auxseg.ct import geometry, images
 from auxseg.runs import run_folder
 from auxseg.scoring import froc
-from experiments.studies import third_dimension as study
+from experiments.studies import slab_runs, third_dimension, third_dimension_crops, third_dimension_real
 
 
-@pytest.mark.parametrize("arm", study.ARMS)
-def test_arms_differ_in_what_is_studied_alone(arm, tmp_path):
-    plain, config = (study.create_config(each, 2, 6, 14, tmp_path) for each in ("2D", arm))
+def create_configs(study, kind, tmp_path):
+    """Returns the settings of 2D and of a kind in one of the studies."""
+    create = {
+        "phantom": lambda kind: third_dimension.create_config(kind, 2, 6, 14, tmp_path),
+        "crops": lambda kind: third_dimension_crops.create_config(kind, 2, 6, tmp_path),
+        "real": lambda kind: third_dimension_real.create_config(kind, 2, 6, 1, tmp_path, tmp_path / "start"),
+    }[study]
+    return create("2D"), create(kind)
+
+
+@pytest.mark.parametrize("study", ["phantom", "crops", "real"])
+@pytest.mark.parametrize("kind", ["2.5D", "3D"])
+def test_arms_differ_in_what_is_studied_alone(study, kind, tmp_path):
+    plain, config = create_configs(study, kind, tmp_path)
     models.check_slab(config.model.name, config.data.slab)
     differing = run_folder.list_differences(
         run_folder.config_to_dict(plain), run_folder.config_to_dict(config)
     )
     names = {line.split(":")[0] for line in differing}
-    assert names <= {"data.slab", "model.name", "model.base_width"}
-    counts = [study.count_parameters(each) for each in (plain, config)]
+    assert "data.slab" in names and names <= {"data.slab", "model.name", "model.base_width"}
+    counts = [slab_runs.count_parameters(each) for each in (plain, config)]
     assert abs(counts[1] / counts[0] - 1) < 0.06
 
 
@@ -29,31 +42,84 @@ def test_voxels_and_scores_by_hand():
     masks[0, 0] = (1, 2)
     masks[1, 0] = (3, 3)
     reference = {0: np.array([[1, 2], [2, 0]], np.uint8), 1: np.array([[3, 0], [0, 0]], np.uint8)}
-    counts = study._count(masks, reference)
-    assert [list(map(int, each)) for each in counts[1:]] == [[1, 1, 1], [1, 1, 2], [1, 2, 1]]
-    assert study._count(masks, {0: reference[0]})[3][2] == 0  # a slice without lung has no nodule
-    scores = study._summarise(
-        np.array([counts]), [froc.Matches(np.array([1.0, np.nan]), np.array([0.5, 0.2, 0.1]))]
-    )
+    counts = third_dimension.count_voxels(masks, reference)
+    assert counts[1:] == [[1, 1, 1], [1, 1, 2], [1, 2, 1]]
+    # A slice without lung has no nodule:
+    assert third_dimension.count_voxels(masks, {0: reference[0]})[3][2] == 0
+    matches = [froc.Matches(np.array([1.0, np.nan, 0.15]), np.array([0.5, 0.2, 0.1]))]
+    scores = third_dimension.summarise(np.array([counts]), matches)
     assert scores["dice_left_lung"] == 1.0 and scores["dice_right_lung"] == pytest.approx(2 / 3)
     assert scores["dice_nodules"] == pytest.approx(2 / 3)
-    assert (scores["nodules"], scores["nodules_found"], scores["false_a_scan"]) == (2, 1, 3.0)
+    assert (scores["nodules"], scores["nodules_found"], scores["false_a_scan"]) == (3, 2, 3.0)
+    assert scores["found_at_1"] == 1  # above 0.2, which the second false one has
 
 
 def test_larger_nodules_are_more_certain():
     row = {"x_mm": 1.0, "y_mm": 2.0, "z_mm": 3.0, "volume_ml": 0.5}
     rows = [{"structure": "left_lung"}, {"structure": "nodule_1", **row}]
-    found = study._candidates(types.SimpleNamespace(measurements=rows))
+    found = third_dimension.find_candidates(types.SimpleNamespace(measurements=rows))
     assert found.tolist() == [[1.0, 2.0, 3.0, 0.5]]
-    assert study._candidates(types.SimpleNamespace(measurements=[])).shape == (0, 4)
+    assert third_dimension.find_candidates(types.SimpleNamespace(measurements=[])).shape == (0, 4)
 
 
-def test_the_table_has_means_and_ranges():
-    shared = {"parameters": 1000, "epochs": 6, "training_s": 30.0, "nodules": 4, "cpu_seconds_a_scan": 2.0}
-    scores = {"dice_left_lung": 0.9, "dice_right_lung": 0.8, "dice_nodules": 0.5, "false_a_scan": 1.0}
-    rows = [
-        {"budget": "equal time", "arm": "2D", "seed": seed, "nodules_found": seed, **shared, **scores}
-        for seed in (1, 2)
-    ]
-    line = list(study.format_table(rows))[-1]
-    assert "| equal time | 2D | 1,000 | 6 | 30 |" in line and "1.5 (1.0-2.0) of 4" in line
+def test_a_nodule_s_scores_by_hand():
+    readers = np.zeros((2, 2, 4), bool)  # of one slice: two readers
+    readers[0, 0, :2] = readers[1, 0, 0] = True
+    marked = np.zeros((2, 4), bool)
+    marked[0, 0] = marked[0, 3] = True
+    alone = np.zeros((2, 4), bool)
+    alone[1, 1] = True
+    slices = [(1, alone, np.zeros_like(readers)), (0, marked, readers)]
+    scores = third_dimension_crops.score_nodule(slices)
+    # Half of two readers is one: the consensus has two pixels, one of which is among the three marked. The mark in the
+    # other slice touches the first by a corner; the one at the right edge touches no reader's.
+    assert scores == {"slices": 2, "dice": 2 * 1 / 5, "found": True, "false": 1}
+    few = {"slices": 2, "dice": 0.4, "found": False, "false": 1}
+    many = {"slices": 5, "dice": 1.0, "found": True, "false": 0}
+    found = third_dimension_crops.summarise([few, many])
+    assert (found["dice"], found["found"], found["false_a_nodule"]) == (0.7, 0.5, 0.5)
+    assert (found["dice_2_to_4"], found["dice_5_and_more"], found["nodules_5_and_more"]) == (0.4, 1.0, 1)
+
+
+def make_study(judge=lambda workdir, config: {"dice": 0.5, "hits": 1, "all": 4}):
+    columns = {"Dice": ("dice", ".2f"), "found": ("hits", ".1f of all")}
+    return slab_runs.Study("A study", "python -m x", lambda *about: about, judge, columns, "made-up data")
+
+
+def test_equal_time_is_that_of_the_dearest(tmp_path, monkeypatch):
+    cost = {"2D": 1.0, "2.5D": 2.0, "3D": 8.0}
+
+    def train(config, workdir):
+        workdir.mkdir(exist_ok=True)
+        files.append_row(workdir / "metrics.jsonl", {"val": {"loss": 0.5}})
+        files.write_json(workdir / slab_runs.TRAINED, {})
+        return 3.0 + config[2] * cost[config[0]]  # three seconds to start
+
+    monkeypatch.setattr(slab_runs, "train", train)
+    monkeypatch.setattr(slab_runs, "count_parameters", lambda config: 1000)
+    rows = slab_runs.run(make_study(), tmp_path / "runs", tmp_path / "out.json", seeds=(1, 2), epochs=3)
+    epochs = {(row["budget"], row["kind"]): row["epochs"] for row in rows}
+    assert [epochs["equal time", kind] for kind in slab_runs.KINDS] == [24, 12, 3]
+    assert {epochs["equal epochs", kind] for kind in slab_runs.KINDS} == {3}
+    assert files.read_object(tmp_path / "out.json")["seconds_an_epoch"] == cost
+    table = (tmp_path / "out.md").read_text(encoding="utf-8")
+    assert (
+        "| equal time | 2D | 1,000 | 2 | 24 | 1 (1-1) | 27 | 0.50 (0.50-0.50) | 1.0 (1.0-1.0) of 4 |" in table
+    )
+    assert slab_runs.find_longest(tmp_path / "runs", "2.5D", 2).name == "2_5D_12_2"
+    assert slab_runs.find_longest(tmp_path / "runs", "2.5D", 3) is None
+
+
+def test_scores_that_are_not_there_are_left_out():
+    assert slab_runs.spread([1.0, None, 2.0], ".1f") == "1.5 (1.0-2.0)"
+    assert (slab_runs.spread([None], ".1f"), slab_runs.spread([2], ".1f")) == ("none", "2.0")
+
+
+def test_scans_are_written_as_luna16_has_them(tmp_path):
+    lungs = np.array([[[0, 1, 2, 9]]], np.uint8)
+    where = geometry.Geometry((4, 1, 1), (0.5, 0.6, 2.0), (-1.0, 2.0, 3.0))
+    path = tmp_path / "subset0" / "a.mhd"
+    third_dimension_real.write_image(path, third_dimension_real.to_luna16(lungs), where)
+    header = images.read_header(path)
+    assert images.read_volume(path).tolist() == [[[0, 3, 4, 5]]]
+    assert header.geometry.spacing_xyz_mm == (0.5, 0.6, 2.0) and header.geometry.origin_xyz_mm == (-1, 2, 3)
