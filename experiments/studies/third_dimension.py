@@ -28,7 +28,7 @@ from experiments.studies import runner, slab_runs
 MODULE = "experiments.studies.third_dimension"
 SLICES = 5
 SHARED = {
-    "data.size": (96, 96),
+    "data.size": (64, 64),
     "data.phantom.num_slices": 80,
     "data.phantom.matrix": 96,
     "data.slab_step_mm": 2.5,
@@ -167,7 +167,7 @@ def create_study(root, num_scans):
         create_config=lambda kind, seed, epochs: create_config(kind, seed, epochs, num_scans, root),
         judge=create_judge(),
         columns=COLUMNS,
-        describe=f"phantom, {num_scans} scans of {SHARED['data.phantom.num_slices']} slices of 96 x 96, slabs of {SLICES}",
+        describe=f"phantom, {num_scans} scans of {SHARED['data.phantom.num_slices']} slices, seen at 64 x 64, slabs of {SLICES}",
     )
 
 

@@ -14,12 +14,12 @@ import itertools
 import pathlib
 
 import numpy as np
-import SimpleITK
 from absl import flags
 
 from auxseg.base import command, files
 from auxseg.base.classes import LEFT, RIGHT
 from auxseg.base.errors import InputError
+from auxseg.ct import images
 from auxseg.datasets import labels
 from auxseg.datasets.luna16 import layout
 from auxseg.evaluation import whole_scans
@@ -46,10 +46,13 @@ def write_folder(real, folder):
     if (folder / "annotations.csv").is_file():
         return
     nodules, excluded = [], []
+    for place in range(len(SCANS)):
+        (folder / f"subset{place}").mkdir(parents=True, exist_ok=True)
+    (folder / layout.MASK_FOLDER).mkdir(exist_ok=True)
     for place, name in enumerate(SCANS):
         scan = nodule_data.read_scan(pathlib.Path(real) / "scans", name)
-        write_image(folder / f"subset{place}" / f"{name}.mhd", scan.hu, scan.geometry)
-        write_image(folder / layout.MASK_FOLDER / f"{name}.mhd", to_luna16(scan.lungs), scan.geometry)
+        images.write_volume(folder / f"subset{place}" / f"{name}.mhd", scan.hu, scan.geometry, compress=False)
+        images.write_volume(folder / layout.MASK_FOLDER / f"{name}.mhd", to_luna16(scan.lungs), scan.geometry)
         nodules += [(name, *row) for row in scan.nodules.tolist()]
         excluded += [(name, *row) for row in scan.excluded.tolist()]
     columns = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
@@ -63,16 +66,6 @@ def to_luna16(lungs):
     luna16 = (labels.LUNA16_LEFT, labels.LUNA16_RIGHT, labels.LUNA16_AIRWAY)
     values[[LEFT, RIGHT, whole_scans.AIRWAY]] = luna16
     return values[lungs]
-
-
-def write_image(path, array, geometry):
-    """Writes an array [D, H, W] as MetaImage."""
-    image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(geometry.spacing_xyz_mm)
-    image.SetOrigin(geometry.origin_xyz_mm)
-    image.SetDirection(geometry.direction)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(image, str(path))
 
 
 def create_config(kind, seed, epochs, fold, root, start):
