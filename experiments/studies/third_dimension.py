@@ -36,6 +36,7 @@ SHARED = {
     "insert.enabled": False,
     "train.bn_refresh_batches": 5,
     "train.batch_size": 2,
+    "optim.learning_rate": 4e-3,
     "eval.batch_size": 8,
     "eval.num_panels": 0,
 }
