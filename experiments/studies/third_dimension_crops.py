@@ -33,6 +33,7 @@ SHARED = {
     "data.classes": CLASSES,
     "data.split": "train_val_test",
     "model.depth": 3,
+    "optim.learning_rate": 3e-3,
     "train.bn_refresh_batches": 20,
     "train.batch_size": BATCH,
     "eval.batch_size": BATCH,
