@@ -1,7 +1,7 @@
 """A training step of the Auxiliary U-Net in 3D on one slab, against PyTorch's equal network.
 
     python -m experiments.speed.slab_step [--slices=32] [--size=160] [--widths=16] [--repeats=3]
-        [--out=experiments/results/slab_step.json]
+        [--implementations=auxseg,torch] [--out=experiments/results/slab_step.json]
 
 Both start from the same weights, slab, loss and optimiser; each runs in processes of its own, one after the other, and
 the losses of their steps must agree to 1e-3. Time is the processor's, all threads together, beside the clock's; the
@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from auxseg.base import command, files
-from auxseg.base.errors import InputError
+from auxseg.base.errors import InputError, check_choice
 from experiments import made_by
 from experiments.speed import machine
 from experiments.speed.peers import task as tasks
@@ -132,18 +132,24 @@ def measure(name, width, slices, size, repeats):
     return {"losses": losses, "cpu_s": cpu, "clock_s": clock, "peak_gb": machine.peak_mib() / 953.674}
 
 
-def compare(widths, slices, size, repeats):
+def compare(widths, slices, size, repeats, names=IMPLEMENTATIONS):
     """Returns rows {'width', 'auxseg', 'torch'}, each with what `measure` gives; prints them.
 
+    Args:
+        widths: base widths.
+        slices, size: of the slab.
+        repeats: steps that are counted.
+        names: of `IMPLEMENTATIONS`.
+
     Raises:
-        InputError: the losses of the two differ.
+        InputError: the losses of two differ.
     """
     rows = []
     for width in widths:
         row = {"width": width}
-        for name in IMPLEMENTATIONS:
+        for name in names:
             row[name] = machine.measure_apart(MODULE, f"{name},{width},{slices},{size},{repeats}")
-        apart = np.max(np.abs(np.subtract(row["auxseg"]["losses"], row["torch"]["losses"])))
+        apart = np.max(np.ptp([row[name]["losses"] for name in names], axis=0))
         if not apart <= LOSS_TOLERANCE:
             raise InputError(
                 f"losses at width {width} differ by {apart:.2g}, expected at most {LOSS_TOLERANCE}"
@@ -160,7 +166,7 @@ def format_table(report):
     yield "| base width | implementation | processor s | clock s | peak GB |"
     yield "| --- | --- | --- | --- | --- |"
     for row in report["rows"]:
-        for name in IMPLEMENTATIONS:
+        for name in (name for name in IMPLEMENTATIONS if name in row):
             found = row[name]
             yield (
                 f"| {row['width']} | {name} | {min(found['cpu_s']):.1f} | {min(found['clock_s']):.1f} | "
@@ -182,7 +188,9 @@ def main(argv):
         "slices": given.slices,
         "size": given.size,
     }
-    report["rows"] = compare([int(width) for width in given.widths], given.slices, given.size, given.repeats)
+    names = [check_choice("--implementations", name, IMPLEMENTATIONS) for name in given.implementations]
+    widths = [int(width) for width in given.widths]
+    report["rows"] = compare(widths, given.slices, given.size, given.repeats, names)
     files.write_json(pathlib.Path(given.out), report)
     files.write_text(pathlib.Path(given.out).with_suffix(".md"), "\n".join(format_table(report)) + "\n")
 
@@ -192,6 +200,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("size", 160, "rows and columns")
     flags.DEFINE_list("widths", ["16"], "base widths; the paper's is 64")
     flags.DEFINE_integer("repeats", 3, "steps that are counted", lower_bound=1)
+    flags.DEFINE_list("implementations", list(IMPLEMENTATIONS), "to measure")
     flags.DEFINE_string("out", "experiments/results/slab_step.json", "JSON file to write")
     flags.DEFINE_string("measure", None, "of the command's own processes: NAME,width,slices,size,repeats")
     command.run(main)

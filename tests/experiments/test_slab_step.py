@@ -22,6 +22,8 @@ def test_the_table_has_the_least_of_each():
     report = {"slices": 32, "size": 160, "machine": {"processor": "none", "cores": 2}}
     report["rows"] = [{"width": 16, "auxseg": found, "torch": found}]
     assert "| 16 | torch | 2.0 | 5.0 | 1.50 |" in list(slab_step.format_table(report))
+    del report["rows"][0]["torch"]
+    assert not [line for line in slab_step.format_table(report) if "torch" in line]
 
 
 def test_losses_that_differ_void_the_comparison(monkeypatch):
@@ -31,6 +33,7 @@ def test_losses_that_differ_void_the_comparison(monkeypatch):
     )
     with pytest.raises(slab_step.InputError, match="losses at width 8 differ by 0.1"):
         slab_step.compare([8], 4, 16, 1)
+    assert slab_step.compare([8], 4, 16, 1, ["torch"]) == [{"width": 8, "torch": {"losses": [1.0, 0.8]}}]
 
 
 def test_pytorch_s_network_gives_the_same():
