@@ -169,9 +169,13 @@ def format_table(report):
         for name in (name for name in IMPLEMENTATIONS if name in row):
             found = row[name]
             yield (
-                f"| {row['width']} | {name} | {min(found['cpu_s']):.1f} | {min(found['clock_s']):.1f} | "
+                f"| {row['width']} | {name} | {_least(found['cpu_s'])} | {_least(found['clock_s'])} | "
                 f"{found['peak_gb']:.2f} |"
             )
+
+
+def _least(seconds):
+    return f"{min(seconds):.1f}" if seconds else "not timed"
 
 
 def main(argv):
@@ -199,7 +203,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("slices", 32, "of the slab")
     flags.DEFINE_integer("size", 160, "rows and columns")
     flags.DEFINE_list("widths", ["16"], "base widths; the paper's is 64")
-    flags.DEFINE_integer("repeats", 3, "steps that are counted", lower_bound=1)
+    flags.DEFINE_integer("repeats", 3, "steps that are timed; 0: the peak of memory alone", lower_bound=0)
     flags.DEFINE_list("implementations", list(IMPLEMENTATIONS), "to measure")
     flags.DEFINE_string("out", "experiments/results/slab_step.json", "JSON file to write")
     flags.DEFINE_string("measure", None, "of the command's own processes: NAME,width,slices,size,repeats")

@@ -22,6 +22,8 @@ def test_the_table_has_the_least_of_each():
     report = {"slices": 32, "size": 160, "machine": {"processor": "none", "cores": 2}}
     report["rows"] = [{"width": 16, "auxseg": found, "torch": found}]
     assert "| 16 | torch | 2.0 | 5.0 | 1.50 |" in list(slab_step.format_table(report))
+    report["rows"][0]["auxseg"] = found | {"cpu_s": [], "clock_s": []}
+    assert "| 16 | auxseg | not timed | not timed | 1.50 |" in list(slab_step.format_table(report))
     del report["rows"][0]["torch"]
     assert not [line for line in slab_step.format_table(report) if "torch" in line]
 
