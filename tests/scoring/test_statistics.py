@@ -144,6 +144,12 @@ def test_flips_that_rounding_alone_sets_apart_are_ties():
         assert found.p_value == 12 / 16
 
 
+def test_random_flips_too_count_ties():
+    """Nine patients without a difference change nothing, but that there are too many for all flips: 12 of 16 again."""
+    found = statistics.paired_test(np.zeros(13), np.array([0.3, 0.1, 0.2, -0.3] + 9 * [0.0]), range(13))
+    assert not found.exact and found.p_value == pytest.approx(12 / 16, abs=0.02)
+
+
 def test_random_sign_flip_agrees_with_scipy():
     differences = np.random.default_rng(4).normal(0.02, 0.08, 40)
     ours = statistics.paired_test(np.zeros(40), differences, range(40))
@@ -214,6 +220,12 @@ def test_a_bin_of_one_pixel_has_a_frequency():
     confidence, frequency = calibration.reliability([[1, 0.75, 1], [0, 0, 0]])
     np.testing.assert_array_equal(confidence, [0.75, math.nan])
     np.testing.assert_array_equal(frequency, [1.0, math.nan])
+
+
+def test_a_bin_whose_pixels_have_no_confidence_is_not_empty():
+    confidence, frequency = calibration.reliability([[2, 0.0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(confidence, [0.0, math.nan])
+    np.testing.assert_array_equal(frequency, [0.5, math.nan])
 
 
 def test_four_pairs_are_the_fewest_with_an_interval():
