@@ -67,6 +67,7 @@ class Frame:
         kernel: ConvolutionKernel.
         needs_dataset: the pixels cannot be reached by path alone: no file meta, or a deflated data set.
         is_compressed: the pixels are, in a way that takes native code to undo.
+        flaw: why its values are no HU, as of a colour picture or a screenshot; None where they are.
     """
 
     path: pathlib.Path
@@ -89,6 +90,7 @@ class Frame:
     kernel: str = ""
     needs_dataset: bool = False
     is_compressed: bool = False
+    flaw: Finding | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +180,7 @@ def read_file(path):
             number=int(dataset.get("SeriesNumber") or 0),
             description=_describe(dataset),
             frames=tuple(_read_frames(dataset, path)) if has_images else (),
-            problems=tuple(_find_file_problems(dataset, path)) if has_images else (),
+            problems=tuple(_find_file_problems(dataset)) if has_images else (),
             patient=tuple(_text(dataset, name) for name in ("PatientID", "PatientName", "PatientBirthDate")),
             paths=(pathlib.Path(path),),
         )
@@ -338,6 +340,7 @@ def _read_one_frame(dataset, path, index, groups):
         kernel=_text(dataset, "ConvolutionKernel"),
         needs_dataset=not syntax or syntax.is_deflated,
         is_compressed=bool(syntax) and syntax.is_compressed and syntax.name != "RLE Lossless",
+        flaw=_find_flaw(dataset, path),
     )  # fmt: skip
 
 
@@ -424,26 +427,31 @@ def _as_stored(value, dataset):
     return value - 65536 if signed and value > 32767 else value
 
 
-def _find_file_problems(dataset, path):
-    problems = []
+def _find_flaw(dataset, path):
+    """Returns the finding about a file whose values are no HU, or None."""
     bits, color = int(dataset.get("BitsStored") or 16), _text(dataset, "PhotometricInterpretation")
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         text = (
             f"{path} holds a colour picture ({color}), expected 12 or 16 bits in HU; export the original CT"
         )
-        problems.append(Finding(ERROR, "colour", text))
-    elif bits <= 8 or color not in ("MONOCHROME1", "MONOCHROME2", ""):
+        return Finding(ERROR, "colour", text)
+    if bits <= 8 or color not in ("MONOCHROME1", "MONOCHROME2", ""):
         text = (
             f"{path} holds a picture ({bits} bits, {color}), expected 12 or 16 bits in HU; export "
             "the original CT"
         )
-        problems.append(Finding(ERROR, "8-bit", text))
-    elif color == "MONOCHROME1":
-        text = "MONOCHROME1: the images are meant to be shown inverted; their values are taken as HU all the same"
-        problems.append(Finding(WARNING, "monochrome1", text))
+        return Finding(ERROR, "8-bit", text)
     kind = _text(dataset, "RescaleType").upper()
     if kind not in _HU_TYPES:
-        problems.append(Finding(ERROR, "rescale-type", f"{path} holds values of type {kind!r}, expected HU"))
+        return Finding(ERROR, "rescale-type", f"{path} holds values of type {kind!r}, expected HU")
+    return None
+
+
+def _find_file_problems(dataset):
+    problems = []
+    if _text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
+        text = "MONOCHROME1: the images are meant to be shown inverted; their values are taken as HU all the same"
+        problems.append(Finding(WARNING, "monochrome1", text))
     if _text(dataset, "LossyImageCompression") == "01":
         text = "the images were compressed with loss: small nodules may be altered"
         problems.append(Finding(WARNING, "lossy", text))

@@ -10,7 +10,6 @@ import dataclasses
 
 import numpy as np
 
-from auxseg.base.errors import InputError
 from auxseg.ct import stacks
 from auxseg.ct.checks import ERROR, WARNING, Finding
 from auxseg.ct.dicom import Frame, Series, normal
@@ -56,13 +55,11 @@ def create_volume(series):
         InputError: the images can be no stack: colour pictures.
     """
     where = str(series)
-    for problem in series.problems:
-        if problem.code == "colour":
-            raise InputError(f"DICOM: {problem.text}, in {where}")
     findings = [*_modality_findings(series), *_prefixed(series.problems, where)]
     frames, more = stacks.drop_localizers(series)
+    frames, pictures = stacks.drop_pictures(frames, where)
     frames, placed, has_geometry = _give_places(frames, where)
-    findings += more + placed
+    findings += more + _prefixed(pictures, where) + placed
     frames, mixed = stacks.keep_one_kind(frames, where)
     frames, doubled = stacks.keep_one_a_place(frames, where)
     line, frames, uneven = _fit_frames(frames, where)

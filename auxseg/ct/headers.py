@@ -43,10 +43,27 @@ def find_beside(path, name):
     Raises:
         InputError: it is not there, or the name leads out of the header's folder.
     """
-    data = path.parent / name
+    data = _locate(path, name)
     if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts or not data.is_file():
         raise InputError(f"scan file: {path} names the voxel file {name}, which is not beside it")
     return data
+
+
+def _locate(path, name):
+    """Returns the path of a file that a header names; on the disk its name may be in Latin-1."""
+    try:
+        old = path.parent / os.fsdecode(name.encode("latin-1"))
+    except UnicodeEncodeError:
+        return path.parent / name
+    return old if os.path.isfile(old) else path.parent / name
+
+
+def decode_line(line):
+    """Returns a line as text; names of files may be in UTF-8 or in Latin-1."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
 
 
 @contextlib.contextmanager
@@ -163,9 +180,9 @@ def find_voxel_files(path):
         return []
     try:
         with open(path, "rb") as file:
-            head = file.read(1 << 16).decode("latin-1")
+            head = file.read(1 << 16)
     except OSError:
         return []
-    pattern = r"^ElementDataFile\s*=\s*(.+?)\s*$" if suffix == ".mhd" else r"^data ?file:\s*(.+?)\s*$"
+    pattern = rb"^ElementDataFile\s*=\s*(.+?)\s*$" if suffix == ".mhd" else rb"^data ?file:\s*(.+?)\s*$"
     names = re.findall(pattern, head, re.MULTILINE | re.IGNORECASE)
-    return [path.parent / name for name in names]
+    return [_locate(path, decode_line(name)) for name in names]

@@ -11,8 +11,8 @@ import numpy as np
 
 from auxseg.base.errors import InputError
 from auxseg.ct.geometry import Geometry
-from auxseg.ct.headers import find_beside
-from auxseg.ct.voxels import Voxels, decode_line
+from auxseg.ct.headers import decode_line, find_beside
+from auxseg.ct.voxels import Voxels
 
 _TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",

@@ -12,8 +12,8 @@ import numpy as np
 from auxseg.base.errors import InputError
 from auxseg.ct.checks import WARNING, Finding
 from auxseg.ct.geometry import Geometry
-from auxseg.ct.headers import find_beside
-from auxseg.ct.voxels import Voxels, decode_line
+from auxseg.ct.headers import decode_line, find_beside
+from auxseg.ct.voxels import Voxels
 
 _TYPES = {
     "i1": "signed char, int8, int8_t", "u1": "uchar, unsigned char, uint8, uint8_t",

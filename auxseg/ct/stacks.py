@@ -37,6 +37,31 @@ def drop_localizers(series):
     return frames, findings
 
 
+def drop_pictures(frames, where):
+    """Returns (frames with values in HU, findings about the others, such as a screenshot among them).
+
+    Where none is in HU all are kept, with an error.
+
+    Args:
+        frames: `dicom.Frame`s.
+        where: what to call the series in an error.
+
+    Raises:
+        InputError: colour pictures alone.
+    """
+    kept, others = [one for one in frames if not one.flaw], [one for one in frames if one.flaw]
+    if not others:
+        return kept, []
+    if kept:
+        text = f"{len(others)} of {len(frames)} images are left out: {others[0].flaw.text}"
+        lost = len(others) > _MINORITY * len(frames)
+        hint = " (predict --force goes on without)" if lost else ""
+        return kept, [Finding(ERROR if lost else WARNING, "pictures", text + hint)]
+    if any(one.flaw.code == "colour" for one in others):
+        raise InputError(f"DICOM: {others[0].flaw.text}, in {where}")
+    return others, list({one.flaw.code: one.flaw for one in reversed(others)}.values())
+
+
 def keep_one_kind(frames, where):
     """Returns (frames of one size, orientation and pixel size, findings about the others).
 

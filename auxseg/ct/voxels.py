@@ -157,11 +157,3 @@ class _ZlibStream:
             if data:
                 return data
         return b""
-
-
-def decode_line(line):
-    """Returns a line as text; names of files may be in UTF-8 or in Latin-1."""
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")

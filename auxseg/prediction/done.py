@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 from auxseg.base import files
 from auxseg.base.errors import InputError
@@ -32,7 +33,8 @@ def describe_input(source):
 def _list_inputs(source):
     paths = {frame.path for one in source.series for frame in one.frames} or {source.path}
     return sorted(
-        paths | {beside for path in paths for beside in headers.find_voxel_files(path) if beside.is_file()}
+        paths
+        | {beside for path in paths for beside in headers.find_voxel_files(path) if os.path.isfile(beside)}
     )
 
 

@@ -351,6 +351,32 @@ def test_a_scout_view_is_left_out(tmp_path, volume):
     _refused(tmp_path / "only", tmp_path / "s", "scout views")
 
 
+def _as_screenshot(one):
+    one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 8, 8, 7, 0
+    one.PixelData = bytes(3 * one.Rows * one.Columns)
+    del one.ImagePositionPatient, one.ImageOrientationPatient
+
+
+def _as_other_unit(one):
+    one.RescaleType = "OD"
+
+
+@pytest.mark.parametrize("change", [_as_screenshot, _as_other_unit])
+@pytest.mark.parametrize(("count", "severity"), [(1, "warning"), (4, "error")])
+def test_pictures_among_slices_are_left_out(tmp_path, volume, change, count, severity):
+    """One of nine is named; four of twelve could be a part of the chest."""
+    dicom_files.write_series(tmp_path / "in", volume[:8], series="1.2.3")
+    dicom_files.write_series(tmp_path / "in", volume[8 : 8 + count], series="1.2.3", prefix="B",
+                             edit=lambda one, index: change(one))  # fmt: skip
+    (source,) = scans.find_scans(tmp_path / "in")
+    scan = scans.open_scan(source, tmp_path)
+    np.testing.assert_array_equal(scan.read(0, scan.num_slices), volume[:8])
+    (finding,) = [one for one in scan.findings if one.code == "pictures"]
+    assert finding.severity == severity and f"{count} of {8 + count} images are left out" in finding.text
+    assert ("--force" in finding.text) == (severity == "error")
+
+
 def test_a_tilted_gantry_keeps_its_places(tmp_path, volume):
     dicom_files.write_series(tmp_path / "in", volume, spacing_zyx=SPACING, step=(0, 1.5, 6.0))
     scan = _open(tmp_path / "in", tmp_path / "s")

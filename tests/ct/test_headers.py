@@ -1,6 +1,7 @@
 """Tests of MetaImage and NRRD headers: what is sound is read as SimpleITK reads it, what is not is one line."""
 
 import gzip
+import os
 
 import chest
 import nibabel
@@ -9,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg.base.errors import InputError
-from auxseg.ct import checks, images, metaimage, nrrd, scans
+from auxseg.ct import checks, find, images, metaimage, nrrd, scans
 
 VOLUME = chest.draw((3, 20, 24), (20.0, 14.0, 14.0))
 
@@ -155,9 +156,24 @@ def test_names_of_files(tmp_path, name):
         data = path.read_bytes().replace(b"plain.raw", f"{stem}.raw".encode())
         (tmp_path / f"{stem}{path.suffix}").write_bytes(data)
         path.unlink()
-    found = scans.find_scans(tmp_path)
-    assert len(found) == 1
+    found = find.survey(tmp_path)
+    assert len(found.sources) == 1 and not found.skipped
     np.testing.assert_array_equal(_read(tmp_path / name, tmp_path / "s")[1], VOLUME)
+
+
+@pytest.mark.parametrize("on_disk", ["latin-1", "utf-8"])
+@pytest.mark.parametrize("in_header", ["latin-1", "utf-8"])
+@pytest.mark.parametrize("suffix", ["mhd", "nhdr"])
+def test_names_of_voxel_files_in_either_encoding(tmp_path, suffix, in_header, on_disk):
+    path = _write(tmp_path / f"a.{suffix}")
+    _edit(path, b"a.raw", "ü.raw".encode(in_header))
+    try:
+        (tmp_path / "a.raw").rename(tmp_path / os.fsdecode("ü.raw".encode(on_disk)))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    found = find.survey(tmp_path)
+    assert len(found.sources) == 1 and not found.skipped
+    np.testing.assert_array_equal(_read(path, tmp_path / "s")[1], VOLUME)
 
 
 @pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
