@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -23,6 +24,8 @@ from auxseg.base.errors import InputError
 LOCK = ".lock"
 FEW_DIGITS = 6
 """Of floats in tables that people read and nothing reads again."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where there is no room to write, or none left to this user."""
 AGAIN = "restore it, or write it again"
 """What to do about a damaged file, where nothing better is known."""
 

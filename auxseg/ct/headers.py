@@ -13,6 +13,7 @@ import struct
 import zlib
 
 from auxseg.base.errors import InputError
+from auxseg.base.files import FULL_DISK
 from auxseg.ct.checks import ERROR, Finding
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
@@ -68,11 +69,14 @@ def decode_line(line):
 
 @contextlib.contextmanager
 def errors_of_system(path):
-    """Lets what the system says of a file (no permission, a failing disk) be no fault of the file."""
+    """Lets what the system says of a file (no permission, a failing disk) be no fault of the file.
+
+    That a disk is full is said of a copy of the file, and is for those to tell who chose its place.
+    """
     try:
         yield
     except OSError as error:
-        if not error.errno:
+        if not error.errno or error.errno in FULL_DISK:
             raise
         raise InputError(
             f"scan file: {path} cannot be read: {error.strerror}; check its permissions and the disk"

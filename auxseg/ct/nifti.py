@@ -189,16 +189,17 @@ def _read_header(path):
     try:
         with ImageOpener(str(path)) as file:
             head = file.read(540)
-        size = next(
-            n for n in (348, 540) if n in struct.unpack_from("<i", head) + struct.unpack_from(">i", head)
-        )
+        sizes = struct.unpack_from("<i", head) + struct.unpack_from(">i", head) if len(head) >= 348 else ()
+        size = next((n for n in (348, 540) if n in sizes), None)
+        if size is None:
+            raise ValueError("its first bytes are no header of one")
         kind = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}[size]
         header = kind(head[:size], check=False)
         if bytes(header["magic"])[:3] != {348: b"n+1", 540: b"n+2"}[size]:
             raise ValueError("it is Analyze's format, or keeps its voxels elsewhere")
         header.get_data_dtype()
         return header
-    except (*_unreadable(), StopIteration) as error:
+    except _unreadable() as error:
         raise InputError(f"scan file: {path} cannot be read as NIfTI: {_line(error)}") from error
 
 

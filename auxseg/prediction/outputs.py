@@ -241,14 +241,19 @@ def _predict_all(found, output, job, part):
         [rows.create_skipped_row(rows.describe_skipped(one)) for one in found.skipped] if part[0] == 1 else []
     )
     segmented = []
+
+    def keep(row):
+        segmented.append(row)
+        files.write_csv(output / table_name(part), [*segmented, *others], digits=files.FEW_DIGITS)
+
     tracked = chosen if alone else progress.track(chosen, total=len(chosen), label="segmenting", unit="scan")
     for source in tracked:
-        row, more = _predict_one(source, output, job, True) if alone else _predict_guarded(
-            source, output / source.name, job
-        )  # fmt: skip
-        segmented.append(row)
+        if alone:
+            row, more = _predict_alone(source, output, job, keep)
+        else:
+            row, more = _predict_guarded(source, output / source.name, job)
         others += more
-        files.write_csv(output / table_name(part), [*segmented, *others], digits=files.FEW_DIGITS)
+        keep(row)
     return [*segmented, *others]
 
 
@@ -302,6 +307,22 @@ def _clear(folders):
             left.unlink(missing_ok=True)
 
 
+def _predict_alone(source, folder, job, keep):
+    """Returns what `_predict_one` does; where that raises, `keep` gets the row of a failure first.
+
+    The table beside a former prediction stays: it is of that.
+    """
+    start = time.monotonic()
+    try:
+        return _predict_one(source, folder, job, show_progress=True)
+    except InputError as error:
+        row = rows.create_row(source, "failed", time.monotonic() - start, reason=" ".join(str(error).split()))
+        with contextlib.suppress(InputError):  # the disk may be full; what went wrong first is said
+            if not (folder / DONE).exists():
+                keep(row)
+        raise
+
+
 def _predict_guarded(source, folder, job):
     """Returns (row of one scan among many, rows skipped); whatever goes wrong with it is its own affair."""
     start = time.monotonic()
@@ -337,7 +358,7 @@ def _predict_one(source, folder, job, show_progress=False):
 
 def _segment_to(folder, source, job, show_progress):
     inputs = done.describe_input(source)
-    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
+    with _room_in(folder), tempfile.TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
         scan = scans.open_scan(source, scratch, series=job.series, force=job.options.force)
         if show_progress:
             _print_series(scan)
@@ -358,6 +379,20 @@ def _segment_to(folder, source, job, show_progress):
         write_segmentation(
             folder, result, job.networks, formats=job.formats, settings=job.settings, inputs=inputs
         )
+
+
+@contextlib.contextmanager
+def _room_in(folder):
+    """Says of a full disk that it is the output's, where a scan's voxels lie while it is segmented."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in files.FULL_DISK:
+            raise
+        raise InputError(
+            f"--output: {folder}: {error.strerror}; a scan's voxels lie there while it is segmented: make room, or give "
+            "another folder"
+        ) from error
 
 
 def _print_series(scan):

@@ -1,6 +1,7 @@
 """Tests of running predict again, into its own input, on copies and on parts of the scans."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from auxseg import predict
+from auxseg.base import files
 from auxseg.base.errors import InputError
-from auxseg.ct import find
+from auxseg.ct import find, inflate
 from auxseg.prediction import done, outputs
 from auxseg.prediction import rows as rows_lib
 
@@ -72,6 +74,39 @@ def test_a_copy_is_the_same_scan_and_other_values_are_not(tmp_path):
         _run(tmp_path / "a.npz", tmp_path / "out")
     assert _run(tmp_path / "a.npz", tmp_path / "out", overwrite=True)[0]["status"] == "done"
     assert _run(tmp_path / "a.npz", tmp_path / "out")[0]["status"] == "done before"
+
+
+def test_a_scan_alone_that_fails_is_in_the_table(tmp_path):
+    """With what was skipped; where a former prediction stands, its own row stays."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").write_text("x")
+    (tmp_path / "in/case.nii").write_bytes(b"no header")
+    with pytest.raises(InputError):
+        _run(tmp_path / "in", tmp_path / "out")
+    found = files.read_cells(tmp_path / "out/scans.csv")
+    assert [(row["scan"], row["status"]) for row in found] == [("case", "failed"), ("notes.txt", "skipped")]
+    assert "its first bytes are no header" in found[0]["reason"]
+    _write(tmp_path / "in/case.npz")
+    (tmp_path / "in/case.nii").unlink()
+    _run(tmp_path / "in", tmp_path / "out")
+    _write(tmp_path / "in/case.npz", 3)
+    with pytest.raises(InputError, match="differs in input"):
+        _run(tmp_path / "in", tmp_path / "out")
+    assert files.read_cells(tmp_path / "out/scans.csv")[0]["status"] == "done"
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.npz"])
+def test_a_full_disk_is_the_output_s(tmp_path, monkeypatch, name):
+    """Not the scan's, which is unpacked there."""
+
+    def no_room(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inflate, "inflate_nifti" if name.endswith("gz") else "inflate_npz", no_room)
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match="^--output: .*/out: No space left on device; .*make room"):
+        _run(tmp_path / name, tmp_path / "out")
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["scans.csv"]
 
 
 def test_overwrite_leaves_no_mask_of_before(tmp_path):
