@@ -64,6 +64,7 @@ def prepare(folder):
 
 
 def _train(folder, target):
+    parallel.keep_compiled_programs(folder / "run_files/cache/compiled")
     config = campaign_runs.settings(folder / "run_files/data", num_epochs=6)
     try:
         loop.train(config, target, finish=evaluate_run.finish)
