@@ -18,7 +18,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,12 +88,20 @@ def run_stage(arguments, path, seconds):
     """Returns the report that `python -m ARGUMENTS` writes to `path`, or {'error': why there is none}."""
     if seconds <= 0:
         return {"error": "left out: the time was used up"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=seconds, check=False
-        )
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else None
+        _, errors = process.communicate(timeout=seconds)
+        said = (errors.strip().splitlines() or ["no message"])[-1] if process.returncode else None
     except subprocess.TimeoutExpired:
+        # Its own processes as well: one that is left would hold the device while the next is measured.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         said = f"ended after {seconds:.0f} s: the time was used up"
     report = files.read_object(path) if path.exists() else {}  # the rows that were measured by then
     return {**report, "error": said} if said else report

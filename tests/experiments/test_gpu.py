@@ -1,6 +1,8 @@
 """The measurements for a GPU run through, at a small size on a CPU, and read what they measured rightly."""
 
 import json
+import pathlib
+import time
 import types
 
 from experiments.speed import gpu
@@ -20,6 +22,25 @@ def test_a_stage_that_fails_or_has_no_time_says_so(tmp_path):
     found = gpu.run_stage(["experiments.speed.gpu", "--no_such_flag"], tmp_path / "none.json", 60)
     assert "no_such_flag" in found["error"]
     assert gpu.run_stage(["json"], tmp_path / "none.json", 0) == {"error": "left out: the time was used up"}
+
+
+def test_a_stage_takes_its_own_processes_with_it_when_its_time_is_up(tmp_path, monkeypatch):
+    (tmp_path / "slow_stage.py").write_text(
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = gpu.run_stage(["slow_stage", str(tmp_path / "pid")], tmp_path / "none.json", 5)
+    assert found == {"error": "ended after 5 s: the time was used up"}
+    child = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        status = pathlib.Path(f"/proc/{child}/status")
+        if not status.exists() or "zombie" in status.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {child} goes on")
 
 
 def test_the_run_is_its_epochs_the_first_with_compilation():
