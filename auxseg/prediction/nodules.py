@@ -20,11 +20,13 @@ import numpy as np
 
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError
+from auxseg.devices import programs
 from auxseg.models.aux_unet import AuxUNet
 from auxseg.models.inference import create_inference
+from auxseg.models.kernels import build
 from auxseg.models.layers import resolve_lowering
 from auxseg.prediction import nodule_candidates, nodule_look
-from auxseg.runs.networks import flatten, unflatten
+from auxseg.runs.networks import flatten, read_sources, unflatten
 
 MOST_BYTES = 1 << 26
 """Of a file of weights."""
@@ -170,13 +172,15 @@ def load_networks(folder):
     settings = nodule_look.network_settings(resolve_lowering("auto"), **about["look"])
     apply_fn, weights = create_inference(AuxUNet(settings), read_weights(folder / "look.npz"))
 
-    @jax.jit
-    def forward(images):
+    def forward(weights, images):
         logits = apply_fn(weights, images)
         return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
 
+    def made_of():
+        return repr(settings).encode() + read_sources() + pathlib.Path(__file__).read_bytes()
+
     return Networks(
-        forward,
+        programs.keep(forward, weights, made_of=made_of, calls=build.TARGETS),
         about["above"],
         tuple(about["weights"]),
         np.array(about["operating_points"], np.float64),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from auxseg.runs import run_folder
-from auxseg.scoring import case_scores
+if TYPE_CHECKING:  # `predict` needs the parts of a page alone, and no scores
+    from auxseg.runs import run_folder
+    from auxseg.scoring import case_scores
 
 
 @dataclasses.dataclass(frozen=True)

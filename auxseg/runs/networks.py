@@ -26,7 +26,9 @@ from auxseg.base import files, npz
 from auxseg.base.classes import CLASS_NAMES, check_classes, classes_of
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import check_size, check_slab, check_slab_step
+from auxseg.devices import programs
 from auxseg.models import interface
+from auxseg.models.kernels import build
 from auxseg.runs import checkpoints, run_folder
 
 FILE = "bundle.json"
@@ -206,8 +208,19 @@ def _create_folded_forward(trained):
         trained.variables,
         window_hu=tuple(config.data.window_hu),
     )
-    weights, predict = jax.device_put(weights), jax.jit(predict)
-    return lambda images: (predict(weights, jnp.asarray(images)), None)
+    said = repr((config.model.to_json(), tuple(config.data.window_hu), classes_of(config.data)))
+    run = programs.keep(predict, weights, made_of=lambda: said.encode() + read_sources(), calls=build.TARGETS)
+    return lambda images: (run(images), None)
+
+
+@functools.cache
+def read_sources():
+    """Returns the checksum of the code of networks and of what multiplies bfloat16 here: what compiled programs are made of."""
+    digest = hashlib.sha256(build.find_unit().encode())
+    for path in sorted(pathlib.Path(models.__file__).parent.rglob("*.*")):
+        if path.suffix in (".py", ".cc", ".h"):
+            digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def create_forward(config, variables):

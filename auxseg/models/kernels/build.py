@@ -92,6 +92,9 @@ def target(name):
     return f"auxseg_{name}"
 
 
+TARGETS = tuple(map(target, HANDLERS))
+
+
 def find_compiler():
     """Returns the command of a C++ compiler, a tuple of words: $CXX may be 'ccache g++'; None without one."""
     given = tuple(shlex.split(os.environ.get("CXX", "")))
