@@ -68,9 +68,28 @@ def write_dicom_seg(path, masks, scan, start, stop, *, pieces, maker):
 
 def check_dicom_seg(scan):
     """Raises the InputError of `write_dicom_seg` for a scan whose masks it could not write; before any are made."""
+    _check_uids(scan)
     masks = np.zeros((1, *scan.geometry.shape_zyx[1:]), np.uint8)
     masks[0, 0, 0] = 1
     _create(masks, scan, 0, 1, (), Maker("check", "0", "0"))
+
+
+def _check_uids(scan):
+    """Raises where a mask has nothing to refer to an image by: a UID is missing, or two files share one."""
+    series = scan.volume.series
+    problems = [f"no {name}" for name, uid in (("StudyInstanceUID", series.study_uid), ("SeriesInstanceUID", series.uid))
+                if not uid]  # fmt: skip
+    uids = {frame.path: frame.sop_uid for frame in scan.volume.frames}
+    lacking = sum(not uid for uid in uids.values())
+    if lacking:
+        problems.append(f"no SOPInstanceUID in {lacking} of {len(uids)} images")
+    elif len(set(uids.values())) < len(uids):
+        problems.append(f"{len(set(uids.values()))} SOPInstanceUIDs among {len(uids)} images")
+    if problems:
+        raise InputError(
+            f"--format=dicom-seg: {scan.path} cannot be referred to ({', '.join(problems)}), expected one of its own for "
+            "each image; use another format"
+        )
 
 
 def create_tracking_uid(scan, *words):

@@ -213,7 +213,7 @@ def main(argv):
 
     if given.again:
         report = run_again(files.read_object(given.again))
-        files.write_json(given.out, report)
+        _write(given.out, report)
         print(f"{report['survived']} survive of {report['again']['survivors_then']}; {given.out}")
         return 1 if report["unexplained"] else 0
     sites, start, outcomes = draw(given.seed), time.monotonic(), []
@@ -225,9 +225,39 @@ def main(argv):
         if outcome == "survived":
             print(f"survived: {what}", flush=True)
     report = summarise(outcomes, len(sites), given.seed)
-    files.write_json(given.out, report)
+    _write(given.out, report)
     print(f"{report['survived']} of {report['mutants']} mutants survived; {given.out}")
     return 1 if report["unexplained"] else 0
+
+
+def _write(out, report):
+    files.write_json(out, report)
+    files.write_text(pathlib.Path(out).with_suffix(".md"), format_page(report))
+
+
+def format_page(report):
+    """Returns the page: mutants by file, and why a survivor is none."""
+    lines = [
+        "# Guards that a test holds",
+        "",
+        "The code of scoring, splitting and choosing is changed in one place at a time, drawn by a seed. The tests of the",
+        "file should fail. All of it is in [mutants.json](mutants.json).",
+        "",
+        "<!-- from: mutants.json -->",
+        "| file | mutants | survived |",
+        "| --- | --- | --- |",
+        *(
+            f"| {path} | {about['mutants']} | {about['survived']} |"
+            for path, about in report["by_file"].items()
+        ),
+        f"| all | {report['mutants']} | {report['survived']} |",
+    ]
+    if report["explained"]:
+        lines += ["", "Some survivors change nothing that a test could see:", ""]
+        lines += [f"* {why}: `{what}`" for what, why in report["explained"].items()]
+    if report["unexplained"]:
+        lines += ["", "These have no test yet:", "", *(f"* `{what}`" for what in report["unexplained"])]
+    return "\n".join([*lines, "", "```bash", report["made_by"]["command"], "```", ""])
 
 
 def run_again(former):
@@ -245,7 +275,7 @@ def run_again(former):
                 survivors.append(what)
     seed = former["seed"]
     origin = made_by.made_by(
-        f"python -m experiments.checks.mutants --seed={seed}; then --again",
+        f"python -m experiments.checks.mutants --seed={seed} --again=FILE",
         data="the code itself",
         seeds=[seed],
     )

@@ -69,3 +69,12 @@ def test_survivors_are_run_again_after_tests_were_added(tmp_path, monkeypatch):
     assert (found["mutants"], found["killed"], found["survived"]) == (10, 9, 1)
     assert found["again"] == {"commit_then": "abc", "survivors_then": 3}
     assert found["by_file"] == {"guarded.py": {"mutants": 10, "survived": 1}}
+
+
+def test_the_page_has_each_file_and_each_survivor():
+    files = {"a.py": {"mutants": 3, "survived": 2}}
+    report = {"by_file": files, "mutants": 3, "survived": 2, "explained": {"a.py, 0 -> 1: x = 0": "as good a seed"},
+              "unexplained": ["a.py, Gt -> GtE: x > 1"], "made_by": {"command": "python -m x"}}  # fmt: skip
+    page = mutants.format_page(report)
+    assert "| a.py | 3 | 2 |" in page and "| all | 3 | 2 |" in page and page.count("```") == 2
+    assert "* as good a seed: `a.py, 0 -> 1: x = 0`" in page and "* `a.py, Gt -> GtE: x > 1`" in page
