@@ -131,8 +131,7 @@ def _describe_masks(target):
 
 
 def _describe_report(target):
-    page = (target / "report/report.html").read_bytes() if (target / "report").is_dir() else b""
-    return {"run": _describe_run(target), "page": len(page) // 10_000}
+    return {"run": _describe_run(target), "page": len((target / "report/index.html").read_bytes()) // 10_000}
 
 
 _WORK = {
@@ -208,7 +207,10 @@ def undisturbed(kind, folder):
             seconds = time.monotonic() - start
             if any(statuses):
                 raise RuntimeError(f"{kind}: undisturbed it ends with {statuses}; see {target}.log")
-        files.write_json(place, {"seconds": seconds, "left": _in_child(kind, target)})
+        left = _in_child(kind, target)
+        if not isinstance(left, dict):
+            raise RuntimeError(f"{kind}: what it leaves undisturbed {left}")
+        files.write_json(place, {"seconds": seconds, "left": left})
     found = files.read_object(place)
     return found["seconds"], found["left"]
 
