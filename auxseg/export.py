@@ -48,6 +48,7 @@ def _read_scans(path, config):
     import numpy as np
 
     from auxseg.ct import checks, scans
+    from auxseg.datasets import scale
     from auxseg.runs.bundles import NUM_SLICES
 
     found = scans.find_scans(path)
@@ -63,21 +64,29 @@ def _read_scans(path, config):
             images += [_read_slab(scan, int(k), config) for k in wanted]
     name = pathlib.Path(path).resolve().name
     what = f"{num_slices}-slice scan {name}" if len(found) == 1 else f"{len(chosen)} scans of {name}"
-    return np.stack(images), what
+    largest = scale.round_up(np.max([image.shape[:2] for image in images], axis=0), 1)
+    return np.stack([scale.fit(image, largest) for image in images]), what
 
 
 def _read_slab(scan, index, config):
     """Returns a slice as the network sees it, int16 [H, W], or with its neighbours [H, W, slices]."""
     import numpy as np
 
-    from auxseg.datasets import check_slab_step, slabs
+    from auxseg.datasets import check_slab_step, scale, slabs
     from auxseg.datasets.resize import resize_image
 
-    size, slab = tuple(config.data.size), config.data.slab
-    spacing = scan.geometry.spacing_zyx_mm[0] if scan.has_geometry else float("nan")
-    apart = slabs.slices_apart(spacing, check_slab_step(config.data))
+    spacing = scan.geometry.spacing_zyx_mm if scan.has_geometry else (float("nan"),) * 3
+    size, seen = tuple(config.data.size), scale.seen_scale(config.data)[0]
+    shown = size
+    if seen is not None:
+        hint = "state it, or check on other scans"
+        scale.check_spacing(seen, [spacing[1:]], [scan.name], where=str(scan.path), hint=hint)
+        shown = scale.filled_size(scan.geometry.shape_zyx[1:], spacing[1:], seen)
+        size = scale.round_up(shown, scale.step_of(size))
+    slab = config.data.slab
+    apart = slabs.slices_apart(spacing[0], check_slab_step(config.data))
     places = slabs.places_around(index, num_slices=slab, apart=apart, in_scan=scan.num_slices)
-    images = [resize_image(scan.read(k, k + 1)[0], size) for k in places.tolist()]
+    images = [scale.fit(resize_image(scan.read(k, k + 1)[0], shown), size) for k in places.tolist()]
     return images[0] if slab == 1 else np.stack(images, -1)
 
 

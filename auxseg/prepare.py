@@ -34,7 +34,9 @@ OUTPUT = flags.DEFINE_string(
 )
 FORMAT = flags.DEFINE_string("format", "records", f"one of {', '.join(FORMATS)}")
 SIZE = flags.DEFINE_string(
-    "size", None, "ROWS,COLUMNS of a slice; default 320,320 for records, native for npz"
+    "size",
+    None,
+    "ROWS,COLUMNS of a slice, or own, for a fixed scale; default 320,320 for records, own for npz",
 )
 SLICES = flags.DEFINE_string("slices", "middle", "one of middle, nodule, lung, all")
 LABELS = flags.DEFINE_string("labels", "anatomy", "one of anatomy, airway_as_nodule")
@@ -88,7 +90,8 @@ def create_settings():
     from auxseg.datasets import layouts
 
     settings = layouts.get_layout(NAME.value).Settings
-    shared = {"size_yx": datasets.parse_size(SIZE.value) or (320, 320), "slices": SLICES.value}
+    size_yx = None if SIZE.value == "own" else datasets.parse_size(SIZE.value) or (320, 320)
+    shared = {"size_yx": size_yx, "slices": SLICES.value}
     if NAME.value == "folder":
         return settings(**shared, label_map=LABEL_MAP.value, field=FIELD.value)
     return settings(**shared, labels=LABELS.value, nodules=NODULES.value, lidc=LIDC.value)
@@ -126,15 +129,19 @@ def write_records(data_dir, *, settings, **shared):
 
 def list_options(settings):
     """Returns the flags, with a space before each, by which training finds the records of a folder of one's own."""
+    scale = " --config.data.mm_per_pixel=own" if settings.size_yx is None else ""
     if NAME.value == "luna16":
-        return ""
+        return scale
     fields = {
         "name": NAME.value,
         "slices": settings.slices,
         "label_map": settings.label_map,
         "field": settings.field,
     }
-    return "".join(f" --config.data.{key}={shlex.quote(value)}" for key, value in fields.items() if value)
+    return (
+        "".join(f" --config.data.{key}={shlex.quote(value)}" for key, value in fields.items() if value)
+        + scale
+    )
 
 
 def write_npz(data_dir, **shared):

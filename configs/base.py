@@ -23,6 +23,9 @@ def get_config():
     data.extra_dir = placeholder(str)  # a second set of NPZ files, which trains and is in no other split
     data.cache_dir = placeholder(str)  # prepared records; default: ~/.cache/auxseg, or $AUXSEG_CACHE
     data.size = (320, 320)  # rows, columns that the network sees (3.3)
+    data.mm_per_pixel = placeholder(
+        object
+    )  # a fixed scale: mm, or 'own'; data.size is then that of windows that train. Default: slices of one size
     data.slices = "middle"  # 'middle' (3.3), 'nodule', 'lung', 'all'
     data.label_map = placeholder(
         str

@@ -42,13 +42,14 @@ def load(data_config):
         )
     from auxseg.datasets import join, npz
 
-    path = pathlib.Path(folder).expanduser()
-    return join.add(
-        dataset,
-        npz.read_npz(
-            path, size_yx=dataset.size_yx, labels=data_config.labels, classes=classes_of(data_config)
-        ),
+    second = npz.read_npz(
+        pathlib.Path(folder).expanduser(),
+        size_yx=check_size(data_config.size),
+        labels=data_config.labels,
+        classes=classes_of(data_config),
+        scale=dataset.scale,
     )
+    return join.add(dataset, second)
 
 
 def _load_mixture(data_config):
@@ -70,13 +71,21 @@ def _load_own(data_config):
     if data_config.name == "crops" and not stated:
         stated = crops.meanings_of(classes)
     values = meanings.parse(stated, classes)
-    return meanings.spread(_load_values(data_config, meanings.own_classes(values)), values, classes)
+    dataset = _load_values(data_config, meanings.own_classes(values))
+    if dataset.scale != data_config.get("mm_per_pixel"):
+        raise InputError(
+            f"data.mm_per_pixel: got {data_config.mm_per_pixel}, but data.name={data_config.name!r} gives slices of one size; leave it out"
+        )
+    return meanings.spread(dataset, values, classes)
 
 
 def _load_values(data_config, classes):
     """Returns the `Dataset` of `data.name` with the classes that its values are: `classes` by value."""
+    from auxseg.datasets import scale as scales
+
     size_yx = check_size(data_config.size)
     slab = check_slab(data_config.slab)
+    scale = scales.read_scale(data_config)
     if data_config.name == "npz":
         from auxseg.datasets import npz
 
@@ -89,17 +98,19 @@ def _load_values(data_config, classes):
             size_yx=size_yx,
             labels=data_config.labels,
             classes=classes,
+            scale=scale,
         )
     if data_config.name == "crops":
-        from auxseg.datasets import crops
+        from auxseg.datasets import crop_cases
 
-        return crops.load(
+        return crop_cases.load(
             _data_dir(data_config),
             size_yx=size_yx,
             classes=classes,
             slab=slab,
             step_mm=check_slab_step(data_config),
             target=data_config.get("target", "consensus"),
+            scale=scale,
         )
     if data_config.name == "patches":
         from auxseg.datasets import patches
@@ -107,17 +118,21 @@ def _load_values(data_config, classes):
         if slab > 1:
             raise InputError(f"data.slab: got {slab}, but windows of NPZ slices are single slices")
         return patches.load(
-            _data_dir(data_config), size_yx=size_yx, classes=classes, per_slice=data_config.windows
+            _data_dir(data_config),
+            size_yx=size_yx,
+            classes=classes,
+            per_slice=data_config.windows,
+            scale=scale,
         )
     if data_config.name == "folder":
-        return _load_folder(data_config, size_yx, classes)
+        return _load_folder(data_config, size_yx, classes, scale)
     from auxseg.datasets import select
     from auxseg.datasets.luna16 import layout
     from auxseg.datasets.preparation import records
 
     folder = _phantom_dir(data_config) if data_config.name == "phantom" else _luna16_dir(data_config)
     settings = layout.Settings(
-        size_yx=size_yx,
+        size_yx=None if scale else size_yx,
         slices=data_config.slices,
         labels=data_config.labels,
         nodules=data_config.nodules,
@@ -129,6 +144,8 @@ def _load_values(data_config, classes):
         settings=settings,
         skip_bad_scans=data_config.skip_bad_scans,
         name=data_config.name,
+        scale=scale,
+        window_yx=size_yx,
     )
     if data_config.name == "phantom":  # has as many subsets as it has scans for, and lacks none
         notes = tuple(note for note in dataset.notes if not note.startswith(layout.MISSING))
@@ -136,13 +153,13 @@ def _load_values(data_config, classes):
     return _with_slabs(select.select(dataset, classes), folder, settings, data_config)
 
 
-def _load_folder(data_config, size_yx, classes):
+def _load_folder(data_config, size_yx, classes, scale):
     from auxseg.datasets import select
     from auxseg.datasets.folder import layout
     from auxseg.datasets.preparation import records
 
     settings = layout.Settings(
-        size_yx=size_yx,
+        size_yx=None if scale else size_yx,
         slices=data_config.slices,
         label_map=data_config.label_map,
         field=data_config.get("field", "scan"),
@@ -154,6 +171,8 @@ def _load_folder(data_config, size_yx, classes):
         settings=settings,
         skip_bad_scans=data_config.skip_bad_scans,
         name="folder",
+        scale=scale,
+        window_yx=size_yx,
     )
     dataset = _with_slabs(select.select(dataset, classes), folder, settings, data_config)
     if "nodule" not in classes or (dataset.table.num_nodules != -1).any():
@@ -231,8 +250,8 @@ def check_size(size):
 
 
 def parse_size(text):
-    """Returns (rows, columns) of 'ROWS,COLUMNS' or 'ROWSxCOLUMNS'; None for nothing."""
-    if not text:
+    """Returns (rows, columns) of 'ROWS,COLUMNS' or 'ROWSxCOLUMNS'; None for nothing or 'own', the slices' own."""
+    if not text or text == "own":
         return None
     try:
         rows, columns = (int(number) for number in text.replace("x", ",").split(","))

@@ -17,7 +17,7 @@ import numpy as np
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import slabs
-from auxseg.datasets.dataset import CaseTable, Dataset, Outline
+from auxseg.datasets.dataset import Outline
 
 TARGETS = ("consensus", "reader", "share")
 """What a crop is trained on: at least half of the readers, one of them drawn anew each time, or their share."""
@@ -124,96 +124,6 @@ def read_crops(folder):
     return _create_crops(arrays, rows, folder)
 
 
-def load(folder, *, size_yx, classes, slab=1, step_mm=0.0, target="consensus"):
-    """Returns the `Dataset` of a folder of crops: nodule or not, by consensus, at the crops' own resolution.
-
-    Every crop is moved by up to `MOST_SHIFT_PX` pixels, always by the same, so that no score is helped by the place.
-    Where there is augmentation, those that train lie in the middle (`read_train`): it moves them, each time anew.
-
-    Args:
-        folder: as `read_crops` takes it.
-        size_yx: of what is cut out, a square no larger than the crops.
-        classes: `CLASSES`; `meanings_of` says what they are among others.
-        slab: slices of the nodule around each, which the network sees together; its outermost ones are repeated, since
-            no slice beyond the readers' marks is there.
-        step_mm: between them, as in `slabs`.
-        target: one of `TARGETS`, of those that train.
-
-    Raises:
-        InputError: other classes or another size, or the folder cannot be read.
-    """
-    if tuple(classes) != CLASSES:
-        raise InputError(
-            f"data.classes: got {tuple(classes)}, but crops tell nodule from the rest alone; set data.classes={CLASSES}"
-        )
-    check_choice("data.target", target, TARGETS)
-    if slab > 1 and target != "consensus":
-        raise InputError(
-            f"data.target: got {target!r} with data.slab={slab}; slabs of crops train on the 'consensus'"
-        )
-    crops = read_crops(folder)
-    if target != "consensus" and int(crops.reader_bits.max()) >> MOST_VOTERS:
-        raise InputError(
-            f"data.target={target!r}: {folder} has more than {MOST_VOTERS} readers of a nodule; take 'consensus'"
-        )
-    size = size_yx[0]
-    if size_yx[1] != size or size > min(crops.images.shape[1:]):
-        raise InputError(
-            f"data.size: got {tuple(size_yx)}, expected a square of at most {min(crops.images.shape[1:])} pixels, which "
-            "crops have; they are never resized"
-        )
-    shifts = draw_shifts(len(crops), most_px=MOST_SHIFT_PX, seed=SHIFT_SEED)
-
-    def read_mask(index):
-        marks = cut(crops.readers[index], shifts[index], size)
-        return consensus(marks, crops.num_readers[index]).astype(np.uint8)
-
-    def read_outline(index):
-        return outline(crops, index, cut(crops.readers[index], shifts[index], size))
-
-    def read_votes(index):
-        marks = cut(crops.readers[index], (0, 0), size)
-        if target == "consensus":
-            return consensus(marks, crops.num_readers[index]).astype(np.uint8)
-        return marks + np.uint8(VOTES)
-
-    def read(indices):
-        masks = [read_mask(i) for i in np.asarray(indices).reshape(-1)]
-        return _read_images(crops, indices, shifts, size), _stack(masks, size)
-
-    def read_train(indices):
-        votes = [read_votes(i) for i in np.asarray(indices).reshape(-1)]
-        return _read_images(crops, indices, np.zeros_like(shifts), size), _stack(votes, size)
-
-    def read_slabs(indices):
-        indices = np.asarray(indices).reshape(-1)
-        slices = [_cut_hu(crops, place, shifts[i], size) for i in indices for place in around[i]]
-        return np.moveaxis(np.array(slices, np.int16).reshape(len(indices), slab, size, size), 1, -1)
-
-    name = f"crops/{pathlib.Path(folder).resolve().name}-{size}x{size}"
-    dataset = Dataset(
-        name,
-        _table(crops, read_mask, size),
-        (size, size),
-        read,
-        read_mask,
-        read_outline=read_outline,
-        read_train=read_train,
-        readers=np.stack([crops.num_readers.astype(np.uint8), crops.reader_bits], axis=1),
-    )
-    if slab == 1:
-        return dataset
-    around = neighbours(crops, slab, step_mm)
-    return dataclasses.replace(
-        dataset,
-        name=f"{name}-slab{slab}x{step_mm:g}mm",
-        read_slabs=read_slabs,
-        slab=slab,
-        read_train=None,
-        readers=None,
-    )
-
-
 def neighbours(crops, num_slices, step_mm):
     """Returns the rows of the slab around each slice, int [N, num_slices]: slices of the same nodule alone.
 
@@ -234,21 +144,6 @@ def neighbours(crops, num_slices, step_mm):
     return around
 
 
-def _cut_hu(crops, index, shift_yx, size):
-    limits = np.iinfo(np.int16)
-    return np.clip(np.round(cut(crops.image_hu(index), shift_yx, size)), limits.min, limits.max)
-
-
-def _read_images(crops, indices, shifts, size):
-    """Returns int16 [n, size, size] in HU, cut `shifts` off the middle."""
-    images = [_cut_hu(crops, i, shifts[i], size) for i in np.asarray(indices).reshape(-1)]
-    return np.array(images, np.int16).reshape(-1, size, size)
-
-
-def _stack(masks, size):
-    return np.array(masks, np.uint8).reshape(-1, size, size)
-
-
 def meanings_of(classes):
     """Returns `data.meanings` of crops in `classes`: what is no nodule may be any other of them.
 
@@ -260,25 +155,6 @@ def meanings_of(classes):
             f"data.classes: got {tuple(classes)}, but crops tell nodule from the rest: name 'nodule'"
         )
     return ("+".join(name for name in classes if name != "nodule"), "nodule")
-
-
-def _table(crops, read_mask, size):
-    labels = np.array([[not mask.all(), mask.any()] for mask in map(read_mask, range(len(crops)))], np.uint8)
-    return CaseTable(
-        case_id=np.array(
-            [f"{name}-{k}".replace("/", "_") for name, k in zip(crops.nodule, crops.place, strict=True)]
-        ),
-        series_uid=crops.series_uid,
-        patient=crops.patient,
-        subset=crops.subset,
-        slice_index=np.full(len(crops), -1, np.int32),
-        spacing_zyx_mm=np.stack([crops.gap_mm, crops.spacing_mm, crops.spacing_mm], axis=1),
-        native_size_yx=np.full((len(crops), 2), size, np.int32),
-        num_nodules=labels[:, 1].astype(np.int32),
-        labels=labels,
-        classes=CLASSES,
-        is_cut=np.ones(len(crops), bool),
-    )
 
 
 def outline(crops, index, marks):

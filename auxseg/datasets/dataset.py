@@ -32,6 +32,8 @@ class CaseTable:
         source: str [N], which source of a mixture the case is of; None: there is one.
         group: str [N], cases of one group never part in a split; None: that is the patient.
         is_cut: bool [N], whether the case was cut out of a larger slice: beyond its edges is no air; None: none was.
+        filled_yx: int32 [N, 2], rows and columns that the case fills of what is read, from the upper left, at a fixed scale
+            (`scale`); None: all.
         added: bool [N], True for cases of a second data set, which are in no split but train; None: no such case.
     """
 
@@ -49,6 +51,7 @@ class CaseTable:
     source: np.ndarray | None = None
     group: np.ndarray | None = None
     is_cut: np.ndarray | None = None
+    filled_yx: np.ndarray | None = None
     classes: tuple[str, ...] = CLASS_NAMES
 
     def __len__(self):
@@ -78,7 +81,7 @@ class CaseTable:
         digest = hashlib.sha256()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name in ("meanings", "source", "group", "is_cut"):
+            if value is None and field.name in ("meanings", "source", "group", "is_cut", "filled_yx"):
                 continue  # so that runs of before it keep their digest
             digest.update(f"{field.name} {np.asarray(value).shape}\n".encode())
             digest.update(repr(value.tolist() if isinstance(value, np.ndarray) else value).encode())
@@ -120,7 +123,8 @@ class Dataset:
     Attributes:
         name: for logs and reports, such as 'luna16/middle-anatomy-annotations-320x320'.
         table: one row a case.
-        size_yx: rows and columns of what `read` returns.
+        size_yx: rows and columns of what `read` returns: of a fixed scale those of the largest case, which others fill in
+            part (`CaseTable.filled_yx`).
         read: indices int [n] -> (images int16 [n, H, W] in HU, masks uint8 [n, H, W], `classes.UNKNOWN` where unknown).
         read_native_mask: index -> mask uint8 [H0, W0] before resizing.
         notes: lines to log and to keep in the run (missing subsets, skipped scans).
@@ -130,7 +134,9 @@ class Dataset:
         read_train: as `read`, of cases that train: crops lie in the middle there, and where several readers say more
             than one mask can, it holds their votes (`targets`). None: `read`.
         readers: uint8 [N, 2], how many readers a case has and the bits of those who marked it; None: no votes.
-        read_outline: index -> `Outline`, what each reader marked, at the size of `read`; None where that is not known.
+        read_outline: index -> `Outline`, what each reader marked, as large as `read_case` gives the slice; None where that is
+            not known.
+        scale: `data.mm_per_pixel` of a fixed scale (`scale.read_scale`), None where slices are brought to one size.
     """
 
     name: str
@@ -145,6 +151,7 @@ class Dataset:
     read_train: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     readers: np.ndarray | None = None
     read_outline: Callable[[int], Outline] | None = None
+    scale: float | str | None = None
 
     def __len__(self):
         return len(self.table)
@@ -158,3 +165,18 @@ class Dataset:
         """Returns what the network sees of cases and their masks: images or slabs int16, masks uint8 [n, H, W]."""
         images, masks = self.read(indices)
         return (images if self.read_slabs is None else self.read_slabs(indices)), masks
+
+    def read_case(self, index):
+        """Returns the image int16 [h, w] and the mask uint8 [h, w] of a case, without what it does not fill."""
+        images, masks = self.read(np.array([index]))
+        return self.crop(images[0], index), self.crop(masks[0], index)
+
+    def crop(self, array, index):
+        """Returns what a case fills of an array [H, W, ...] of the size of `read`."""
+        rows, columns = self.filled_size(index)
+        return array[:rows, :columns]
+
+    def filled_size(self, index):
+        """Returns the rows and columns that a case fills of what `read` returns."""
+        filled = self.table.filled_yx
+        return tuple(self.size_yx) if filled is None else tuple(filled[index].tolist())

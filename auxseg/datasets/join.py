@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from auxseg.base.errors import InputError
+from auxseg.datasets import scale
 from auxseg.datasets.dataset import Dataset
 
 PREFIX = "added-"
@@ -46,20 +47,21 @@ def combine(parts, *, name, table, notes, fingerprint=""):
     """Returns the `Dataset` of several of one size, whose cases follow each other, with all that each of them knows.
 
     Args:
-        parts: each a `Dataset` of single slices.
+        parts: each a `Dataset` of single slices; at a fixed scale the largest canvas becomes that of all.
         name: of all together.
         table: `CaseTable` of all, one after another.
         notes: as `Dataset.notes`.
         fingerprint: as `Dataset.fingerprint`.
     """
-    read, read_native_mask = concatenate(parts)
+    size_yx = tuple(max(sizes) for sizes in zip(*(each.size_yx for each in parts), strict=True))
+    read, read_native_mask = concatenate(parts, size_yx)
     read_train = None
     if any(each.read_train for each in parts):
-        read_train, _ = concatenate(parts, lambda each: each.read_train or each.read)
+        read_train, _ = concatenate(parts, size_yx, lambda each: each.read_train or each.read)
     return Dataset(
         name=name,
         table=table,
-        size_yx=parts[0].size_yx,
+        size_yx=size_yx,
         read=read,
         read_native_mask=read_native_mask,
         notes=notes,
@@ -67,14 +69,16 @@ def combine(parts, *, name, table, notes, fingerprint=""):
         read_train=read_train,
         readers=_join_readers(parts),
         read_outline=_join_outlines(parts),
+        scale=parts[0].scale,
     )
 
 
-def concatenate(datasets, read_of=lambda dataset: dataset.read):
-    """Returns (read, read_native_mask) of several data sets of one size, whose cases follow each other.
+def concatenate(datasets, size_yx, read_of=lambda dataset: dataset.read):
+    """Returns (read, read_native_mask) of several data sets, whose cases follow each other.
 
     Args:
         datasets: each a `Dataset`.
+        size_yx: rows and columns of what `read` returns.
         read_of: function of a `Dataset` that gives what reads its cases.
     """
     ends = np.cumsum([len(dataset) for dataset in datasets])
@@ -82,12 +86,15 @@ def concatenate(datasets, read_of=lambda dataset: dataset.read):
 
     def read(indices):
         indices = np.asarray(indices, np.int64).reshape(-1)
-        shape = (len(indices), *datasets[0].size_yx)
+        shape = (len(indices), *size_yx)
         images, masks = np.empty(shape, np.int16), np.empty(shape, np.uint8)
         for dataset, start, end in zip(datasets, starts, ends, strict=True):
             rows = (indices >= start) & (indices < end)
             if rows.any():
-                images[rows], masks[rows] = read_of(dataset)(indices[rows] - start)
+                own = indices[rows] - start
+                images[rows], masks[rows] = scale.refit(
+                    *read_of(dataset)(own), dataset.table.rows(own), size_yx
+                )
         return images, masks
 
     def read_native_mask(index):

@@ -26,6 +26,10 @@ def read_settings(data_config):
     found = {}
     for label in sorted(data_config.sources):
         own = {name: value for name, value in data_config.sources[label].items() if value is not None}
+        if "mm_per_pixel" in own:
+            raise InputError(
+                f"data.sources.{label}.mm_per_pixel: all sources of a run have one scale; set data.mm_per_pixel"
+            )
         unknown = sorted(set(own) - set(data_config) - {"share"})
         if unknown or not re.fullmatch("[a-z][a-z0-9_]*", label) or "sources" in own:
             raise InputError(
@@ -63,7 +67,7 @@ def mix(datasets, settings):
         InputError: sizes, classes or slabs differ.
     """
     parts = tuple(datasets.values())
-    for what in ("size_yx", "classes", "slab"):
+    for what in (() if parts[0].scale else ("size_yx",)) + ("classes", "slab"):
         values = {label: getattr(each, what) for label, each in datasets.items()}
         if len(set(values.values())) > 1:
             raise InputError(f"data.sources: {what} differs: {values}; all of a batch must have the same")

@@ -35,6 +35,7 @@ from auxseg.base.classes import CLASS_NAMES, UNKNOWN, value_of
 from auxseg.base.errors import InputError
 from auxseg.ct import checks
 from auxseg.datasets import resize
+from auxseg.datasets import scale as scales
 from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.datasets.labels import (
     LUNA16_VALUES,
@@ -56,16 +57,17 @@ MOST_BYTES = 1 << 36
 _HEADER_LOCK = threading.Lock()
 
 
-def read_npz(path, *, size_yx, labels="anatomy", classes=CLASS_NAMES):
+def read_npz(path, *, size_yx, labels="anatomy", classes=CLASS_NAMES, scale=None):
     """Returns the `Dataset` of a folder of `.npz` files, or of one file with stacked arrays.
 
     All masks are read once, here, for the table; images are read when asked for.
 
     Args:
         path: the folder or file.
-        size_yx: rows and columns of what the data set's `read` returns.
+        size_yx: rows and columns of what the data set's `read` returns; with a scale, of windows of it.
         labels: one of `labels.LABEL_SETS`.
         classes: names by mask value.
+        scale: of `scale.read_scale`.
 
     Raises:
         InputError: nothing there, a file that cannot be read, arrays of other names or shapes, mask values
@@ -73,7 +75,7 @@ def read_npz(path, *, size_yx, labels="anatomy", classes=CLASS_NAMES):
     """
     path = pathlib.Path(path)
     source = _Stack(path) if path.is_file() else _Folder(path)
-    return _dataset(source, path, tuple(size_yx), labels, classes)
+    return _dataset(source, path, tuple(size_yx), labels, classes, scale)
 
 
 def write_case(path, image_hu, mask):
@@ -136,7 +138,7 @@ class _Stack:
         return self.masks[index]
 
 
-def _dataset(source, path, size_yx, labels, classes):
+def _dataset(source, path, size_yx, labels, classes, scale):
     indices = range(len(source.case_ids))
     values = np.unique(np.concatenate(_in_threads(lambda index: distinct(source.mask(index)), indices)))
     to_classes = _mapping(source, values, labels, path, classes)
@@ -145,12 +147,16 @@ def _dataset(source, path, size_yx, labels, classes):
     def read_native_mask(index):
         return to_classes(source.mask(index))
 
-    def read_one(index):
+    def read_own(index):
         image, mask = _checked_image(source, index, classes), read_native_mask(index)
         if image.shape != mask.shape:
             raise InputError(
                 f"image {image.shape} and mask {mask.shape} differ in shape, in {source.where(index)}"
             )
+        return image, mask
+
+    def read_one(index):
+        image, mask = read_own(index)
         return resize.resize_image(image, size_yx), resize.resize_mask(mask, size_yx, nodule=nodule)
 
     def read(chosen):
@@ -163,12 +169,27 @@ def _dataset(source, path, size_yx, labels, classes):
         _in_threads(put, range(len(chosen)))
         return images, masks
 
-    facts = _in_threads(lambda index: _mask_facts(read_native_mask(index), size_yx, classes), indices)
+    shown_yx = size_yx if scale is None else None
+    facts = _in_threads(lambda index: _mask_facts(read_native_mask(index), shown_yx, classes), indices)
     notes = source.notes + _check_sides(facts, source, path, classes) + _patient_notes(source)
-    name = f"npz/{path.stem if path.is_file() else path.resolve().name}-{size_yx[0]}x{size_yx[1]}"
+    name = f"npz/{path.stem if path.is_file() else path.resolve().name}"
+    table = _table(source, facts, classes)
+    if scale is not None:
+        return scales.create_dataset(
+            name,
+            table,
+            lambda chosen: _in_threads(read_own, chosen.tolist()),
+            read_native_mask,
+            scale=scale,
+            window_yx=size_yx,
+            hint=f"state pixel_spacing_mm in {path / 'index.csv'}",
+            nodule=nodule,
+            notes=notes,
+            fingerprint=_fingerprint(source),
+        )
     return Dataset(
-        name,
-        _table(source, facts, classes),
+        f"{name}-{size_yx[0]}x{size_yx[1]}",
+        table,
         size_yx,
         read,
         read_native_mask,
@@ -275,9 +296,10 @@ def _checked_image(source, index, classes):
 
 
 def _mask_facts(mask, size_yx, classes):
+    """Returns what the table holds of a mask: its labels at a size, or as it is where that is None."""
     left, right, nodule = (value_of(name, classes) for name in ("left_lung", "right_lung", "nodule"))
     return {
-        "labels": label_vector(resize.resize_mask(mask, size_yx, nodule=nodule), len(classes)),
+        "labels": label_vector(resize.resize_mask(mask, size_yx or mask.shape, nodule=nodule), len(classes)),
         "native_size_yx": mask.shape,
         "side": side_columns(mask, left, right),
     }

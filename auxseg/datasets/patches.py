@@ -1,4 +1,4 @@
-"""Windows of slices that are known to hold no nodule, at the scan's own resolution: what crops of nodules lack.
+"""Windows of slices that are known to hold no nodule, at the scan's own resolution or a fixed one: what crops lack.
 
 They come from a folder of slices in NPZ form (`npz`) whose masks know nodules. Each window lies about a pixel of
 lung, wholly inside its slice, and is the same in every run: the places follow from a seed. They are quieter or
@@ -13,7 +13,8 @@ import numpy as np
 
 from auxseg.base.classes import CLASS_NAMES, LEFT, NODULE, RIGHT
 from auxseg.base.errors import InputError
-from auxseg.datasets import npz, select
+from auxseg.datasets import npz, resize, select
+from auxseg.datasets import scale as scales
 from auxseg.datasets.dataset import Dataset
 from auxseg.datasets.labels import label_vector
 
@@ -21,7 +22,7 @@ SEED = 11
 """Of the places."""
 
 
-def load(folder, *, size_yx, classes, per_slice):
+def load(folder, *, size_yx, classes, per_slice, scale=None):
     """Returns the `Dataset` of windows of a folder's slices without a nodule.
 
     Args:
@@ -29,21 +30,19 @@ def load(folder, *, size_yx, classes, per_slice):
         size_yx: rows and columns of a window.
         classes: names that `select.select` takes.
         per_slice: windows of each slice.
+        scale: of `scale.read_scale`; None: the scan's own.
 
     Raises:
         InputError: no slice without a nodule, one that is smaller than a window or without lung, or `per_slice` below 1.
     """
     if per_slice < 1:
         raise InputError(f"data.windows: got {per_slice}, expected at least 1")
-    slices = npz.read_npz(folder, size_yx=size_yx)
-    (size, *others) = set(map(tuple, slices.table.native_size_yx.tolist()))
-    if others:
-        raise InputError(
-            f"data.dir: the slices in {folder} are of several sizes, such as {size} and {others[0]}"
-        )
-    slices = npz.read_npz(folder, size_yx=size)  # the same in size: nothing is resized
+    slices = npz.read_npz(folder, size_yx=size_yx, scale=scale or scales.OWN)
     free = _slices_without_nodule(slices, folder)
-    own_masks = {index: slices.read_native_mask(index) for index in free.tolist()}
+    own_masks = {
+        index: resize.resize_mask(slices.read_native_mask(index), slices.filled_size(index))
+        for index in free.tolist()
+    }
     places = {index: _choose_places(mask, size_yx, per_slice, index) for index, mask in own_masks.items()}
     owners, corners = np.repeat(free, per_slice), np.concatenate([places[index] for index in free.tolist()])
 
@@ -66,8 +65,12 @@ def load(folder, *, size_yx, classes, per_slice):
     left_out = len(slices) - len(free)
     notes = (f"windows of {len(free)} slices; {left_out} that show a nodule, or may, are left out",)
     name = f"patches/{slices.name.split('/', 1)[1]}"
-    table = _table(slices.table, owners, per_slice, [read_mask(case) for case in range(len(owners))], size_yx)
-    dataset = Dataset(name, table, tuple(size_yx), read, read_mask, notes, fingerprint=slices.fingerprint)
+    table = _table(slices, owners, per_slice, [read_mask(case) for case in range(len(owners))], size_yx)
+    if scale is None:
+        table = dataclasses.replace(table, filled_yx=None)
+    dataset = Dataset(
+        name, table, tuple(size_yx), read, read_mask, notes, fingerprint=slices.fingerprint, scale=scale
+    )
     return select.select(dataset, classes)
 
 
@@ -92,13 +95,19 @@ def _choose_places(mask, size_yx, num, seed):
     return np.clip(centres - np.array(size_yx) // 2, 0, np.array(mask.shape) - size_yx)
 
 
-def _table(table, owners, per_slice, masks, size_yx):
+def _table(slices, owners, per_slice, masks, size_yx):
+    """Returns the `CaseTable` of windows, whose own pixels are those of their slices at its scale."""
+    table, size = slices.table, np.full((len(owners), 2), size_yx, np.int32)
+    spacing = table.spacing_zyx_mm[owners]
+    spacing[:, 1:] *= table.native_size_yx[owners] / table.filled_yx[owners]
     numbers = np.arange(len(owners)) % per_slice
     names = [f"{name}-{n:02d}" for name, n in zip(table.case_id[owners].tolist(), numbers, strict=True)]
     return dataclasses.replace(
         table.rows(owners),
         case_id=np.array(names),
-        native_size_yx=np.full((len(owners), 2), size_yx, np.int32),
+        spacing_zyx_mm=spacing,
+        native_size_yx=size,
+        filled_yx=size,
         labels=np.stack([label_vector(mask, len(CLASS_NAMES)) for mask in masks]),
         is_cut=np.ones(len(owners), bool),
     )

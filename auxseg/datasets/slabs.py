@@ -19,7 +19,7 @@ import numpy as np
 
 from auxseg.base import files, progress
 from auxseg.base.errors import InputError
-from auxseg.datasets import resize
+from auxseg.datasets import resize, scale
 from auxseg.datasets.layouts import layout_of
 
 
@@ -82,7 +82,8 @@ def attach(dataset, scans, settings, *, num_slices, step_mm, cache_dir):
 
 def _file(name, dataset, scans, layout, cache_dir):
     """Returns the path of the slabs, whose name changes with cases, size, distances and scan files."""
-    digest = hashlib.sha256(f"{name}\n".encode())
+    size = "" if dataset.scale is None else f" {dataset.size_yx}"  # else it is in the name
+    digest = hashlib.sha256(f"{name}{size}\n".encode())
     for case_id in dataset.table.case_id.tolist():
         digest.update(f"{case_id}\n".encode())
     for uid, scan in scans.items():
@@ -101,10 +102,11 @@ def _write(file, dataset, scans, open_images, num_slices, step_mm):
             scans.items(), total=len(scans), label="Preparing slabs", unit="scan"
         ):
             rows = np.flatnonzero(table.series_uid == uid)
+            filled = dataset.filled_size(rows[0])  # of one scan all alike
             with open_images(scan) as images:
                 around = _places(images, table.slice_index[rows], num_slices, step_mm)
                 for index in np.unique(around).tolist():
-                    image = resize.resize_image(images.read(index), dataset.size_yx)
+                    image = scale.fit(resize.resize_image(images.read(index), filled), dataset.size_yx)
                     for case, place in np.argwhere(around == index):
                         slabs[rows[case], ..., place] = image
         slabs.flush()

@@ -19,6 +19,11 @@ SLICES = ("middle", "nodule", "lung", "all")
 """
 
 
+def name_of_size(size_yx):
+    """Returns a size as part of a name: '320x320', or 'own' for None."""
+    return "own" if size_yx is None else f"{size_yx[0]}x{size_yx[1]}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Slice:
     """One slice before resizing.

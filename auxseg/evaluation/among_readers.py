@@ -62,8 +62,8 @@ def collect(dataset, decided):
     for index, mask in decided:
         outline = dataset.read_outline(index)
         if outline is not None:
-            images, _ = dataset.read(np.array([index]))
-            yield Seen(str(dataset.table.patient[index]), outline, mask == nodule, images[0])
+            image, _ = dataset.read_case(index)
+            yield Seen(str(dataset.table.patient[index]), outline, mask == nodule, image)
 
 
 def by_nodule(seen):

@@ -71,8 +71,11 @@ def report_run(workdir, *, split=None, explained=(), tuned=False, flip=False):
 
 
 def summarise_decided(subject, split, results, judgement, otherwise):
-    """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise."""
-    if otherwise:
+    """Returns the scores of CaseResults; those of masks are the judgement's, where it decided otherwise.
+
+    At a fixed scale too, where the losses are of cases with as much around them as the largest has.
+    """
+    if otherwise or subject.dataset.scale is not None:
         results = results._replace(counts=_count_decided(subject, split, judgement))
     return _summarise(subject, split, results)
 

@@ -11,7 +11,7 @@ import numpy as np
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.ct import names
-from auxseg.datasets import load
+from auxseg.datasets import load, scale
 from auxseg.devices import parallel
 from auxseg.evaluation import evaluate_run, score_cases
 from auxseg.runs import decisions, networks, run_folder
@@ -71,11 +71,15 @@ def report(workdir, data_config, *, output=None, explained=(), tuned=False, flip
     """
     config, variables, found = networks.read_best(workdir)
     own = config.data
+    seen, doubt = scale.seen_scale(own)
     with config.unlocked():
         config.data = data_config.copy_and_resolve_references()
         config.data.extra_dir, config.data.sources = None, {}
+        if config.data.name not in scale.CUT_SOURCES:
+            config.data.mm_per_pixel = seen
     dataset = load(config.data)
     kept, left_out, notes = leave_out_known(workdir, own, dataset)
+    notes += [doubt] if doubt and config.data.name not in scale.CUT_SOURCES else []
     devices = parallel.choose_devices(config.train.num_devices)
     subject = score_cases.Subject(
         config,

@@ -19,6 +19,7 @@ from auxseg import models
 from auxseg.base import progress
 from auxseg.base.classes import NO_CLASS, classes_of, mirrored, value_of
 from auxseg.base.errors import InputError, check_choice
+from auxseg.datasets import scale
 from auxseg.devices import parallel
 from auxseg.evaluation import among_readers, explain
 from auxseg.report import Report, macs, viewer, write_report
@@ -95,13 +96,15 @@ def judge_split(subject, split, *, native=True):
     Args:
         subject: Subject.
         split: its name.
-        native: score at the scan's size too, where it is another one: it takes most of the time.
+        native: score at the scan's own pixels too, where they are others: it takes most of the time.
     """
     start = time.monotonic()
     table, indices = subject.dataset.table, subject.members[split]
-    native = native and bool((table.native_size_yx[indices] != subject.dataset.size_yx).any())
+    seen = np.array([subject.dataset.filled_size(index) for index in indices]).reshape(-1, 2)
+    native = native and bool((table.native_size_yx[indices] != seen).any())
     score = functools.partial(_score_both, subject, split, native)
-    both = list(case_scores.stream(score, predict(subject, indices, label=f"scoring {split}"), num_threads=2))
+    predicted = predict(subject, indices, label=f"scoring {split}")
+    both = _in_order(indices, case_scores.stream(score, predicted, num_threads=2))
     if not both:
         raise InputError(f"split {split!r}: got no case, expected at least one; choose another with --split")
     evaluations = [case_scores.collect(each) for each in zip(*both, strict=True) if each[0] is not None]
@@ -109,7 +112,10 @@ def judge_split(subject, split, *, native=True):
 
 
 def predict(subject, indices, *, label=None):
-    """Yields (index, probabilities float32 [H, W, C]) for each of `indices`, in order.
+    """Yields (index, probabilities float32 [H, W, C]) for each of `indices`, of what the case fills.
+
+    They come in their order; at a fixed scale smaller ones first, since each is shown as prediction shows it: with no more
+    around it than the network's depth needs.
 
     Args:
         subject: Subject.
@@ -118,15 +124,38 @@ def predict(subject, indices, *, label=None):
     """
     devices = subject.feed.devices
     size = parallel.round_up(subject.config.eval.batch_size, devices)
-    rows = list(batching.padded_rows(indices, size, size))
+    shown = dict(zip(np.asarray(indices).tolist(), _shown_sizes(subject, indices), strict=True))
+    order = sorted(shown, key=shown.get) if subject.dataset.scale is not None else indices
+    rows = list(batching.padded_rows(order, size, size))
     batches = (batch for batch, _ in batching.read_batches(subject.feed, rows))
     if label:
         batches = progress.track(batches, total=len(rows), label=label, unit="batch")
     for (members, weights), batch in zip(rows, batches, strict=True):
-        found = parallel.fetch_rows(subject.predict_fn(batch))
-        yield from (
-            (int(i), each) for i, each, weight in zip(members, found, weights, strict=True) if weight > 0
-        )
+        members = [int(i) for i, weight in zip(members, weights, strict=True) if weight > 0]
+        for height, width in sorted({shown[index] for index in members}):
+            whole = subject.dataset.scale is None
+            part = batch if whole else batch._replace(images=batch.images[:, :, :height, :width])
+            found = parallel.fetch_rows(subject.predict_fn(part))
+            yield from (
+                (index, subject.dataset.crop(each, index))
+                for index, each in zip(members, found, strict=False)
+                if shown[index] == (height, width)
+            )
+
+
+def _shown_sizes(subject, indices):
+    """Returns the rows and columns at which the network is shown each case, a list of pairs."""
+    dataset = subject.dataset
+    if dataset.scale is None:
+        return [tuple(dataset.size_yx)] * len(indices)
+    step = scale.step_of(subject.config.data.size)
+    return [scale.round_up(dataset.filled_size(int(index)), step) for index in indices]
+
+
+def _in_order(indices, results):
+    """Returns what is found of cases, (index, result), as a list of the results in the order of `indices`."""
+    found = dict(results)
+    return [found[int(index)] for index in indices]
 
 
 def choose_decision(subject, *, max_false):
@@ -162,7 +191,7 @@ def count_nodules(subject, split):
     indices = subject.members[split]
     indices = indices[dataset.table.knows[indices, nodule]]
     cases = (
-        (probabilities, dataset.read(np.array([index]))[1][0], resized_spacing(dataset, index))
+        (probabilities, dataset.read_case(index)[1], resized_spacing(dataset, index))
         for index, probabilities in predict(subject, indices, label=f"counting on {split}")
     )
     return operating_point.count(cases, nominal_pixel_mm=nominal_pixel_mm(dataset), nodule=nodule)
@@ -180,12 +209,12 @@ def resized_spacing(dataset, index):
     return case_scores.resized_spacing(
         table.spacing_zyx_mm[index, 1:],
         native_size_yx=table.native_size_yx[index],
-        size_yx=dataset.size_yx,
+        size_yx=dataset.filled_size(index),
     )
 
 
 def _score_both(subject, split, native, predicted):
-    """Returns the CaseScores at the network's size and at the scan's, or None for the latter."""
+    """Returns (index, the CaseScores at the network's size and at the scan's, or None for the latter)."""
     index, probabilities = predicted
     dataset, table = subject.dataset, subject.dataset.table
     spacing, nodule = table.spacing_zyx_mm[index, 1:], value_of("nodule", dataset.classes)
@@ -196,14 +225,14 @@ def _score_both(subject, split, native, predicted):
         "split": split,
         "slice_index": int(table.slice_index[index]),
     }
-    _, references = dataset.read(np.array([index]))
+    _, reference = dataset.read_case(index)
     resized = resized_spacing(dataset, index)
     meaning = table.meanings[index] if table.meanings is not None else None
     first = case_scores.score_case(
         prediction=operating_point.decide(
             probabilities, subject.decision, spacing_yx_mm=resized, nodule=nodule
         ),
-        reference=references[0],
+        reference=reference,
         spacing_yx_mm=resized,
         probabilities=probabilities,
         identity=identity,
@@ -211,8 +240,8 @@ def _score_both(subject, split, native, predicted):
         meaning=meaning,
     )
     if not native:
-        return first, None
-    return first, case_scores.score_case(
+        return index, (first, None)
+    second = case_scores.score_case(
         prediction=decide_native(dataset, index, probabilities, subject.decision),
         reference=dataset.read_native_mask(index),
         spacing_yx_mm=spacing,
@@ -220,6 +249,7 @@ def _score_both(subject, split, native, predicted):
         classes=dataset.classes,
         meaning=meaning,
     )
+    return index, (first, second)
 
 
 def decide_native(dataset, index, probabilities, decision):
@@ -249,10 +279,9 @@ def read_cases(subject, judgement):
     indices = np.array([places[case_id] for case_id in chosen])
     window = tuple(subject.config.data.window_hu)
     cases = []
-    for (case_id, reasons), (index, probabilities) in zip(
-        chosen.items(), predict(subject, indices), strict=True
-    ):
-        images, references = subject.dataset.read(np.array([index]))
+    found = _in_order(indices, ((index, (index, each)) for index, each in predict(subject, indices)))
+    for (case_id, reasons), (index, probabilities) in zip(chosen.items(), found, strict=True):
+        image, reference = subject.dataset.read_case(index)
         spacing = resized_spacing(subject.dataset, index)
         prediction = operating_point.decide(
             probabilities,
@@ -262,13 +291,13 @@ def read_cases(subject, judgement):
         )
         if subject.dataset.table.meanings is not None:
             meaning = subject.dataset.table.meanings[index]
-            prediction = case_scores.relabel(prediction, references[0], meaning)
+            prediction = case_scores.relabel(prediction, reference, meaning)
         cases.append(
             viewer.CaseImage(
                 case_id,
                 reasons,
-                images[0],
-                references[0],
+                image,
+                reference,
                 prediction,
                 window,
                 rows[case_id],
@@ -356,12 +385,11 @@ def write_judgement(workdir, subject, judgement, *, explained=None, folder=None,
     workdir = pathlib.Path(workdir)
     folder = workdir / "report" if folder is None else folder
     cases = read_cases(subject, judgement)
-    rows, columns = subject.dataset.size_yx
     records = run_folder.read_records(workdir) if records is None else records
     report = Report(
         run=records,
         split=judgement.split,
-        resolution=f"{rows} x {columns} pixels, as the network sees",
+        resolution=_describe_resolution(subject.dataset),
         evaluation=judgement.evaluation,
         native=judgement.native,
         cases=cases,
@@ -372,6 +400,12 @@ def write_judgement(workdir, subject, judgement, *, explained=None, folder=None,
         data=subject.dataset.name,
     )
     return write_report(folder, report)
+
+
+def _describe_resolution(dataset):
+    rows, columns = dataset.size_yx
+    seen = f"{rows} x {columns} pixels" if dataset.scale is None else scale.describe(dataset.scale)
+    return f"{seen}, as the network sees"
 
 
 def judge_among_readers(folder, subject, split):

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from auxseg.base.classes import AIR_HU
-from auxseg.datasets import slabs
+from auxseg.datasets import scale, slabs
 from auxseg.datasets.resize import resize_image
 from auxseg.prediction import overlay
 
@@ -18,14 +18,26 @@ class Form:
     """How a network sees a slice.
 
     Attributes:
-        size_yx: rows and columns.
+        size_yx: rows and columns that it takes.
         slab: slices that it sees together.
         apart: slices of the scan from one of them to the next.
+        filled_yx: rows and columns of these that the field fills, air below and to the right; None: all.
     """
 
     size_yx: tuple[int, int]
     slab: int
     apart: int
+    filled_yx: tuple[int, int] | None = None
+
+    @property
+    def shown_yx(self):
+        """Rows and columns that the field fills."""
+        return self.filled_yx or self.size_yx
+
+    @property
+    def sizes(self):
+        """What a slice is resized to, and what is made of that by air around it."""
+        return self.shown_yx, self.size_yx
 
     @property
     def reach(self):
@@ -33,11 +45,26 @@ class Form:
         return self.slab // 2 * self.apart
 
 
-def find_form(network, scan):
-    """Returns the `Form` in which a network sees the slices of a scan."""
+def find_form(network, scan, view):
+    """Returns the `Form` in which a network sees the slices of a scan.
+
+    Args:
+        network: `networks.Network`.
+        scan: `scans.Scan`.
+        view: `view.View` of the scan.
+
+    Raises:
+        InputError: the network has a scale in mm, and the scan no known spacing or too many pixels at that scale.
+    """
     spacing_mm = scan.geometry.spacing_zyx_mm[0] if scan.has_geometry else np.nan
     apart = slabs.slices_apart(spacing_mm, network.slab_step_mm) if network.slab > 1 else 1
-    return Form(network.size_yx, network.slab, apart)
+    if network.scale is None:
+        return Form(network.size_yx, network.slab, apart)
+    spacing_yx = scan.geometry.spacing_zyx_mm[1:] if scan.has_geometry else (np.nan, np.nan)
+    hint = "state it in the scan, or take a network of another kind"
+    scale.check_spacing(network.scale, [spacing_yx], [scan.name], where=str(scan.path), hint=hint)
+    filled = scale.filled_size(view.field.padded_yx, spacing_yx, network.scale)
+    return Form(scale.round_up(filled, network.step), network.slab, apart, filled)
 
 
 def read_batches(scan, start, stop, batch_size, forms, view, *, pictures, volume):
@@ -55,7 +82,7 @@ def read_batches(scan, start, stop, batch_size, forms, view, *, pictures, volume
         pictures: list to which JPEGs of the slices are appended.
         volume: int16 [stop - start, h, w] that receives what lies in the view's box, or None.
     """
-    reach, sizes = max(form.reach for form in forms), {form.size_yx for form in forms}
+    reach, sizes = max(form.reach for form in forms), {form.sizes for form in forms}
     low, high = max(0, start - reach), min(scan.num_slices, stop + reach)
     window, first = {}, start
     for begin, resized, encoded in _read_ahead(
@@ -73,7 +100,7 @@ def read_batches(scan, start, stop, batch_size, forms, view, *, pictures, volume
 
 
 def _read_ahead(scan, begins, high, sizes, view, wanted):
-    """Yields (first slice, [{size: int16 [*size]}], pictures) of blocks of slices, one block ahead in a thread."""
+    """Yields (first slice, [{sizes of a form: int16 [H, W]}], pictures) of blocks of slices, one block ahead in a thread."""
     start, stop, volume = wanted
 
     def read(begin):
@@ -96,11 +123,14 @@ def _read_ahead(scan, begins, high, sizes, view, wanted):
 
 
 def _resize_all(images, field, sizes):
-    """Returns [{size: int16 [*size]}], one a slice: padded to the square and resized."""
+    """Returns [{sizes of a form: int16 [H, W]}], one a slice: padded to the square, resized, and padded again."""
     before = np.array(field.offset_yx)
     after = np.array(field.padded_yx) - field.size_yx - before
     padded = np.pad(images, ((0, 0), *zip(before, after)), constant_values=AIR_HU)
-    return [{size: resize_image(image, size) for size in sizes} for image in padded]
+    return [
+        {(shown, size): scale.fit(resize_image(image, shown), size) for shown, size in sizes}
+        for image in padded
+    ]
 
 
 def _stack_all(window, forms, indices, batch_size, scan):
@@ -113,5 +143,5 @@ def _stack(window, form, indices, batch_size, in_scan):
     for row, index in enumerate(indices):
         around = slabs.places_around(index, num_slices=form.slab, apart=form.apart, in_scan=in_scan)
         for channel, place in enumerate(around.tolist()):
-            filled[row, ..., channel] = window[place][form.size_yx]
+            filled[row, ..., channel] = window[place][form.sizes]
     return filled[..., 0] if form.slab == 1 else filled

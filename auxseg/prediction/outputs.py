@@ -67,7 +67,9 @@ def write_segmentation(folder, result, networks, *, formats, settings, inputs=No
         "kind": scan.kind,
         "size_xyz": list(result.geometry.size_xyz),
         "slices": [result.start, result.stop],
-        "networks": [{"name": one.name, "sha256": one.checksum} for one in networks],
+        "networks": [
+            {"name": one.name, "sha256": one.checksum, "mm_per_pixel": one.scale} for one in networks
+        ],
         "box": settings.get("box"),
         "files": names,
         "least_probability": result.found and result.found.least_probability,

@@ -14,6 +14,7 @@ from auxseg.base.errors import InputError
 from auxseg.ct import arrays, body, checks, scans, writers
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.geometry import from_canonical
+from auxseg.datasets import scale as scales
 from auxseg.prediction import lungs, measure, nodules, plausible
 from auxseg.prediction.batches import find_form, read_batches
 from auxseg.prediction.box import Box, load_box
@@ -204,7 +205,8 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     volume = _create_array(scratch, "volume", np.int16, parts.shape) if checks_lungs else None
     pictures = []
     batch_size = min(options.batch_size, stop - start)
-    forms = [find_form(one, scan) for one in networks]
+    forms = [find_form(one, scan, view) for one in networks]
+    findings += _scale_findings(networks, forms)
     batches = read_batches(scan, start, stop, batch_size, set(forms), view, pictures=pictures, volume=volume)
     if show_progress:
         total = -(-(stop - start) // batch_size)
@@ -222,7 +224,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
             probabilities[:, first - start : first - start + len(mask)] = pasted
     pixel_mm2 = float(np.prod(scan.geometry.spacing_zyx_mm[1:])) if scan.has_geometry else np.nan
     # A least size in pixels is of the network's image, whose pixels are larger than the scan's.
-    scale = view.field.padded_yx[1] / networks[0].size_yx[1]
+    scale = view.field.padded_yx[1] / forms[0].shown_yx[1]
     clean = dataclasses.replace(options.clean, min_nodule_px=options.clean.min_nodule_px * scale)
     changed = components.clean(parts, clean, pixel_mm2=pixel_mm2, classes=classes)
     findings += [
@@ -355,6 +357,19 @@ def _network_findings(networks):
     return [Finding(WARNING, "labels", text)]
 
 
+def _scale_findings(networks, forms):
+    """Returns at which scale networks see the scan, where that is fixed, and what is doubtful about it."""
+    findings = []
+    for one, form in zip(networks, forms, strict=True):
+        if one.doubt:
+            findings.append(Finding(WARNING, "scale", f"{one.name}: {one.doubt}"))
+        if one.scale is not None:
+            size = "x".join(map(str, form.shown_yx))
+            words = f"{one.name}: slices are seen at {scales.describe(one.scale)}, {size} pixels"
+            findings.append(Finding(INFO, "scale", words))
+    return findings
+
+
 def _threshold_findings(options):
     few = operating_point.describe_few(options.tuned_on)
     return [Finding(WARNING, "threshold", few)] if few else []
@@ -382,7 +397,7 @@ def _predict_batches(batches, networks, forms, flip, decide):
     for first, inputs, count in batches:
         finish = decide(
             [
-                predict_probabilities(one, inputs[form], flip=flip)
+                _shown(predict_probabilities(one, inputs[form], flip=flip), form)
                 for one, form in zip(networks, forms, strict=True)
             ]
         )
@@ -390,6 +405,12 @@ def _predict_batches(batches, networks, forms, flip, decide):
             yield _finish(*before)
         before = first, count, finish
     yield _finish(*before)
+
+
+def _shown(probabilities, form):
+    """Returns what the field fills of probabilities [N, H, W, C]."""
+    rows, columns = form.shown_yx
+    return probabilities if form.filled_yx is None else probabilities[:, :rows, :columns]
 
 
 def _finish(first, count, finish):

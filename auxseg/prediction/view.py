@@ -20,7 +20,7 @@ class View:
 
     Attributes:
         box: rows and columns of the slice; perhaps beyond it.
-        field: the box with air around it, as high as wide.
+        field: the box with air around it, as high as wide; the box itself for networks of a fixed scale.
         shape_yx: of a slice.
     """
 
@@ -56,6 +56,8 @@ def create_view(scan, networks):
     shape = tuple(scan.geometry.shape_zyx[1:])
     box = _body_box(scan) if fields == {"body"} else None
     box = box or body.Box((0, 0), shape)
+    if all(one.scale is not None for one in networks):
+        return View(box, masks.Field(box.size_yx, box.size_yx, (0, 0)), shape)
     return View(box, _create_field(scan, box.size_yx), shape)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from auxseg.base import files
 from auxseg.base.errors import InputError, check_choice
+from auxseg.datasets import scale
 from auxseg.runs import decisions, networks, onnx_graph, run_folder
 
 TOLERANCE = 1e-4
@@ -36,7 +37,8 @@ def export(workdir, kind, output, *, images, checked_on):
         workdir: a run's folder, or a 'saved' bundle.
         kind: one of `networks.KINDS`.
         output: folder of the bundle; an older bundle there is replaced.
-        images: int16 [n, H, W] in HU, of the network's size, or slabs [n, H, W, slices], to compare on.
+        images: int16 [n, H, W] in HU, of the network's size, or slabs [n, H, W, slices], to compare on; at a fixed scale of
+            any size.
         checked_on: what those are, for `bundle.json`.
 
     Raises:
@@ -131,9 +133,13 @@ def _write_stablehlo(folder, trained):
     from jax import export as jax_export
 
     forward = networks.create_forward(trained.config, trained.variables)
-    (count,) = jax_export.symbolic_shape("n")
-    slab = trained.config.data.slab
-    shape = (count, *trained.config.data.size, *((slab,) if slab > 1 else ()))
+    data = trained.config.data
+    text, slab = "n", data.slab
+    if scale.seen_scale(data)[0] is not None:
+        step = scale.step_of(data.size)
+        text = f"n, {step}*h, {step}*w"
+    sizes = jax_export.symbolic_shape(text)
+    shape = (*sizes, *(data.size if len(sizes) == 1 else ()), *((slab,) if slab > 1 else ()))
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     program = jax_export.export(jax.jit(forward), platforms=PLATFORMS)(images)
     (folder / networks.KINDS["stablehlo"]).write_bytes(program.serialize())
@@ -158,7 +164,10 @@ def _write_saved(folder, trained):
 
 _RUNNER = '''"""Segments one slice with this bundle, without auxseg, by NumPy and ONNX Runtime or JAX.
 
-    python run.py SLICE.npy MASK.npy    (SLICE: HU, [H, W], oriented as bundle.json says)
+    python run.py SLICE.npy MASK.npy [ROW_MM COLUMN_MM]    (SLICE: HU, [H, W], oriented as bundle.json says)
+
+ROW_MM and COLUMN_MM, the distances of the slice's rows and of its columns, are needed where bundle.json names a
+number of "mm_per_pixel": the slice is brought to that scale. Else it is brought to "size_yx", or stays as it is ("own").
 
 Where bundle.json names a "slab" of more than one slice, SLICE holds so many, [H, W, slices], the one to segment in
 the middle.
@@ -177,7 +186,7 @@ ABOUT = json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))
 
 
 def load():
-    """Returns the network: float32 [N, *size] or [N, *size, slices] in HU -> probabilities [N, *size, classes]."""
+    """Returns the network: float32 [N, H, W] or [N, H, W, slices] in HU -> probabilities [N, H, W, classes]."""
     if ABOUT["kind"] == "onnx":
         import onnxruntime
 
@@ -197,22 +206,44 @@ def weights(num_in, num_out):
     return near / near.sum(1, keepdims=True)
 
 
-def segment(image_hu, network):
+def choose_size(shape_yx, spacing_yx_mm):
+    """Returns the rows and columns that a slice is resized to."""
+    scale = ABOUT["mm_per_pixel"]
+    if scale is None:
+        return ABOUT["size_yx"]
+    if scale == "own":
+        return list(shape_yx)
+    if not spacing_yx_mm:
+        sys.exit(f"ROW_MM COLUMN_MM: not given; this network takes {scale} mm a pixel")
+    return [max(1, round(n * mm / scale)) for n, mm in zip(shape_yx, spacing_yx_mm)]
+
+
+def pad(image):
+    """Returns an image with -1024 below and to the right, up to multiples of ABOUT["multiple"]."""
+    if ABOUT["mm_per_pixel"] is None:
+        return image
+    more = [(0, -n % ABOUT["multiple"]) for n in image.shape[:2]]
+    return np.pad(image, more + [(0, 0)] * (image.ndim - 2), constant_values=-1024)
+
+
+def segment(image_hu, network, spacing_yx_mm=()):
     """Returns uint8 [H, W], indices into ABOUT["classes"], of one transverse slice in HU."""
-    size, image = ABOUT["size_yx"], np.maximum(np.asarray(image_hu, float), -1024)
+    image = np.maximum(np.asarray(image_hu, float), -1024)
+    size = choose_size(image.shape[:2], spacing_yx_mm)
     slices = (ABOUT["slab"],) if ABOUT["slab"] > 1 else ()
     if image.shape[2:] != slices:
         sys.exit(f"SLICE: got the shape {image.shape}, expected {('rows', 'columns', *slices)}")
     rows, columns = (weights(*pair) for pair in zip(image.shape, size))
     small = np.rint(np.einsum("yh,hw...,xw->yx...", rows, image, columns, optimize=True)).astype(np.float32)
-    probabilities = network(small[None])[0]
+    probabilities = network(pad(small)[None])[0][: size[0], : size[1]]
     rows, columns = (weights(*pair) for pair in zip(size, image.shape))
     probabilities = np.einsum("yh,hwc,xw->yxc", rows, probabilities, columns, optimize=True)
     return probabilities.argmax(-1).astype(np.uint8)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 5):
         sys.exit(__doc__)
-    np.save(sys.argv[2], segment(np.load(sys.argv[1], allow_pickle=False), load()))
+    mask = segment(np.load(sys.argv[1], allow_pickle=False), load(), tuple(map(float, sys.argv[3:])))
+    np.save(sys.argv[2], mask)
 '''

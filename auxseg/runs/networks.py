@@ -25,7 +25,7 @@ from auxseg import models
 from auxseg.base import files, npz
 from auxseg.base.classes import CLASS_NAMES, check_classes, classes_of
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import check_size, check_slab, check_slab_step
+from auxseg.datasets import check_size, check_slab, check_slab_step, scale
 from auxseg.devices import programs
 from auxseg.models import interface
 from auxseg.models.kernels import build
@@ -43,7 +43,7 @@ class Network:
 
     Attributes:
         name: for reports, such as 'seed1 (epoch 24)'.
-        size_yx: rows and columns that it takes.
+        size_yx: rows and columns that it takes; at a fixed scale, those of the windows that it was trained on.
         checksum: SHA-256 of the weights.
         labels: 'anatomy', or 'airway_as_nodule' for a network whose third class is the airway.
         forward: images [N, H, W] in HU, or slabs [N, H, W, slab], int16 or float32 -> (mask probabilities float32
@@ -52,6 +52,8 @@ class Network:
         classes: C names by mask value.
         slab: slices that it sees together, the one that it marks in the middle; 1: that one alone.
         slab_step_mm: wanted between them, as in `datasets.slabs`.
+        scale: mm a pixel, 'own', or None where it takes slices of `size_yx` (`datasets.scale`).
+        doubt: a line on the scale at which it sees whole slices, or ''.
     """
 
     name: str
@@ -63,9 +65,11 @@ class Network:
     classes: tuple[str, ...] = CLASS_NAMES
     slab: int = 1
     slab_step_mm: float = 0.0
+    scale: float | str | None = None
+    doubt: str = ""
 
     def __repr__(self):
-        rows, columns = self.size_yx
+        rows, columns = self.size_yx if self.scale is None else ("H", "W")
         slices = f", {self.slab}" if self.slab > 1 else ""
         return (
             f"<Network {self.name}: images in HU [N, {rows}, {columns}{slices}] -> probabilities of "
@@ -76,18 +80,21 @@ class Network:
         """Returns the mask probabilities of images that somebody hands in, NumPy float32 [N, H, W, C].
 
         Args:
-            images: HU [N, H, W], or [H, W] of one, of the size of the network and seen as it was trained (`field`); of
-                a network that sees slabs [N, H, W, slab], or [H, W, slab].
+            images: HU [N, H, W], or [H, W] of one, of the size of the network and seen as it was trained (`field`); at a
+                fixed scale, of its scale and any multiple of `step`; of a network that sees slabs [N, H, W, slab], or
+                [H, W, slab].
 
         Raises:
             InputError: another size or type, values that are not finite, or scaled to 1.
         """
         images = np.asarray(images)
-        shape = (*self.size_yx, self.slab) if self.slab > 1 else tuple(self.size_yx)
-        images = images[None] if images.ndim == len(shape) else images
-        if images.shape[1:] != shape or not len(images):
+        num_dims = 3 if self.slab > 1 else 2
+        images = images[None] if images.ndim == num_dims else images
+        if images.ndim != num_dims + 1 or not self._takes(images.shape[1:]) or not len(images):
+            slices = f", {self.slab}" if self.slab > 1 else ""
+            rows, columns = self.size_yx if self.scale is None else (f"multiple of {self.step}",) * 2
             raise InputError(
-                f"images: got shape {images.shape}, expected [N, {', '.join(map(str, shape))}]; "
+                f"images: got shape {images.shape}, expected [N, {rows}, {columns}{slices}]; "
                 "auxseg.segment takes scans of any size"
             )
         if images.dtype == np.uint8 or images.dtype.kind not in "iuf" or not np.isfinite(images).all():
@@ -99,6 +106,17 @@ class Network:
             )
         images = images if images.dtype == np.int16 else images.astype(np.float32)
         return np.asarray(self.probabilities(images))
+
+    @property
+    def step(self):
+        """Rows and columns of images at a fixed scale are multiples of it."""
+        return scale.step_of(self.size_yx)
+
+    def _takes(self, shape):
+        """Returns whether images may have this shape, [H, W] or [H, W, slab]."""
+        size, slices = shape[:2], shape[2:]
+        fits = size == tuple(self.size_yx) if self.scale is None else not any(n % self.step for n in size)
+        return fits and slices == ((self.slab,) if self.slab > 1 else ()) and 0 not in size
 
     def probabilities(self, images):
         """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""
@@ -188,6 +206,7 @@ def create_network(trained, *, classes=False):
         classes_of(config.data),
         config.data.slab,
         check_slab_step(config.data),
+        *scale.seen_scale(config.data),
     )
 
 
@@ -283,13 +302,19 @@ def describe(trained, kind):
     """Returns what `bundle.json` says of a network, JSON types; without files and checks."""
     config = trained.config
     (rows, columns), classes, slab = config.data.size, classes_of(config.data), config.data.slab
+    mm_per_pixel, doubt = scale.seen_scale(config.data)
+    if mm_per_pixel is not None:
+        rows, columns = "H", "W"
     shape = f"[N, {rows}, {columns}]" if slab == 1 else f"[N, {rows}, {columns}, {slab}]"
     return {
         "format": _FORMAT,
         "kind": kind,
         "name": trained.name,
         "task": "lungs and lung nodules on transverse chest CT; for research, not for clinical use",
-        "size_yx": [rows, columns],
+        "size_yx": list(config.data.size),
+        "mm_per_pixel": mm_per_pixel,
+        "multiple": scale.step_of(config.data.size),
+        "scale_doubt": doubt,
         "window_hu": list(config.data.window_hu),
         "classes": list(classes),
         "labels": config.data.labels,
@@ -300,6 +325,7 @@ def describe(trained, kind):
             "images": f"float32 {shape}, HU; the window is applied inside",
             "orientation": "rows from anterior to posterior, columns from the patient's right to the left",
             "resizing": "antialiased bilinear (triangle filter); outside the field of view -1024",
+            "size": _describe_size(config.data.size, mm_per_pixel),
         },
         "output": {
             "mask_probabilities": f"float32 [N, {rows}, {columns}, {len(classes)}], in the order "
@@ -309,6 +335,16 @@ def describe(trained, kind):
         "config": run_folder.config_to_dict(config),
         "weights_sha256": weights_checksum(trained.variables),
     }
+
+
+def _describe_size(size_yx, mm_per_pixel):
+    """Returns in words how a slice is brought to what the network takes."""
+    if mm_per_pixel is None:
+        return "slices, made as high as wide in mm, are resized to size_yx"
+    return (
+        f"slices at {scale.describe(mm_per_pixel)}, -1024 below and to the right up to multiples of "
+        f"{scale.step_of(size_yx)}; size_yx is that of the windows it was trained on"
+    )
 
 
 def read_bundle(path):
@@ -333,6 +369,8 @@ def read_bundle(path):
         tuple(about["classes"]),
         check_slab(slab),
         step_mm,
+        scale.read_scale(about),
+        str(about.get("scale_doubt", "")),
     )
 
 

@@ -20,6 +20,7 @@ ADDED = {
         "from_subsets": [],
         "target": "consensus",
         "windows": 12,
+        "mm_per_pixel": None,
     },
     "model": {"dropout": 0.5, "deep_supervision": True, "gate": "additive", "lung_first": False},
     "loss": {"shuffle_aux_labels": False, "overlap_weights": [1.0], "hard_fraction": 1.0},

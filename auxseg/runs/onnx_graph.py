@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from auxseg.base.classes import classes_of
+from auxseg.datasets import scale
 
 OPSET = 17
 """Of the operators in the graph: read by ONNX Runtime 1.12 and later."""
@@ -57,7 +58,8 @@ def create_model(config, variables, metadata):
     import onnx
     from onnx import TensorProto, helper
 
-    graph, (rows, columns) = _Graph(), config.data.size
+    graph = _Graph()
+    rows, columns = config.data.size if scale.seen_scale(config.data)[0] is None else ("H", "W")
     mask, classes = _network(graph, config, variables["params"], variables["batch_stats"])
     num_classes = len(classes_of(config.data))
     slices = [config.data.slab] if config.data.slab > 1 else []

@@ -18,12 +18,14 @@ class CaseFacts(NamedTuple):
         aux_labels: float32 [cases, C] that the auxiliary head is told, from `shuffle_labels`; None: those of the masks.
         meanings: uint8 [cases, C, C], `CaseTable.meanings`, or None.
         is_cut: bool [cases], `CaseTable.is_cut`, or None.
+        filled_yx: int32 [cases, 2], `CaseTable.filled_yx`, or None.
         readers: uint8 [cases, 2], `Dataset.readers` where masks that train hold votes, or None.
     """
 
     aux_labels: Any = None
     meanings: Any = None
     is_cut: Any = None
+    filled_yx: Any = None
     readers: Any = None
 
 
@@ -40,6 +42,7 @@ def read_facts(config, dataset, members):
         aux_labels=shuffle_labels(dataset.table.labels, members, seed=config.seed) if shuffled else None,
         meanings=dataset.table.meanings,
         is_cut=dataset.table.is_cut,
+        filled_yx=dataset.table.filled_yx,
         readers=dataset.readers if asks_readers(config.data) else None,
     )
 

@@ -100,8 +100,9 @@ def pixel_sizes_mm(dataset, field_mm):
         field_mm: rows and columns of a slice whose spacing is not known.
     """
     table = dataset.table
-    spacing = table.spacing_zyx_mm[:, 1:] * table.native_size_yx / np.asarray(dataset.size_yx)
-    unknown = field_mm / np.asarray(dataset.size_yx)
+    seen = np.asarray(dataset.size_yx)[None] if table.filled_yx is None else table.filled_yx
+    spacing = table.spacing_zyx_mm[:, 1:] * table.native_size_yx / seen
+    unknown = field_mm / seen
     return np.sqrt(np.where(np.isfinite(spacing), spacing, unknown).prod(axis=1)).astype(np.float32)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from auxseg import models
 from auxseg.base.classes import NODULE, classes_of, mirrored, value_of
+from auxseg.datasets import scale
 from auxseg.training import augment, losses, optim
 from auxseg.training.facts import asks_readers
 
@@ -23,10 +24,11 @@ class StepSettings:
         aux_weight: factor of the auxiliary loss.
         num_classes: C.
         window_hu: (low, high).
+        window_yx: rows and columns that training cuts out of slices at a fixed scale, or None: it sees them whole.
         bn_momentum: of the moving statistics.
         bn_warmup: see `steps.statistics_momentum`.
         augmentation: augment.Ranges, or None for none.
-        augment_seed: of the augmentation, and of dropout where the network has it.
+        augment_seed: of the augmentation, of windows, and of dropout where the network has it.
         accumulate_steps: parts of the batch that are computed one after another, for less memory; the gradient is
             that of the whole batch, but for batch norm, which knows only a part at a time.
         frozen: names of the parts of the network whose weights stay; their statistics follow the data.
@@ -45,6 +47,7 @@ class StepSettings:
     window_hu: tuple[float, float]
     bn_momentum: float
     bn_warmup: bool
+    window_yx: tuple[int, int] | None = None
     augmentation: augment.Ranges | None = None
     augment_seed: int = 0
     accumulate_steps: int = 1
@@ -75,6 +78,7 @@ def create_step_settings(config, *, axis_name=None, facts=None, insertion_plan=N
         window_hu=tuple(config.data.window_hu),
         bn_momentum=config.model.bn_momentum,
         bn_warmup=config.train.bn_warmup,
+        window_yx=tuple(config.data.size) if scale.read_scale(config.data) else None,
         augmentation=_create_augmentation(config),
         augment_seed=config.augment.seed,
         accumulate_steps=config.train.accumulate_steps,

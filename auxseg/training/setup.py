@@ -12,7 +12,7 @@ from auxseg import models
 from auxseg.base import files
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError, check_choice
-from auxseg.datasets import cache_dir, load, mixture
+from auxseg.datasets import cache_dir, load, mixture, scale
 from auxseg.devices import parallel, processes
 from auxseg.runs import checkpoints, networks, run_folder, splits, state
 from auxseg.training import batching, insertion, steps, validation
@@ -125,6 +125,11 @@ def check_settings(config):
             "learn the place; set augment.enabled=True, which moves them"
         )
     _check_shares(config)
+    if scale.read_scale(config.data) and config.loss.shuffle_aux_labels:
+        raise InputError(
+            "loss.shuffle_aux_labels: exchanges the labels of whole slices, and with data.mm_per_pixel training sees windows of them; "
+            "leave one of the two out"
+        )
     low, high = config.data.window_hu
     if not low < high:
         raise InputError(f"data.window_hu: got {(low, high)}, expected (low, high) in HU with low < high")

@@ -14,7 +14,7 @@ import optax
 from auxseg.base.errors import InputError
 from auxseg.devices import parallel
 from auxseg.scoring import pixel_counts
-from auxseg.training import augment, batching, insertion, losses, targets
+from auxseg.training import augment, batching, cutting, insertion, losses, targets
 
 
 class EpochSums(NamedTuple):
@@ -209,12 +209,23 @@ def statistics_step(state, raw, index, *, settings):
 
 def _prepare(raw, step, settings):
     """Returns the Batch that is trained on at update `step`."""
+    facts = settings.facts
+    is_cut = None if facts is None or facts.is_cut is None else jnp.asarray(facts.is_cut)[raw.indices]
+    if settings.window_yx is not None:
+        raw, inside = cutting.cut(
+            raw,
+            step,
+            seed=settings.augment_seed,
+            filled_yx=facts.filled_yx,
+            window_yx=settings.window_yx,
+            num_classes=settings.num_classes,
+            nodule=settings.nodule,
+        )
+        is_cut = inside if is_cut is None else inside | is_cut
     if settings.insertion_plan is not None:
         raw = insertion.insert(raw, settings.insertion_plan, step)
     if settings.augmentation is not None:
         keys = augment.case_keys(settings.augment_seed, step, raw.indices)
-        facts = settings.facts
-        is_cut = None if facts is None or facts.is_cut is None else jnp.asarray(facts.is_cut)[raw.indices]
         images, masks = augment.augment(
             raw.images,
             raw.masks,
@@ -224,12 +235,12 @@ def _prepare(raw, step, settings):
             is_cut=is_cut,
         )
         raw = raw._replace(images=images, masks=masks)
-    if settings.target is None or settings.facts is None or settings.facts.readers is None:
+    if settings.target is None or facts is None or facts.readers is None:
         return _to_batch(raw, settings)
     masks, shares = targets.decide(
         raw.masks,
         augment.case_keys(settings.augment_seed, step, raw.indices),
-        jnp.asarray(settings.facts.readers)[raw.indices],
+        jnp.asarray(facts.readers)[raw.indices],
         target=settings.target,
         nodule=settings.nodule,
         num_classes=settings.num_classes,

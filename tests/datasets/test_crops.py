@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from auxseg.base.errors import InputError
+from auxseg.datasets import crop_cases, windows
 from auxseg.datasets import crops as crops_lib
-from auxseg.datasets import windows
 
 ROW = {
     "patient": "P1", "series_uid": "1.2", "subset": "", "nodule": "P1/0", "k": "0", "spacing_mm": "0.7", "gap_mm": "2.5",
@@ -57,7 +57,7 @@ def test_slabs_hold_slices_of_one_nodule_cut_at_one_place(folder):
     around = crops_lib.neighbours(crops_lib.read_crops(folder), 3, 0.0)
     assert around.tolist() == [[0, 0, 1], [0, 1, 1], [2, 2, 2]]
     wanted = {"classes": crops_lib.CLASSES, "size_yx": (4, 4)}
-    found, alone = crops_lib.load(folder, **wanted, slab=3, step_mm=2.5), crops_lib.load(folder, **wanted)
+    found, alone = crop_cases.load(folder, **wanted, slab=3, step_mm=2.5), crop_cases.load(folder, **wanted)
     assert found.slab == 3 and found.name == f"{alone.name}-slab3x2.5mm"
     slabs, masks = found.read_seen([0, 2])
     images, same_masks = alone.read_seen([0, 2])
@@ -165,7 +165,7 @@ def test_hu_scale_turns_about_lung():
 
 
 def load(folder, **changed):
-    return crops_lib.load(folder, **({"size_yx": (4, 4), "classes": ("background", "nodule")} | changed))
+    return crop_cases.load(folder, **({"size_yx": (4, 4), "classes": ("background", "nodule")} | changed))
 
 
 def test_a_data_set_tells_nodule_from_the_rest(folder):

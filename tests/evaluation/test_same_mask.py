@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from auxseg import models
+from auxseg.datasets import load, npz
 from auxseg.datasets.resize import resize_image
 from auxseg.evaluation import score_cases
 from auxseg.prediction import segment
@@ -94,6 +95,37 @@ def test_evaluation_scores_the_mask_that_prediction_hands_over(trained, tmp_path
     ours = evaluated(make_subject(trained, images, decision, flip=flip))
     np.testing.assert_array_equal(ours, handed_over(trained, tmp_path, images, decision, flip=flip))
     assert len(np.unique(ours)) > 2
+
+
+def test_at_a_fixed_scale_too(trained, tmp_path):
+    """Slices of 80x80 and 40x40 pixels of 4 and 8 mm at 5 mm: each is judged as prediction shows it, whatever else is there."""
+    images = [chest.draw((1, 80, 80), (40.0, 4.0, 4.0))[0], chest.draw((1, 30, 40), (40.0, 8.0, 8.0))[0]]
+    lines = ["id,pixel_spacing_mm"]
+    for name, image, mm in zip("ab", images, (4.0, 8.0), strict=True):
+        npz.write_case(tmp_path / f"{name}.npz", image, np.zeros(image.shape, np.uint8))
+        lines.append(f"{name},{mm}")
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    config = trained.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.update({"name": "npz", "dir": str(tmp_path), "size": (16, 16), "mm_per_pixel": 5.0})
+    trained = dataclasses.replace(trained, config=config)
+    dataset, every, devices = load(config.data), np.arange(2), tuple(jax.local_devices()[:1])
+    assert dataset.size_yx == (64, 64) and dataset.table.filled_yx.tolist() == [[64, 64], [48, 64]]
+    feed = batching.create_feed(dataset, every, placement="stream", devices=devices)
+    predict_fn = score_cases.create_predict_fn(config, trained.variables, devices)
+    subject = score_cases.Subject(config, dataset, {"test": every}, feed, trained.variables, predict_fn)
+    ours = {
+        index: score_cases.decide_native(dataset, index, probabilities, subject.decision)
+        for index, probabilities in score_cases.predict(subject, every)
+    }
+    network = networks.create_network(trained)
+    for index, (image, mm) in enumerate(zip(images, (4.0, 8.0), strict=True)):
+        options = segment.Options(force=True)
+        result = segment.segment(image[None], [network], spacing_mm=(40.0, mm, mm), options=options)
+        np.testing.assert_array_equal(ours[index], result.masks[0])
+        assert any("slices are seen at 5 mm a pixel" in one.text for one in result.findings)
+    judged = score_cases.judge_split(subject, "test")
+    assert [row["case_id"] for row in judged.evaluation.rows] == ["a", "b"] and judged.native is not None
 
 
 def test_on_real_slices_too(trained, tmp_path, real_data):

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from auxseg.base.classes import AIR_HU
+from auxseg.base.errors import InputError
 from auxseg.ct import body, checks, scans
 from auxseg.ct.geometry import Geometry
 from auxseg.prediction import batches, segment
@@ -18,6 +19,7 @@ from auxseg.runs import masks, networks
 from auxseg.runs.networks import Network
 
 SIZE = (8, 8)
+VIEW = View(body.Box((0, 0), SIZE), masks.Field(SIZE, SIZE, (0, 0)), SIZE)
 
 
 def _scan(num_slices=10):
@@ -29,14 +31,15 @@ def _scan(num_slices=10):
         return np.broadcast_to(np.arange(start, stop, dtype=np.int16)[:, None, None], (stop - start, *SIZE))
 
     geometry = Geometry((*SIZE, num_slices), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-    return types.SimpleNamespace(geometry=geometry, has_geometry=True, num_slices=num_slices, read=read), seen
+    scan = types.SimpleNamespace(geometry=geometry, has_geometry=True, num_slices=num_slices, read=read)
+    scan.name, scan.path = "a", "a.npz"
+    return scan, seen
 
 
 def _read(scan, start, stop, forms, batch_size=4):
-    view = View(body.Box((0, 0), SIZE), masks.Field(SIZE, SIZE, (0, 0)), SIZE)
     pictures, volume = [], np.full((stop - start, *SIZE), -1, np.int16)
     found = list(
-        batches.read_batches(scan, start, stop, batch_size, forms, view, pictures=pictures, volume=volume)
+        batches.read_batches(scan, start, stop, batch_size, forms, VIEW, pictures=pictures, volume=volume)
     )
     return found, pictures, volume
 
@@ -48,7 +51,7 @@ def _network(slab, step_mm):
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_a_whole_scan_is_read_once(batch_size):
     scan, seen = _scan()
-    alone, slab = (batches.find_form(one, scan) for one in (_network(1, 0.0), _network(3, 2.0)))
+    alone, slab = (batches.find_form(one, scan, VIEW) for one in (_network(1, 0.0), _network(3, 2.0)))
     assert (slab.apart, slab.reach, alone.reach) == (2, 2, 0)
     found, pictures, volume = _read(scan, 0, 10, {alone, slab}, batch_size)
     assert seen == list(range(10)) and len(pictures) == 10
@@ -60,6 +63,27 @@ def test_a_whole_scan_is_read_once(batch_size):
     assert np.concatenate([inputs[alone][:count, 0, 0] for _, inputs, count in found]).tolist() == list(
         range(10)
     )
+
+
+def test_a_fixed_scale_is_as_large_as_the_scan_makes_it():
+    """8 pixels of 1 mm are 13 of 0.6 mm, and air fills up to a multiple of 8, by which windows of 24 pixels divide."""
+    scan, _ = _scan(2)
+    network = dataclasses.replace(_network(1, 0.0), size_yx=(24, 24), scale=0.6)
+    form = batches.find_form(network, scan, VIEW)
+    assert (form.filled_yx, form.size_yx) == ((13, 13), (16, 16))
+    (_, inputs, _) = _read(scan, 0, 2, {form})[0][0]
+    assert (inputs[form][1, :13, :13] == 1).all() and (inputs[form][1, 13:] == AIR_HU).all()
+    own = batches.find_form(dataclasses.replace(network, scale="own"), scan, VIEW)
+    assert own.sizes == ((8, 8), (8, 8))
+
+
+def test_a_scan_of_unknown_spacing_is_refused_by_a_scale_in_mm():
+    scan, _ = _scan(2)
+    scan.has_geometry = False
+    network = dataclasses.replace(_network(1, 0.0), scale=0.6)
+    with pytest.raises(InputError, match="got 0.6, but the pixel spacing of 1 of 1 in a.npz is not known"):
+        batches.find_form(network, scan, VIEW)
+    assert batches.find_form(dataclasses.replace(network, scale="own"), scan, VIEW).filled_yx == SIZE
 
 
 def test_the_last_batch_is_filled_up_with_air():

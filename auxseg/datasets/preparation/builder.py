@@ -20,6 +20,8 @@ VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20
 """Images and masks in one file of records, at most."""
 _NO_SUBSET = "scans"
+_USUAL_YX = (512, 512)
+"""Of slices that stay as they are."""
 
 
 @dataclasses.dataclass
@@ -78,7 +80,7 @@ class Scans(tfds.core.GeneratorBasedBuilder):
             source: `source.Source` whose pieces are written.
         """
         pathlib.Path(self.data_dir).mkdir(parents=True, exist_ok=True)
-        rows, columns = self.builder_config.settings.size_yx
+        rows, columns = self.builder_config.settings.size_yx or _USUAL_YX
         info = self._info()  # anew: TFDS has it written elsewhere than where it will lie
         writer = tfds.core.SequentialWriter(
             info, max(1, SHARD_BYTES // (3 * rows * columns)), file_format="array_record"
@@ -106,7 +108,10 @@ def case_id(uid, slice_index):
 
 
 def _features(size_yx):
-    """Returns the TFDS features; `encoding='bytes'` writes and reads six times as fast as the default."""
+    """Returns the TFDS features; `encoding='bytes'` writes and reads six times as fast as the default.
+
+    Slices that stay as they are (`size_yx` None) have any size, and no mask beside the native one.
+    """
     classes = ", ".join(f"{value} {name}" for value, name in enumerate(CLASS_NAMES))
 
     def tensor(shape, dtype, doc, **arguments):
@@ -115,9 +120,10 @@ def _features(size_yx):
     def whole(doc):
         return tfds.features.Scalar(dtype=np.int32, doc=doc)
 
+    mask = {"mask": tensor(size_yx or (), np.uint8, f"Class of each pixel: {classes}.", encoding="bytes")}
     return {
-        "image": tensor(size_yx, np.int16, "Hounsfield units.", encoding="bytes"),
-        "mask": tensor(size_yx, np.uint8, f"Class of each pixel: {classes}.", encoding="bytes"),
+        "image": tensor(size_yx or (None, None), np.int16, "Hounsfield units.", encoding="bytes"),
+        **(mask if size_yx else {}),
         "labels": tensor((len(CLASS_NAMES),), np.uint8, "1 where the class has a pixel.", encoding="bytes"),
         "series_uid": tfds.features.Text(doc="SeriesInstanceUID of the scan."),
         "patient": tfds.features.Text(doc="The series, but for the two series of one patient."),

@@ -62,10 +62,10 @@ class Job:
         """Returns the Job that `to_json` gave."""
         fields = json.loads(line)
         settings, name = fields.pop("settings"), fields.pop("layout")
-        size, npz_size = tuple(settings.pop("size_yx")), fields.pop("npz_size_yx")
+        size, npz_size = settings.pop("size_yx"), fields.pop("npz_size_yx")
         return cls(
             **fields,
-            settings=layouts.get_layout(name).Settings(size_yx=size, **settings),
+            settings=layouts.get_layout(name).Settings(size_yx=size and tuple(size), **settings),
             npz_size_yx=npz_size and tuple(npz_size),
         )
 
@@ -124,18 +124,18 @@ def write_piece(job, scan, nodules_of):
 
 def read_examples(job, scan, nodules_of):
     """Returns (examples of a scan for records, in rising order of their slices, notes); makes a damaged piece
-    anew.
+    anew. Of slices that stay as they are the mask is left out, since the native mask is the same.
 
     Raises:
         InputError: the piece is damaged, and the scan cannot be used any more.
     """
     try:
-        return _read_examples(job.path_of(scan.uid), scan)
+        return _read_examples(job, scan)
     except npz.UNREADABLE:
         problem = write_piece(job, scan, nodules_of)
         if problem is not None:
             raise InputError(f"{scan.uid}: {problem}") from None
-        return _read_examples(job.path_of(scan.uid), scan)
+        return _read_examples(job, scan)
 
 
 def read_rows(job, scan):
@@ -145,11 +145,12 @@ def read_rows(job, scan):
 
 
 def _write_examples(job, scan, slices, notes):
-    masks = [resize.resize_mask(part.mask, job.settings.size_yx) for part in slices]
+    shape = job.settings.size_yx or (slices[0].mask.shape if slices else (0, 0))
+    masks = [resize.resize_mask(part.mask, shape) for part in slices]
     packed = [zlib.compress(part.mask.tobytes(), 1) for part in slices]
-    shape, count = job.settings.size_yx, len(slices)
+    count = len(slices)
     columns = {
-        "image": [resize.resize_image(part.image, job.settings.size_yx) for part in slices],
+        "image": [resize.resize_image(part.image, shape) for part in slices],
         "mask": masks,
         "labels": [labels.label_vector(mask) for mask in masks],
         "slice_index": [part.index_z for part in slices],
@@ -172,12 +173,12 @@ def _write_examples(job, scan, slices, notes):
         np.savez(file, **arrays)
 
 
-def _read_examples(path, scan):
-    arrays = npz.read_npz(path, most_bytes=MOST_BYTES)
+def _read_examples(job, scan):
+    arrays = npz.read_npz(job.path_of(scan.uid), most_bytes=MOST_BYTES)
     ends = np.cumsum(arrays["native_mask_bytes"])
     native = np.split(arrays["native_mask"], ends[:-1]) if len(ends) else []
     examples = [
-        {name: arrays[name][place] for name in _FIELDS}
+        {name: arrays[name][place] for name in _FIELDS if name != "mask" or job.settings.size_yx}
         | {"native_mask": native[place].tobytes()}
         | {"series_uid": scan.uid, "patient": scan.patient, "subset": scan.subset}
         for place in range(len(ends))

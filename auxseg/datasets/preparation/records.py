@@ -29,6 +29,7 @@ from absl import logging
 
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError
+from auxseg.datasets import scale as scales
 from auxseg.datasets.dataset import CaseTable, Dataset
 from auxseg.datasets.folder import listing
 from auxseg.datasets.layouts import layout_of, name_of
@@ -44,7 +45,7 @@ _MOST_CASES_BYTES = 1 << 32
 _READ_TOGETHER = 64  # records; a whole data set at once would be in memory twice
 
 
-def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_workers=None):
+def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_workers=None, scale=None, window_yx=None):  # fmt: skip
     """Returns the `Dataset` of a folder of scans (prepares its records if need be) or of a folder of records.
 
     Args:
@@ -54,13 +55,17 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_
         skip_bad_scans: go on without scans that cannot be used.
         name: first part of the data set's name.
         num_workers: as `prepare`.
+        scale, window_yx: as `read_records`.
 
     Raises:
         InputError: as `prepare`; records of other settings or of another version.
     """
     path = pathlib.Path(path)
+    read = functools.partial(
+        read_records, settings=settings, skip_bad_scans=skip_bad_scans, name=name, scale=scale, window_yx=window_yx
+    )  # fmt: skip
     if (path / RECORDS_FILE).is_file():
-        return read_records(path, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
+        return read(path)
     records = prepare(
         path,
         cache_dir=cache_dir,
@@ -69,7 +74,7 @@ def load(path, *, cache_dir, settings, skip_bad_scans=False, name="luna16", num_
         name=name,
         write_all=functools.partial(pieces_lib.write_all, num_workers=num_workers),
     )
-    return read_records(records, settings=settings, skip_bad_scans=skip_bad_scans, name=name)
+    return read(records)
 
 
 def list_scans(path, settings):
@@ -122,8 +127,13 @@ def prepare(
     return target
 
 
-def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
+def read_records(path, *, settings, skip_bad_scans=False, name="luna16", scale=None, window_yx=None):
     """Returns the `Dataset` of a folder that `prepare` made; opens no scan.
+
+    Args:
+        path, settings, skip_bad_scans, name: as `prepare`.
+        scale: of `scale.read_scale`, for settings whose slices stay as they are.
+        window_yx: `data.size`, of windows of such slices.
 
     Raises:
         InputError: the records are of other settings or another version, are damaged, or lack scans that
@@ -148,12 +158,30 @@ def read_records(path, *, settings, skip_bad_scans=False, name="luna16"):
         return images, masks
 
     def read_native_mask(index):
-        example = records(np.array([index]))[0]
-        shape = tuple(example["native_size_yx"])
-        return _unpack_mask(example["native_mask"], shape)
+        return _native_mask(records(np.array([index]))[0])
+
+    def read_slices(indices):
+        for start in range(0, len(indices), _READ_TOGETHER):
+            for example in records(indices[start : start + _READ_TOGETHER]):
+                yield example["image"], _native_mask(example)
 
     notes = (*manifest["notes"], *(f"left out: {problem}" for problem in manifest["problems"]))
+    if scale is not None:
+        return scales.create_dataset(
+            f"{name}/{settings.name.removesuffix('-own')}",
+            table,
+            read_slices,
+            read_native_mask,
+            scale=scale,
+            window_yx=window_yx,
+            hint="take scans that state it",
+            notes=notes,
+        )
     return Dataset(f"{name}/{settings.name}", table, settings.size_yx, read, read_native_mask, notes)
+
+
+def _native_mask(example):
+    return _unpack_mask(example["native_mask"], tuple(example["native_size_yx"]))
 
 
 def _unpack_mask(packed, shape):
