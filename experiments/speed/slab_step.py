@@ -1,7 +1,7 @@
 """A training step of the Auxiliary U-Net in 3D on one slab, against PyTorch's equal network.
 
     python -m experiments.speed.slab_step [--slices=32] [--size=160] [--widths=16] [--repeats=3]
-        [--implementations=auxseg,torch] [--out=experiments/results/slab_step.json]
+        [--implementations=auxseg,torch] [--dtype=float32] [--out=experiments/results/slab_step.json]
 
 Both start from the same weights, slab, loss and optimiser; each runs in processes of its own, one after the other, and
 the losses of their steps must agree to 1e-3. Time is the processor's, all threads together, beside the clock's; the
@@ -29,9 +29,9 @@ IMPLEMENTATIONS = ("auxseg", "torch")
 LOSS_TOLERANCE = 1e-3
 
 
-def create_config(width):
+def create_config(width, dtype="float32"):
     """Returns an object with the fields of `config.model` that `create_model` reads."""
-    return types.SimpleNamespace(**(tasks.PAPER | {"name": "aux_unet3d"}), base_width=width, dtype="float32")
+    return types.SimpleNamespace(**(tasks.PAPER | {"name": "aux_unet3d"}), base_width=width, dtype=dtype)
 
 
 def make_slab(slices, size):
@@ -51,7 +51,7 @@ def create_variables(width, slices):
     return jax.device_get(jax.jit(create_model(create_config(width)).init)(jax.random.key(0), images))
 
 
-def create_auxseg_step(width, slices, size, variables):
+def create_auxseg_step(config, slices, size, variables):
     """Returns a function that takes one training step and returns the loss before it."""
     import jax
     import jax.numpy as jnp
@@ -62,7 +62,7 @@ def create_auxseg_step(width, slices, size, variables):
     from experiments.speed.peers import run_jax
 
     command.keep_freed_memory()  # as every command of auxseg does
-    model, batch = create_model(create_config(width)), jax.device_put(make_slab(slices, size))
+    model, batch = create_model(config), jax.device_put(make_slab(slices, size))
     optimiser = optim.create_optimizer(beta1=0.9, beta2=0.999, epsilon=tasks.ADAM_EPSILON)
     moments = optim.set_learning_rate(optimiser.init(variables["params"]), jnp.float32(tasks.LEARNING_RATE))
     state = [variables["params"], variables["batch_stats"], moments]
@@ -86,7 +86,7 @@ def create_auxseg_step(width, slices, size, variables):
     return step
 
 
-def create_torch_step(width, slices, size, variables):
+def create_torch_step(config, slices, size, variables):
     """Returns the same of PyTorch."""
     import os
 
@@ -97,7 +97,6 @@ def create_torch_step(width, slices, size, variables):
     from experiments.speed.peers.torch_unet3d import create_torch_unet3d
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config = create_config(width)
     model = create_torch_unet3d(config, variables, aux_unet3d.count_halvings(slices, config.depth)).train()
     images, masks, labels = map(torch.from_numpy, make_slab(slices, size))
     images = images.permute(0, 3, 1, 2)[:, None].contiguous(memory_format=torch.channels_last_3d)
@@ -119,10 +118,10 @@ def create_torch_step(width, slices, size, variables):
     return step
 
 
-def measure(name, width, slices, size, repeats):
+def measure(name, width, slices, size, repeats, dtype="float32"):
     """Returns losses of the steps, seconds by the processor and by the clock of all but the first, and the peak."""
     create = {"auxseg": create_auxseg_step, "torch": create_torch_step}[name]
-    step = create(width, slices, size, create_variables(width, slices))
+    step = create(create_config(width, dtype), slices, size, create_variables(width, slices))
     losses, cpu, clock = [step()], [], []
     for _ in range(repeats):
         start_cpu, start = time.process_time(), time.perf_counter()
@@ -132,7 +131,7 @@ def measure(name, width, slices, size, repeats):
     return {"losses": losses, "cpu_s": cpu, "clock_s": clock, "peak_gb": machine.peak_mib() / 953.674}
 
 
-def compare(widths, slices, size, repeats, names=IMPLEMENTATIONS):
+def compare(widths, slices, size, repeats, names=IMPLEMENTATIONS, dtype="float32"):
     """Returns rows {'width', 'auxseg', 'torch'}, each with what `measure` gives; prints them.
 
     Args:
@@ -140,15 +139,20 @@ def compare(widths, slices, size, repeats, names=IMPLEMENTATIONS):
         slices, size: of the slab.
         repeats: steps that are counted.
         names: of `IMPLEMENTATIONS`.
+        dtype: of the computation.
 
     Raises:
-        InputError: the losses of two differ.
+        InputError: the losses of two differ, or PyTorch is to compute in bfloat16.
     """
+    if dtype != "float32" and "torch" in names:
+        raise InputError(
+            f"--dtype: got {dtype!r}, but PyTorch's network is in float32; add --implementations=auxseg"
+        )
     rows = []
     for width in widths:
         row = {"width": width}
         for name in names:
-            row[name] = machine.measure_apart(MODULE, f"{name},{width},{slices},{size},{repeats}")
+            row[name] = machine.measure_apart(MODULE, f"{name},{width},{slices},{size},{repeats},{dtype}")
         apart = np.max(np.ptp([row[name]["losses"] for name in names], axis=0))
         if not apart <= LOSS_TOLERANCE:
             raise InputError(
@@ -183,18 +187,19 @@ def main(argv):
     del argv
     given = flags.FLAGS
     if given.measure:
-        name, *numbers = given.measure.split(",")
-        print(json.dumps(measure(name, *map(int, numbers))))
+        name, *numbers, dtype = given.measure.split(",")
+        print(json.dumps(measure(name, *map(int, numbers), dtype)))
         return
     report = {
         "made_by": made_by.made_by(f"python -m {MODULE}", data="one slab, seeded", seeds=[0]),
         "machine": machine.describe_machine(),
         "slices": given.slices,
         "size": given.size,
+        "dtype": given.dtype,
     }
     names = [check_choice("--implementations", name, IMPLEMENTATIONS) for name in given.implementations]
     widths = [int(width) for width in given.widths]
-    report["rows"] = compare(widths, given.slices, given.size, given.repeats, names)
+    report["rows"] = compare(widths, given.slices, given.size, given.repeats, names, given.dtype)
     files.write_json(pathlib.Path(given.out), report)
     files.write_text(pathlib.Path(given.out).with_suffix(".md"), "\n".join(format_table(report)) + "\n")
 
@@ -205,6 +210,9 @@ if __name__ == "__main__":
     flags.DEFINE_list("widths", ["16"], "base widths; the paper's is 64")
     flags.DEFINE_integer("repeats", 3, "steps that are timed; 0: the peak of memory alone", lower_bound=0)
     flags.DEFINE_list("implementations", list(IMPLEMENTATIONS), "to measure")
+    flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of auxseg's computation")
     flags.DEFINE_string("out", "experiments/results/slab_step.json", "JSON file to write")
-    flags.DEFINE_string("measure", None, "of the command's own processes: NAME,width,slices,size,repeats")
+    flags.DEFINE_string(
+        "measure", None, "of the command's own processes: NAME,width,slices,size,repeats,dtype"
+    )
     command.run(main)

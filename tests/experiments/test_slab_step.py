@@ -36,6 +36,8 @@ def test_losses_that_differ_void_the_comparison(monkeypatch):
     with pytest.raises(slab_step.InputError, match="losses at width 8 differ by 0.1"):
         slab_step.compare([8], 4, 16, 1)
     assert slab_step.compare([8], 4, 16, 1, ["torch"]) == [{"width": 8, "torch": {"losses": [1.0, 0.8]}}]
+    with pytest.raises(slab_step.InputError, match="--dtype: got 'bfloat16'"):
+        slab_step.compare([8], 4, 16, 1, dtype="bfloat16")
 
 
 def test_pytorch_s_network_gives_the_same():
