@@ -70,17 +70,22 @@ def train(config, workdir):
 
 
 def measure_epoch(study, kind, root, seeds, epochs):
-    """Returns processor seconds of an epoch with its validation: what `epochs` take beyond one, programs being compiled."""
+    """Returns processor seconds of an epoch with its validation: what `epochs` take beyond one, programs being compiled.
+
+    Of runs of one epoch it is the whole run, the shortest of the seeds'.
+    """
     file = root / f"{_name(kind)}_epoch.json"
     if not file.is_file():
-        one = _time_one(study, kind, root, seeds[0])
-        runs = (
+        runs = [
             train(study.create_config(kind, seed, epochs), _folder(root, kind, epochs, seed))
             for seed in seeds
-        )
+        ]
         whole = [seconds for seconds in runs if seconds is not None]
-        beyond = (min(whole) - one) / (epochs - 1) if epochs > 1 and whole else one
-        files.write_json(file, {"seconds": beyond})
+        if epochs == 1 or not whole:
+            seconds = min(whole or [_time_one(study, kind, root, seeds[0])])
+        else:
+            seconds = (min(whole) - _time_one(study, kind, root, seeds[0])) / (epochs - 1)
+        files.write_json(file, {"seconds": seconds})
     return files.read_object(file)["seconds"]
 
 

@@ -109,6 +109,12 @@ def test_equal_time_is_that_of_the_dearest(tmp_path, monkeypatch):
     assert slab_runs.find_longest(tmp_path / "runs", "2.5D", 3) is None
 
 
+def test_of_one_epoch_the_shortest_run_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(slab_runs, "train", lambda config, workdir: {1: 9.0, 2: 7.0, 3: None}[config[1]])
+    assert slab_runs.measure_epoch(make_study(), "2.5D", tmp_path, (1, 2, 3), 1) == 7.0
+    assert files.read_object(tmp_path / "2_5D_epoch.json") == {"seconds": 7.0}
+
+
 def test_scores_that_are_not_there_are_left_out():
     assert slab_runs.spread([1.0, None, 2.0], ".1f") == "1.5 (1.0-2.0)"
     assert (slab_runs.spread([None], ".1f"), slab_runs.spread([2], ".1f")) == ("none", "2.0")
