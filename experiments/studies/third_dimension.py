@@ -160,11 +160,11 @@ def summarise(counts, matches):
     }
 
 
-def create_study(root, num_scans):
+def create_study(root, num_scans, epochs):
     """Returns the `slab_runs.Study` on `num_scans` scans of the phantom, which are drawn in the folder `root`."""
     return slab_runs.Study(
         title="The third dimension on the phantom",
-        command=f"python -m {MODULE} --workdir=FOLDER",
+        command=f"python -m {MODULE} --workdir=FOLDER --epochs={epochs}",
         create_config=lambda kind, seed, epochs: create_config(kind, seed, epochs, num_scans, root),
         judge=create_judge(),
         columns=COLUMNS,
@@ -177,7 +177,7 @@ def main(argv):
     del argv
     given = flags.FLAGS
     root = pathlib.Path(given.workdir)
-    study = create_study(root, given.num_scans)
+    study = create_study(root, given.num_scans, given.epochs)
     seeds = runner.whole_numbers("--seeds", given.seeds)
     slab_runs.run(
         study, root, pathlib.Path(given.out), seeds=seeds, epochs=given.epochs, budgets=given.budgets

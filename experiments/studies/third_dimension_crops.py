@@ -112,11 +112,11 @@ def summarise(nodules):
     return scores
 
 
-def create_study(crops):
+def create_study(crops, epochs):
     """Returns the `slab_runs.Study` on a folder of crops."""
     return slab_runs.Study(
         title="The third dimension on real nodules",
-        command=f"python -m {MODULE} --crops=FOLDER --workdir=FOLDER",
+        command=f"python -m {MODULE} --crops=FOLDER --workdir=FOLDER --epochs={epochs}",
         create_config=lambda kind, seed, epochs: create_config(kind, seed, epochs, crops),
         judge=judge,
         columns=COLUMNS,
@@ -128,7 +128,7 @@ def main(argv):
     """Runs the command."""
     del argv
     given = flags.FLAGS
-    study = create_study(given.crops)
+    study = create_study(given.crops, given.epochs)
     seeds = runner.whole_numbers("--seeds", given.seeds)
     root, out = pathlib.Path(given.workdir), pathlib.Path(given.out)
     slab_runs.run(study, root, out, seeds=seeds, epochs=given.epochs, budgets=given.budgets)
