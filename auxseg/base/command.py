@@ -63,6 +63,9 @@ def take_positional(argv, names):
         names: of text flags; the last may be a list.
     """
     given = argv[1:]
+    for each in given:
+        if "=" in each and each.partition("=")[0] in flags.FLAGS:
+            sys.exit(fail(f"got {each!r}; a flag begins with two dashes: --{each}"))
     if (
         names
         and len(given) >= len(names)

@@ -102,7 +102,7 @@ def _share_splits(workdir, dataset, data_config):
 
 
 def check_settings(config):
-    """Raises InputError for the first setting out of its range that no other file checks."""
+    """Raises InputError for the first setting that cannot be used, before data are prepared or a run is begun."""
     least = {
         "train.batch_size": 1,
         "train.accumulate_steps": 1,
@@ -137,6 +137,9 @@ def check_settings(config):
         raise InputError(
             "insert.enabled: nodules are put into lungs; data.classes must name left_lung, right_lung and nodule"
         )
+    create_step_settings(config)  # network, optimizer, loss and augmentation say what they cannot do
+    if config.train.get("freeze", ()) and config.train.init_from is None:
+        raise InputError("train.freeze: keeps the weights of train.init_from, which is not given")
 
 
 def _check_shares(config):
@@ -219,8 +222,6 @@ def create_state(config):
 def _check_frozen(config, initial):
     """Raises an InputError for a part to freeze that is not there, or without weights to keep."""
     frozen = tuple(config.train.get("freeze", ()))
-    if frozen and config.train.init_from is None:
-        raise InputError("train.freeze: keeps the weights of train.init_from, which is not given")
     for name in frozen:
         check_choice("train.freeze", name, tuple(sorted(initial.params)))
     if frozen and set(frozen) == set(initial.params):

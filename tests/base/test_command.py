@@ -80,6 +80,13 @@ def test_an_argument_and_its_flag_are_one_too_many(own_flags, capsys):
     assert "--input: given twice, as 'a' and as 'b'" in capsys.readouterr().err
 
 
+def test_a_flag_without_dashes_is_named_as_one(own_flags, capsys):
+    own_flags(["program", "--input=a"])
+    with pytest.raises(SystemExit):
+        take_positional(["program", "output=b"], ("input", "output"))
+    assert "got 'output=b'; a flag begins with two dashes: --output=b" in capsys.readouterr().err
+
+
 def test_interruption_has_its_own_status(capsys):
     assert guarded(raising(KeyboardInterrupt())) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -36,7 +36,6 @@ def test_the_squeeze_is_as_wide_as_its_ratio_says(ratio, width):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"freeze": ("encoder_0",)}, "keeps the weights of train.init_from, which is not given"),
         (
             {"freeze": ("encoder_9",), "init_from": "run"},
             "train.freeze: got 'encoder_9', expected one of 'aux'",
@@ -50,6 +49,23 @@ def test_the_squeeze_is_as_wide_as_its_ratio_says(ratio, width):
 def test_parts_that_cannot_be_frozen(changes, message):
     with pytest.raises(InputError, match=message):
         setup._check_frozen(small(**changes), setup.create_state(small()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("loss.name", "dise", "loss.name: got 'dise', expected one of"),
+        ("loss.name", "weighted_ce", "'weighted_ce' would be 'ce'"),
+        ("model.name", "unett", "model.name: got 'unett', expected one of"),
+        ("train.freeze", ("encoder_0",), "keeps the weights of train.init_from, which is not given"),
+    ],
+)
+def test_what_cannot_be_is_said_before_data_are_read_or_a_run_is_begun(tmp_path, name, value, message):
+    config, (group, field) = small(), name.split(".")
+    config[group][field] = value
+    with pytest.raises(InputError, match=message):
+        setup.create_setup(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_inserted_nodules_need_lungs():
