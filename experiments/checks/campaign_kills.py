@@ -173,19 +173,23 @@ def _start_two(folder, target, number):
 
     def work(process):
         processes.join(f"127.0.0.1:{port}", 2, process)
-        return _train(folder, target)
+        processes.leave(_train(folder, target))  # the other may still write the report
 
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    pair = [forked.start(lambda process=process: work(process), nowhere) for process in range(2)]
-    os.close(nowhere)
+    log = _open_log(target)
+    pair = [forked.start(lambda process=process: work(process), log) for process in range(2)]
+    os.close(log)
     return pair if number % 2 == 0 else pair[::-1]
+
+
+def _open_log(target):
+    return os.open(target.parent / f"{target.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
 def _start(kind, folder, target, number):
     """Returns the processes of a work, the one to be killed first."""
     if kind == "two processes":
         return _start_two(folder, target, number)
-    log = os.open(target.parent / f"{target.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = _open_log(target)
     child = forked.start(lambda: _WORK[kind][0](folder, target), log)
     os.close(log)
     return [child]
