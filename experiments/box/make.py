@@ -36,7 +36,7 @@ from configs import lungs_phantom
 from experiments.box import nodules, slices, stages
 from experiments.box.stages import Stage
 
-VERSION = "2"
+VERSION = "3"
 SCANS = {
     "LIDC-IDRI-0001": 2,
     "LIDC-IDRI-0314": 3,

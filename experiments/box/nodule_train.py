@@ -48,6 +48,7 @@ class Recipe:
     negatives: int = 10  # windows of slices without one
     hard_share: float = 0.5  # of the negatives, once some were mined
     middle_share: float = 0.3  # of the negatives, from the middle slices
+    planted: float = 0.0  # share of the negatives into which a nodule of a crop is put
     ranges: windows.Ranges = windows.Ranges()
     enlarged: float = 0.0  # share of the windows with a nodule that show it larger, up to a mass
     steps: int = 1200  # of all cycles
@@ -61,7 +62,7 @@ class Recipe:
 
 
 RECIPES = {
-    "look": Recipe(enlarged=0.15),
+    "look": Recipe(enlarged=0.15, planted=0.3),
     "outlines": Recipe(
         window_px=96,
         positives=28,
@@ -76,7 +77,8 @@ RECIPES = {
 }
 """Who outlines a nodule in a crop around it meets few windows without one. The look of the box meets whole lungs: it
 starts from the weights of the outlines, and a third of its windows hold no nodule. None of the crops holds a mass, so some
-nodules are shown as large as one."""
+nodules are shown as large as one. Windows of whole scans never held a nodule, so that a network knew such a scan and marked
+nothing in it: nodules of crops are put into some."""
 ENLARGED_MM = (8.0, 60.0)
 """Least diameter of nodules that are enlarged, and the largest that they then have."""
 
@@ -111,6 +113,9 @@ def draw_batch(material, places, recipe, step):
     generator = np.random.Generator(np.random.PCG64([recipe.seed, step]))
     drawn = [_draw_positive(material, recipe, generator) for _ in range(recipe.positives)]
     drawn += [_draw_negative(material, places, recipe, generator) for _ in range(recipe.negatives)]
+    for place in range(recipe.positives, len(drawn)):
+        if recipe.planted and generator.random() < recipe.planted:
+            drawn[place] = plant(drawn[place], _draw_positive(material, recipe, generator))
     images, targets, known = (np.stack(part) for part in zip(*drawn, strict=True))
     return nodule_look.to_input(images)[..., None], targets, known
 
@@ -134,6 +139,21 @@ def _draw_positive(material, recipe, generator):
         enlarge=_draw_enlargement(crops.diameter_mm[row], recipe, generator),
     )
     return image, target, np.ones_like(target)
+
+
+def plant(window, other):
+    """Returns a window (image in HU, target, known; float32 [S, S] each) with the nodule of another one put into it.
+
+    The nodule's pixels are the other's, and go over into the window's within a pixel or two.
+    """
+    image, _, known = window
+    given, target, _ = other
+    share = np.clip(2.0 * scipy.ndimage.gaussian_filter((target > 0.25).astype(np.float32), 1.0), 0.0, 1.0)
+    return (
+        (share * given + (1.0 - share) * image).astype(np.float32),
+        target,
+        np.maximum(known, target > 0.25),
+    )
 
 
 def _draw_enlargement(diameter_mm, recipe, generator):
