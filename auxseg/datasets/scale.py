@@ -140,6 +140,8 @@ def fit(image, size_yx, *, is_cut=False):
         size_yx: rows and columns.
         is_cut: whether it was cut out of a larger slice: beyond its edges is no air.
     """
+    if tuple(image.shape[:2]) == tuple(size_yx):
+        return image
     pads = [(0, size - n) for size, n in zip(size_yx, image.shape, strict=False)]
     pads += [(0, 0)] * (image.ndim - 2)
     return np.pad(image, pads, mode="symmetric") if is_cut else np.pad(image, pads, constant_values=AIR_HU)

@@ -48,7 +48,7 @@ class Recipe:
     negatives: int = 10  # windows of slices without one
     hard_share: float = 0.5  # of the negatives, once some were mined
     middle_share: float = 0.3  # of the negatives, from the middle slices
-    planted: float = 0.0  # share of the negatives into which a nodule of a crop is put
+    outlined: float = 0.1  # share of the windows with a nodule, from whole scans where sisters outlined it
     ranges: windows.Ranges = windows.Ranges()
     enlarged: float = 0.0  # share of the windows with a nodule that show it larger, up to a mass
     steps: int = 1200  # of all cycles
@@ -62,7 +62,7 @@ class Recipe:
 
 
 RECIPES = {
-    "look": Recipe(enlarged=0.15, planted=0.3),
+    "look": Recipe(enlarged=0.15),
     "outlines": Recipe(
         window_px=96,
         positives=28,
@@ -77,8 +77,7 @@ RECIPES = {
 }
 """Who outlines a nodule in a crop around it meets few windows without one. The look of the box meets whole lungs: it
 starts from the weights of the outlines, and a third of its windows hold no nodule. None of the crops holds a mass, so some
-nodules are shown as large as one. Windows of whole scans never held a nodule, so that a network knew such a scan and marked
-nothing in it: nodules of crops are put into some."""
+nodules are shown as large as one."""
 ENLARGED_MM = (8.0, 60.0)
 """Least diameter of nodules that are enlarged, and the largest that they then have."""
 
@@ -92,10 +91,21 @@ class Material:
     by_nodule: list
     volumes: list
     mined: list  # for each volume, int [n, 3]: slice, row, column
+    outlined: list = dataclasses.field(
+        default_factory=list
+    )  # (HU of a slice, its nodule as a sister outlined it)
 
 
-def read_material(real, fold):
-    """Returns the `Material` of a fold's training."""
+def read_material(real, fold, sisters=None):
+    """Returns the `Material` of a fold's training.
+
+    Args:
+        real: folder of the real data.
+        fold: that is held out.
+        sisters: of the network in the box: folder of the folds' runs, with what `nodule_scans` marked. A scan whose
+            every window is without a nodule is known by that, and nothing is marked in it any more. So the box's network is
+            shown the nodules of its scans too, as the sisters outlined them that never saw the scan.
+    """
     real = pathlib.Path(real)
     crops = nodule_data.read_crops(real)
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
@@ -105,7 +115,29 @@ def read_material(real, fold):
     for name in nodule_data.READ_COMPLETELY:
         if nodule_data.FOLD_OF_SCAN[name] != fold:
             volumes.append(nodule_data.to_negative(nodule_data.read_scan(real / "scans", name)))
-    return Material(crops, rows, by_nodule, volumes, [np.zeros((0, 3), np.int32) for _ in volumes])
+    outlined = []
+    if fold == BOX and sisters:
+        for name, own in nodule_data.FOLD_OF_SCAN.items():
+            scan = nodule_data.read_scan(real / "scans", name)
+            outlined += list_outlined(scan, pathlib.Path(sisters) / f"fold{own}" / f"marked_{name}.npz")
+    return Material(crops, rows, by_nodule, volumes, [np.zeros((0, 3), np.int32) for _ in volumes], outlined)
+
+
+def list_outlined(scan, path):
+    """Returns (HU int16 [H, W], probability of its nodule float32 [H, W]) of each slice in which a sister marked one.
+
+    Args:
+        scan: `nodule_data.WholeScan`.
+        path: what the sister marked in it, from `nodule_scans`.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        marked = arrays["marked"]
+    inside = np.zeros(marked.shape, bool)
+    for x, y, z, diameter in scan.nodules:
+        inside |= nodule_data.ball(scan.geometry, (x, y, z), 0.8 * diameter)
+    found = np.where(inside, marked, 0)
+    chosen = np.flatnonzero((found > 127).any(axis=(1, 2)))
+    return [(scan.hu[index], (found[index] / 255.0).astype(np.float32)) for index in chosen]
 
 
 def draw_batch(material, places, recipe, step):
@@ -113,14 +145,13 @@ def draw_batch(material, places, recipe, step):
     generator = np.random.Generator(np.random.PCG64([recipe.seed, step]))
     drawn = [_draw_positive(material, recipe, generator) for _ in range(recipe.positives)]
     drawn += [_draw_negative(material, places, recipe, generator) for _ in range(recipe.negatives)]
-    for place in range(recipe.positives, len(drawn)):
-        if recipe.planted and generator.random() < recipe.planted:
-            drawn[place] = plant(drawn[place], _draw_positive(material, recipe, generator))
     images, targets, known = (np.stack(part) for part in zip(*drawn, strict=True))
     return nodule_look.to_input(images)[..., None], targets, known
 
 
 def _draw_positive(material, recipe, generator):
+    if material.outlined and generator.random() < recipe.outlined:
+        return _draw_outlined(material, recipe, generator)
     crops = material.crops
     rows = (
         material.rows
@@ -141,19 +172,14 @@ def _draw_positive(material, recipe, generator):
     return image, target, np.ones_like(target)
 
 
-def plant(window, other):
-    """Returns a window (image in HU, target, known; float32 [S, S] each) with the nodule of another one put into it.
-
-    The nodule's pixels are the other's, and go over into the window's within a pixel or two.
-    """
-    image, _, known = window
-    given, target, _ = other
-    share = np.clip(2.0 * scipy.ndimage.gaussian_filter((target > 0.25).astype(np.float32), 1.0), 0.0, 1.0)
-    return (
-        (share * given + (1.0 - share) * image).astype(np.float32),
-        target,
-        np.maximum(known, target > 0.25),
-    )
+def _draw_outlined(material, recipe, generator):
+    hu, target = material.outlined[generator.integers(len(material.outlined))]
+    centre = np.argwhere(target > 0.5).mean(axis=0)
+    parts = [slice(max(0, round(at) - recipe.window_px), round(at) + recipe.window_px) for at in centre]
+    planes = hu[tuple(parts)].astype(np.float32), target[tuple(parts)]
+    at = centre - [part.start for part in parts]
+    image, target = windows.draw_window(generator, planes, at, size=recipe.window_px, ranges=recipe.ranges)
+    return image, target, np.ones_like(target)
 
 
 def _draw_enlargement(diameter_mm, recipe, generator):
@@ -241,11 +267,11 @@ def _mine_volume(volume, forward, recipe):
     return np.array(found, np.int32).reshape(-1, 3)
 
 
-def train(real, output, fold, recipe, init_from=None):
+def train(real, output, fold, recipe, init_from=None, sisters=None):
     """Trains to the end and returns the variables of the network.
 
     Args:
-        real, output, fold, recipe: as the command takes them.
+        real, output, fold, recipe, sisters: as the command takes them.
         init_from: folder of the run whose weights it starts from; None: new ones.
 
     Raises:
@@ -253,7 +279,7 @@ def train(real, output, fold, recipe, init_from=None):
     """
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    material = read_material(real, fold)
+    material = read_material(real, fold, sisters)
     about = {"fold": fold, "recipe": dataclasses.asdict(recipe), "rows": len(material.rows)}
     if init_from:
         about["started_from"] = _check_start(init_from, fold)
@@ -387,7 +413,7 @@ def main(argv):
     options = flags.FLAGS
     recipe = RECIPES[options.recipe]
     recipe = dataclasses.replace(recipe, steps=options.steps or recipe.steps)
-    train(options.real, options.output, options.fold, recipe, options.init_from)
+    train(options.real, options.output, options.fold, recipe, options.init_from, options.sisters)
 
 
 if __name__ == "__main__":
@@ -398,5 +424,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("fold", None, "that is held out; -1: the network of the box", required=True)
     flags.DEFINE_enum("recipe", "look", list(RECIPES), "what the network is for")
     flags.DEFINE_string("init_from", None, "folder of a run of the same fold whose weights to start from")
+    flags.DEFINE_string(
+        "sisters", None, "folder of the folds' runs, whose outlines the network of the box sees"
+    )
     flags.DEFINE_integer("steps", None, "of the training, in place of the recipe's")
     command.run(main)

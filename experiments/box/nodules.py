@@ -51,11 +51,12 @@ def _fold_stages(fold, work, common, few):
     name = "box" if fold == nodule_data.BOX else fold
     start = f"--init_from={work / OUTLINES / f'fold{max(fold, 0)}'}"  # the box's network may see everybody
     scans = [scan for scan, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
+    sisters = [f"--sisters={work}"] if fold == nodule_data.BOX else []
     scans += nodule_data.READ_FOR_MASS if fold == nodule_data.BOX else (nodule_scans.CROPS,)
     own = [f"--runs={work}", f"--fold={fold}"]
     return [
         Stage(f"look_{name}", f"trains the look, fold {name}", call(
-            "nodule_train", *common, f"--output={work / f'fold{fold}'}", f"--fold={fold}", start, *few)),
+            "nodule_train", *common, f"--output={work / f'fold{fold}'}", f"--fold={fold}", start, *sisters, *few)),
         Stage(f"judge_{name}", f"trains the judge, fold {name}", call("nodule_judge", *common, *own, *few)),
         Stage(f"scans_{name}", f"looks at {', '.join(scans)}", call("nodule_scans", *common, *own, *scans)),
     ]  # fmt: skip

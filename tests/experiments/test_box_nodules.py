@@ -95,19 +95,6 @@ def test_only_nodules_of_a_size_are_enlarged_up_to_a_mass():
         assert nodule_train._draw_enlargement(diameter, chosen, generator) == 1.0
 
 
-def test_a_planted_nodule_is_the_others_and_the_rest_stays():
-    target = np.zeros((32, 32), np.float32)
-    target[10:18, 10:18] = 1.0
-    window = np.full((32, 32), -900.0, np.float32), np.zeros_like(target), np.zeros_like(target)
-    image, marked, known = nodule_train.plant(
-        window, (np.full_like(target, 40.0), target, np.ones_like(target))
-    )
-    assert image[14, 14] == pytest.approx(40.0, abs=1.0) and image[0, 0] == image[31, 20] == -900.0
-    assert -900.0 < image[8, 14] < 40.0  # goes over within two pixels
-    np.testing.assert_array_equal(marked, target)
-    np.testing.assert_array_equal(known, target)  # what was unknown around it stays unknown
-
-
 def make_material():
     crops = make_crops(6)
     rows = np.arange(len(crops))

@@ -338,7 +338,7 @@ def test_everything_about_a_scan_is_written(tmp_path):
     assert [row["structure"] for row in table][:3] == ["left_lung", "right_lung", "nodule_1"]
     assert 600 < float(table[0]["volume_ml"]) < float(table[1]["volume_ml"]) < 2500
     about = json.loads((tmp_path / "out" / "prediction.json").read_text(encoding="utf-8"))
-    assert about["networks"] == [{"name": "threshold", "sha256": "0" * 64}]
+    assert about["networks"] == [{"name": "threshold", "sha256": "0" * 64, "mm_per_pixel": None}]
     assert about["lungs_ml"][0] == pytest.approx(float(table[0]["volume_ml"]), rel=1e-4)
 
 
@@ -374,7 +374,7 @@ def test_an_empty_mask_is_refused(tmp_path):
     network = Network("n", (56, 56), "0" * 64, "anatomy", _silent)
     with pytest.raises(InputError, match="no lung was found"):
         outputs.predict(tmp_path / "scan.mha", tmp_path / "out", [network])
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scans.csv"]
     outputs.predict(tmp_path / "scan.mha", tmp_path / "out", [network], options=segment.Options(force=True))
     assert "no lung" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
@@ -406,7 +406,7 @@ def test_a_wrong_unit_and_swapped_axes_are_refused_unless_forced(tmp_path):
     for name, match in (("unit", "its unit may not be mm"), ("axes", "move it to the front")):
         with pytest.raises(InputError, match=match):
             outputs.predict(tmp_path / f"{name}.npz", tmp_path / name, network)
-        assert not list((tmp_path / name).iterdir())
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["scans.csv"]
         options = segment.Options(force=True)
         outputs.predict(tmp_path / f"{name}.npz", tmp_path / name, network, options=options)
         assert (tmp_path / name / "prediction.json").is_file()
@@ -421,7 +421,7 @@ def test_weights_that_are_not_finite_give_one_line_and_no_mask(tmp_path):
     network = Network("n", (56, 56), "0" * 64, "anatomy", forward)
     with pytest.raises(InputError, match="not finite"):
         outputs.predict(tmp_path / "a.npz", tmp_path / "out", [network])
-    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scans.csv"]
 
 
 def test_a_network_of_airways_says_so(tmp_path):

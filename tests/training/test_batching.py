@@ -151,7 +151,7 @@ def test_a_batch_takes_the_shuffled_labels_of_its_own_cases():
 
 def test_the_placebo_is_off_unless_asked_for():
     data, members, config = fakes.two_discs(30), {"train": np.arange(30)}, base.get_config()
-    assert facts.read_facts(config, data, members) == (None, None, None, None)
+    assert facts.read_facts(config, data, members) == (None,) * 5
     config.loss.shuffle_aux_labels = True
     found = facts.read_facts(config, data, members).aux_labels
     np.testing.assert_array_equal(found, facts.shuffle_labels(data.table.labels, members, seed=config.seed))
