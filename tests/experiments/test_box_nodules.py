@@ -95,6 +95,25 @@ def test_only_nodules_of_a_size_are_enlarged_up_to_a_mass():
         assert nodule_train._draw_enlargement(diameter, chosen, generator) == 1.0
 
 
+def test_nodules_of_the_boxs_scans_are_the_sisters_outlines(tmp_path):
+    geometry = Geometry((64, 48, 5), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    hu = np.arange(5, dtype=np.int16)[:, None, None] * np.ones((5, 48, 64), np.int16)
+    scan = nodule_data.WholeScan(
+        "s", geometry, hu, None, np.array([[30.0, 20.0, 4.0, 6.0]]), np.zeros((0, 4))
+    )
+    marked = np.zeros((5, 48, 64), np.uint8)
+    marked[1:4, 19:22, 29:32] = 204
+    marked[2, 40, 50] = 255  # far from the nodule: nobody's
+    np.savez(tmp_path / "marked.npz", marked=marked)
+    outlined = nodule_train.list_outlined(scan, tmp_path / "marked.npz")
+    assert [int(image[0, 0]) for image, _ in outlined] == [1, 2, 3]
+    assert all(target.sum() == pytest.approx(9 * 0.8) for _, target in outlined)
+    material = nodule_train.Material(None, None, None, [], [], outlined)
+    recipe = dataclasses.replace(nodule_train.RECIPES["look"], outlined=1.0, window_px=32)
+    image, target, known = nodule_train._draw_positive(material, recipe, np.random.default_rng(0))
+    assert image.shape == target.shape == (32, 32) and known.all() and 2.0 < target.sum() < 15.0
+
+
 def make_material():
     crops = make_crops(6)
     rows = np.arange(len(crops))
