@@ -110,6 +110,7 @@ def test_nodules_of_the_boxs_scans_are_the_sisters_outlines(tmp_path):
     assert all(target.sum() == pytest.approx(9 * 0.8) for _, target in outlined)
     material = nodule_train.Material(None, None, None, [], [], outlined)
     recipe = dataclasses.replace(nodule_train.RECIPES["look"], outlined=1.0, window_px=32)
+    recipe = dataclasses.replace(recipe, ranges=recipe.ranges._replace(shift_px=4))
     image, target, known = nodule_train._draw_positive(material, recipe, np.random.default_rng(0))
     assert image.shape == target.shape == (32, 32) and known.all() and 2.0 < target.sum() < 15.0
 
