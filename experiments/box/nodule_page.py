@@ -54,7 +54,7 @@ def page(study, crops, test):
         _readers(crops["readers"]),
         "## The network in the box, on the test patients",
         f"{test['made_by']['data']}; `{test['made_by']['command']}` at commit {test['made_by']['commit']}. These patients "
-        "were named before the first training. They were opened once for each generation of the weights; nothing was "
+        "were named before the first training. They were opened once or twice for each generation of the weights; nothing was "
         "chosen by them (`box_nodule_test.json`).",
         _crops({t: test["thresholds"][t] for t in SHOWN_THRESHOLDS}),
         _readers(test["readers"]),
