@@ -7,7 +7,6 @@ reach belong to the lung around them, as in LUNA16's masks.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 
 import numpy as np
@@ -49,12 +48,6 @@ class Airway:
             places = np.arange(self.shape_yx[axis]) // self.steps_zyx[1 + axis]
             plane = np.take(plane, np.minimum(places, plane.shape[axis] - 1), axis=axis)
         return plane
-
-
-def by_slice(function, *values):
-    """Returns a list of what a function gives for each slice, two slices at a time; arguments as of `map`."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return list(pool.map(function, *values))
 
 
 def find_airway(volume, masks, spacing_zyx_mm):
@@ -101,7 +94,7 @@ def _pool(volume, steps):
         sums = sum(plane[row::sy].astype(np.float32) for row in range(sy))
         return sum(sums[:, column::sx] for column in range(sx)) / np.float32(sy * sx)
 
-    return np.stack(by_slice(pool, range(sz // 2, len(volume), sz)))
+    return np.stack(morphology.by_slice(pool, range(sz // 2, len(volume), sz)))
 
 
 def _find_trachea(hu, lung, cell_mm):

@@ -16,7 +16,8 @@ from scipy import ndimage
 
 from auxseg.base.classes import LEFT, NODULE, RIGHT
 from auxseg.prediction import morphology
-from auxseg.prediction.airway import by_slice, find_airway
+from auxseg.prediction.airway import find_airway
+from auxseg.prediction.morphology import by_slice
 
 _COARSE_MM = 2.5
 _LARGE_SHARE = 0.15  # of the lung: a loose piece that large is a lobe, unless it is gas
@@ -354,7 +355,7 @@ def move_edges(mask, image, free, spacing_yx_mm):
         free: bool [H, W], what no lung may take: the airway.
         spacing_yx_mm: distances of rows and columns.
     """
-    rows, columns = _bounds(mask > 0, margin=8)
+    rows, columns = bounds(mask > 0, margin=8)
     steps = min(int(_EDGE_MM / max(spacing_yx_mm)), _MOST_STEPS)
     if rows is None or not steps:
         return 0, 0
@@ -372,7 +373,7 @@ def move_edges(mask, image, free, spacing_yx_mm):
     return added, before + added - int(lung.sum())
 
 
-def _bounds(inside, margin):
+def bounds(inside, margin):
     """Returns slices of the rows and columns of what is inside, with a margin; (None, None) of nothing."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not len(rows):
@@ -421,7 +422,7 @@ def fill_holes(mask, free, spacing_yx_mm):
     most = _HOLE_MM2 / float(np.prod(spacing_yx_mm))
     filled = 0
     for side in (LEFT, RIGHT):
-        rows, columns = _bounds(mask == side, margin=1)
+        rows, columns = bounds(mask == side, margin=1)
         if rows is None:
             continue
         view = mask[rows, columns]

@@ -6,8 +6,6 @@ whole image would differ between the windows it is trained on and the slices it 
 
 from __future__ import annotations
 
-import concurrent.futures
-
 import numpy as np
 
 from auxseg.models.aux_unet import Settings
@@ -37,8 +35,7 @@ def find_region(lungs, spacing_yx_mm):
         spacing_yx_mm: distance of rows and of columns.
     """
     parts = np.array_split(lungs, max(1, len(lungs) // 16))
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return np.concatenate(list(pool.map(lambda part: _find_region(part, spacing_yx_mm), parts)))
+    return np.concatenate(morphology.by_slice(lambda part: _find_region(part, spacing_yx_mm), parts))
 
 
 def _find_region(lungs, spacing_yx_mm):

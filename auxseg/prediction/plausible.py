@@ -6,6 +6,7 @@ import numpy as np
 
 from auxseg.base.classes import CLASS_NAMES, LEFT, NODULE, RIGHT
 from auxseg.ct.checks import WARNING, Finding
+from auxseg.prediction import lungs
 from auxseg.scoring import components
 
 _LUNG_ML = (300.0, 5000.0)
@@ -98,10 +99,10 @@ def _check_pieces(masks):
     seen = np.zeros(masks.shape[1:], bool)
     for mask in masks:
         seen |= mask > 0
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-    if not len(rows):
+    rows, columns = lungs.bounds(seen, margin=0)
+    if rows is None:
         return
-    shown = masks[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    shown = masks[:, rows, columns]
     for side in (LEFT, RIGHT):
         pieces = components.find_components(shown, side).pieces
         total = sum(piece.voxels for piece in pieces)
@@ -112,10 +113,10 @@ def _check_pieces(masks):
 
 def _check_values(masks, volume):
     """Yields codes and texts about the HU of the lungs, by every fourth row and column."""
-    lungs = np.concatenate([volume[k][::4, ::4][_is_lung(masks[k][::4, ::4])] for k in range(len(masks))])
-    if not len(lungs):
+    values = np.concatenate([volume[k][::4, ::4][_is_lung(masks[k][::4, ::4])] for k in range(len(masks))])
+    if not len(values):
         return
-    mean, clipped = float(lungs.mean()), float((lungs <= -1024).mean())
+    mean, clipped = float(values.mean()), float((values <= -1024).mean())
     low, high = _MEAN_HU
     if not low <= mean <= high:
         yield "lung-hu", f"the lungs have {mean:.0f} HU on average, expected {low:.0f} to {high:.0f} HU"

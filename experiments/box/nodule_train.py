@@ -175,11 +175,16 @@ def _draw_positive(material, recipe, generator):
 def _draw_outlined(material, recipe, generator):
     hu, target = material.outlined[generator.integers(len(material.outlined))]
     centre = np.argwhere(target > 0.5).mean(axis=0)
-    parts = [slice(max(0, round(at) - recipe.window_px), round(at) + recipe.window_px) for at in centre]
-    planes = hu[tuple(parts)].astype(np.float32), target[tuple(parts)]
+    parts = _cut_around(centre, recipe.window_px)
+    planes = hu[parts].astype(np.float32), target[parts]
     at = centre - [part.start for part in parts]
     image, target = windows.draw_window(generator, planes, at, size=recipe.window_px, ranges=recipe.ranges)
     return image, target, np.ones_like(target)
+
+
+def _cut_around(centre_yx, reach):
+    """Returns the slices of rows and columns within a reach of a place."""
+    return tuple(slice(max(0, round(at) - reach), round(at) + reach) for at in centre_yx)
 
 
 def _draw_enlargement(diameter_mm, recipe, generator):
@@ -196,8 +201,7 @@ def _draw_negative(material, places, recipe, generator):
     volume, mined = material.volumes[number], material.mined[number]
     chosen = mined if len(mined) and generator.random() < recipe.hard_share else places[number]
     index, row, column = chosen[generator.integers(len(chosen))]
-    reach = recipe.window_px
-    rows, columns = (slice(max(0, at - reach), at + reach) for at in (row, column))
+    rows, columns = _cut_around((row, column), recipe.window_px)
     planes = (
         volume.hu[index, rows, columns].astype(np.float32),
         volume.known[index, rows, columns].astype(np.float32),
