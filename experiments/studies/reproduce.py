@@ -248,7 +248,7 @@ def _collect_table2(folder):
         _item(
             f"Table 2 ({row['system']})",
             "" if row["paper_percent"] is None else f"{row['paper_percent']:.2f} %",
-            f"pooled DSC {row['pooled_dsc_percent']:.2f} %, nodule Dice {number(row['nodule_dice'], 3)}",
+            f"pooled DSC {row['pooled_dsc_percent']:.2f} %, nodule Dice {number(row['dice'].get('nodule'), 3)}",
             path.with_suffix(".md"),
             folder,
         )

@@ -113,6 +113,7 @@ def list_rows(workdirs, titles, paper):
         if not summaries:
             continue
         scores = [summary["scores"].get("test") or summary["scores"]["val"] for summary in summaries]
+        classes = list(scores[0]["dice"])[1:]  # without the background
         rows.append(
             {
                 "arm": arm,
@@ -120,8 +121,8 @@ def list_rows(workdirs, titles, paper):
                 "parameters": summaries[0]["parameters"],
                 "paper_percent": paper[arm],
                 "pooled_dsc_percent": 100 * float(np.mean([each["pooled_dsc"] for each in scores])),
-                **{f"{name}_dice": _mean(scores, name) for name in ("left_lung", "right_lung", "nodule")},
-                "nodule_cases": sum(each["dice_cases"]["nodule"] for each in scores),
+                "dice": {name: _mean(scores, name) for name in classes},
+                "dice_cases": {name: sum(each["dice_cases"][name] for each in scores) for name in classes},
                 "runs": len(scores),
             }
         )
@@ -135,18 +136,20 @@ def _mean(scores, name):
 
 def format_rows(rows):
     """Returns the lines of `table2.md`."""
+    classes = list(rows[0]["dice"])
+    titles = [f"{name.replace('_', ' ')} (cases)" for name in classes]
     yield "# Table 2, the paper's figures beside ours\n"
     yield "The paper's column is what it prints for each system, most of it taken from that system's own publication: other"
     yield "data, other scores. Ours are all of the same test cases. Pooled DSC is the paper's score: over the pixels of"
     yield "all classes with background, so that it stays high where no nodule is found; Dice is the mean over cases.\n"
-    yield "| system | parameters | the paper, % | pooled DSC, % | left lung | right lung | nodule (cases) | runs |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield f"| system | parameters | the paper, % | pooled DSC, % | {' | '.join(titles)} | runs |"
+    yield "| --- | --- | --- | --- |" + " --- |" * (len(classes) + 1)
     for row in rows:
-        dice = [_three(row[f"{name}_dice"]) for name in ("left_lung", "right_lung", "nodule")]
+        dice = [f"{_three(row['dice'][name])} ({row['dice_cases'][name]})" for name in classes]
         paper = "-" if row["paper_percent"] is None else f"{row['paper_percent']:.2f}"
         yield (
-            f"| {row['system']} | {row['parameters']:,} | {paper} | {row['pooled_dsc_percent']:.2f} | {dice[0]} | "
-            f"{dice[1]} | {dice[2]} ({row['nodule_cases']}) | {row['runs']} |"
+            f"| {row['system']} | {row['parameters']:,} | {paper} | {row['pooled_dsc_percent']:.2f} | "
+            f"{' | '.join(dice)} | {row['runs']} |"
         )
 
 

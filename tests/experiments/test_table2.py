@@ -41,8 +41,8 @@ def test_arms():
 
 def test_a_study_puts_the_papers_figures_beside_ours(npz, tmp_path, calls, monkeypatch):  # noqa: F811
     fake = loop.train
-    scores = {"pooled_dsc": 0.9, "dice": {"left_lung": 0.8, "right_lung": 0.7, "nodule": None}}
-    scores["dice_cases"] = {"nodule": 0}
+    scores = {"pooled_dsc": 0.9, "dice": {"background": 0.99, "left_lung": 0.8, "nodule": None}}
+    scores["dice_cases"] = {"background": 9, "left_lung": 9, "nodule": 0}
 
     def trained(config, workdir, *, finish):
         fake(config, workdir, finish=finish)
@@ -58,7 +58,8 @@ def test_a_study_puts_the_papers_figures_beside_ours(npz, tmp_path, calls, monke
     assert calls == ["aux_unet-f0-s1", "attention_res_unet_published-f0-s1"]
     assert [row["paper_percent"] for row in found["rows"]] == [98.42, 81.0]
     text = (tmp_path / "table2.md").read_text(encoding="utf-8")
-    assert "| 123 | 98.42 | 90.00 | 0.800 | 0.700 | - (0) | 1 |" in text
+    assert "| the paper, % | pooled DSC, % | left lung (cases) | nodule (cases) | runs |" in text
+    assert "| 123 | 98.42 | 90.00 | 0.800 (9) | - (0) | 1 |" in text
     assert "what it prints for each system" in text and (tmp_path / "summary.md").is_file()
     assert not any(
         name.endswith("_matched") for name in table2.create_arms(protocol.config, width="published")[0]
