@@ -64,7 +64,14 @@ class Recipe:
 
 
 RECIPES = {
-    "look": Recipe(enlarged=0.15, thick_mm=5.0, thick_share=0.4),
+    "look": Recipe(
+        enlarged=0.15,
+        thick_mm=5.0,
+        thick_share=0.4,
+        steps=3000,
+        mine_at=(0.0, 0.25, 0.5, 0.75),
+        ranges=windows.Ranges(soft_px=1.2),
+    ),
     "outlines": Recipe(
         window_px=96,
         positives=28,
@@ -79,8 +86,8 @@ RECIPES = {
 }
 """Who outlines a nodule in a crop around it meets few windows without one. The look of the box meets whole lungs: it
 starts from the weights of the outlines, and a third of its windows hold no nodule. None of the crops holds a mass, so some
-nodules are shown as large as one. Most slices are thin, and vessels in thick ones look like nodules: so half of the slices of
-whole scans, and some nodules, are shown as means of neighbours too."""
+nodules are shown as large as one. Most slices are thin, and vessels in thick and soft ones look like nodules: so half of the slices
+of whole scans, and some nodules, are shown as means of neighbours too, and half of the windows are softened."""
 ENLARGED_MM = (8.0, 60.0)
 """Least diameter of nodules that are enlarged, and the largest that they then have."""
 
