@@ -325,9 +325,9 @@ def format_command(arguments):
     shown = [f"python -m {module.name}" if module else arguments[0].rsplit("/", 1)[-1]]
     for argument in arguments[1:]:
         name = argument.split("=")[0].lstrip("-")
-        if name in ("data_dir", "extra_data"):
+        if name in ("data_dir", "extra_data", "config.data.extra_dir"):
             shown.append(f"--{name}=FOLDER")
-        elif name not in ("out", "jobs"):
+        elif name not in ("out", "jobs", "reuse"):
             shown.append(argument)
     return " ".join(shown)
 

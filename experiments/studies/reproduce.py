@@ -252,7 +252,7 @@ def _collect_table2(folder):
             path.with_suffix(".md"),
             folder,
         )
-        for row in files.read_json(path)
+        for row in files.read_json(path)["rows"]
     ]
 
 

@@ -15,10 +15,13 @@ The 3D U-Net sees slabs of seven slices (`data.slab`), which NPZ files of single
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from absl import flags
 
 from auxseg.base import command, files
+from experiments import made_by
 from experiments.studies import comparators, effects, runner
 
 WIDTHS = ("matched", "published", "both")
@@ -200,7 +203,10 @@ def study(
         folder, workdirs, config, titles, create_effects(titles), names=names, heading="Table 2"
     )
     rows = list_rows(workdirs, titles, paper)
-    files.write_json(folder / "table2.json", rows)
+    origin = made_by.made_by(
+        effects.format_command(sys.argv), data=f"{config.data.name}, as in summary.md", seeds=protocol.seeds
+    )
+    files.write_json(folder / "table2.json", {"made_by": origin, "rows": rows})
     files.write_text(folder / "table2.md", "\n".join(format_rows(rows)) + "\n")
     return {**result, "rows": rows}
 
