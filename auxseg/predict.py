@@ -64,9 +64,10 @@ def main(argv):
         if not getattr(values, name):
             raise InputError(f"--{name}: not given (try --help)")
     # What computes is imported here: --help and a mistake in a flag are answered at once.
-    from auxseg.ct import writers
-    from auxseg.devices import parallel
-    from auxseg.prediction import outputs, rows
+    with command.importing():
+        from auxseg.ct import writers
+        from auxseg.devices import parallel
+        from auxseg.prediction import outputs, rows
 
     parallel.keep_compiled_programs(files.default_cache_dir() / "compiled")
     options = read_options(values)

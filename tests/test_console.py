@@ -58,6 +58,25 @@ finally:
     )
 
 
+def test_what_predicts_imports_neither_networks_nor_what_one_slice_does_without():
+    """A tenth of the start each: where a program is kept, no network is built."""
+    others = (
+        "flax",
+        "orbax",
+        "optax",
+        "tensorflow",
+        "scipy.spatial",
+        "matplotlib",
+        "nibabel",
+        "pydicom",
+        "SimpleITK",
+    )
+    done = run_python(
+        f"import sys, auxseg.prediction.outputs; print([n for n in {others} if n in sys.modules])"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "flag", "choices"),
     [

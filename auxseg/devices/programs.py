@@ -20,25 +20,30 @@ from auxseg.base import files
 _CHECKSUM_BYTES = 32
 
 
-def keep(function, weights, *, made_of, calls=()):
-    """Returns images -> function(weights, images), traced once for each shape, and kept where jax keeps its programs.
+def keep(create, weights, *, made_of, calls=()):
+    """Returns images -> create()(weights, images), traced once for each shape, and kept where jax keeps its programs.
 
     That is `parallel.keep_compiled_programs`' folder; without it, or on another device than a CPU, nothing is kept.
 
     Args:
-        function: (weights, images) -> array; pure.
+        create: () -> function of (weights, images) that gives an array; pure. Called where a program is to be traced, and else
+            never: what it needs is not even imported then.
         weights: tree of arrays.
         made_of: () -> bytes that say all that the program depends on but versions and shapes; asked for only where programs
             are kept.
         calls: names of the foreign functions that it may call.
     """
-    weights, plain = jax.device_put(weights), jax.jit(function)
+    weights = jax.device_put(weights)
+
+    @functools.cache
+    def plain():
+        return jax.jit(create())
 
     @functools.cache
     def program_of(shape, dtype):
         folder = jax.config.jax_compilation_cache_dir
         if not folder or jax.default_backend() != "cpu":
-            return plain
+            return plain()
         shapes = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), weights)
         given = (shapes, jax.ShapeDtypeStruct(shape, dtype))
         return jax.jit(_read_or_write(pathlib.Path(folder) / _name(made_of(), given), plain, given, calls))
@@ -46,7 +51,7 @@ def keep(function, weights, *, made_of, calls=()):
     def run(images):
         images = jnp.asarray(images)
         traced = isinstance(images, jax.core.Tracer)
-        return (plain if traced else program_of(images.shape, images.dtype))(weights, images)
+        return (plain() if traced else program_of(images.shape, images.dtype))(weights, images)
 
     return run
 
@@ -60,15 +65,15 @@ def _name(made_of, given):
     return f"{hashlib.sha256(said.encode() + made_of).hexdigest()[:32]}.program"
 
 
-def _read_or_write(path, function, given, calls):
-    """Returns the program of a file, as a function; else as it is traced and written there."""
+def _read_or_write(path, plain, given, calls):
+    """Returns the program of a file, as a function; else as `plain()` is traced and written there."""
     from jax import export
 
     try:
         return export.deserialize(bytearray(_read(path))).call
     except Exception:  # missing, another's or damaged: whatever flatbuffers raise
         checks = [export.DisabledSafetyCheck.custom_call(name) for name in calls]
-        program = export.export(function, disabled_checks=checks)(*given)
+        program = export.export(plain(), disabled_checks=checks)(*given)
     content = program.serialize()
     try:
         files.write_bytes(path, hashlib.sha256(content).digest() + content)

@@ -23,8 +23,6 @@ up-sampled image followed by the skip, in this order of channels.
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,36 +33,9 @@ from auxseg.models.blocks import Signal
 from auxseg.models.initial import draw_variables
 from auxseg.models.interface import Outputs
 from auxseg.models.norm import normalisation
+from auxseg.models.settings import Settings
 
 _ZEROS = nn.initializers.zeros
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What `config.model` says, checked; the fields are those of configs/base.py and one more.
-
-    Attributes:
-        folded: batch norm is part of the kernels (`inference.py`): a unit holds depthwise, pointwise (or
-            ordinary) and shift, and cannot be trained.
-    """
-
-    base_width: int
-    depth: int
-    num_classes: int
-    separable: bool
-    se: bool
-    se_ratio: int
-    aux: bool
-    aux_width: int
-    dtype: str
-    bn_momentum: float
-    bn_epsilon: float
-    lowering: str
-    folded: bool = False
-
-    def widths(self):
-        """Returns the channels of each encoder level and of the bottleneck, depth + 1 integers."""
-        return [self.base_width << level for level in range(self.depth + 1)]
 
 
 def check_images(images, depth, *, channels=1):

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 
 from auxseg.base.errors import InputError
 from auxseg.models import blocks, layers
-from auxseg.models.aux_unet import AuxHead, MaskHead, NetworkBase, Settings, Upsample, check_images
+from auxseg.models.aux_unet import AuxHead, MaskHead, NetworkBase, Upsample, check_images
 from auxseg.models.blocks import Signal
 from auxseg.models.interface import Outputs
+from auxseg.models.settings import Settings
 
 _ZEROS = nn.initializers.zeros
 

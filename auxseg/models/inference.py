@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from auxseg.models import interface
-from auxseg.models.aux_unet import AuxUNet
-from auxseg.models.aux_unet3d import AuxUNet3D
 from auxseg.models.kernels import build
-from auxseg.models.unet import UNet
 
-_FOLDED = (AuxUNet, UNet, AuxUNet3D)
-"""Networks whose batch norm is in `aux_unet.Unit`s."""
+FOLDED = ("aux_unet", "unet", "aux_unet3d")
+"""Names of the networks whose batch norm is in `aux_unet.Unit`s."""
 LEAST_WIDTH = 32
 """Channels of the first level from which prediction is in bfloat16: its tiles have as many."""
 
@@ -32,6 +29,8 @@ def create_predict(model, variables, *, window_hu, mirror=None):
         window_hu: (low, high).
         mirror: average with those of the mirrored images, turned back by `classes.mirrored`; None: do not.
     """
+    from auxseg.models.aux_unet import AuxUNet
+
     # Of volumes only some operators have kernels: half of the work would be XLA's, which is slow in bfloat16.
     dtype = choose_dtype(model.settings) if type(model) is AuxUNet else None
     apply_fn, weights = create_inference(model, variables, dtype=dtype)
@@ -53,7 +52,7 @@ def choose_dtype(settings):
     float32 where it was measured.
 
     Args:
-        settings: `aux_unet.Settings`.
+        settings: `settings.Settings`.
     """
     wide = settings.separable and settings.base_width >= LEAST_WIDTH
     fast = wide and settings.lowering == "kernels" and build.find_unit() == "amx"
@@ -66,7 +65,7 @@ def create_inference(model, variables, *, dtype=None):
     Each unit's products come out normalised: the factor of batch norm is multiplied into the pointwise
     (or ordinary) kernel, and its shift is all that is left to add.
 
-    A network that is none of `_FOLDED`, or one that changes them, runs as it is.
+    A network that is none of `FOLDED`, or one that changes them, runs as it is.
 
     Args:
         model: as `create_model` returns it.
@@ -78,7 +77,7 @@ def create_inference(model, variables, *, dtype=None):
             be jitted once.
         weights: tree of float32 arrays on the default device.
     """
-    if type(model) not in _FOLDED:
+    if not is_folded(model):
         return lambda weights, images: model.apply(weights, images).mask_logits, jax.device_put(variables)
     settings = dataclasses.replace(
         model.settings, aux=False, folded=True, dtype=dtype or model.settings.dtype
@@ -89,6 +88,15 @@ def create_inference(model, variables, *, dtype=None):
         return folded.apply({"params": weights}, images).mask_logits
 
     return apply_fn, jax.device_put(fold_batch_norm(variables, model.settings.bn_epsilon))
+
+
+def is_folded(model):
+    """Returns whether a network is one of `FOLDED`, and not one that changes them."""
+    from auxseg.models.aux_unet import AuxUNet  # it is a network already: here they cost no import
+    from auxseg.models.aux_unet3d import AuxUNet3D
+    from auxseg.models.unet import UNet
+
+    return type(model) in (AuxUNet, UNet, AuxUNet3D)
 
 
 def fold_batch_norm(variables, epsilon):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from auxseg.models.aux_unet import Settings
+from auxseg.models.settings import Settings
 from auxseg.prediction import morphology
 
 CLOSE_MM = 10.0
@@ -20,7 +20,7 @@ BOX_STEP = 32
 
 
 def network_settings(lowering, *, base_width=16, depth=4):
-    """Returns the `aux_unet.Settings` of the look."""
+    """Returns the `settings.Settings` of the look."""
     return Settings(
         base_width=base_width, depth=depth, num_classes=2, separable=True, se=False, se_ratio=8, aux=False,
         aux_width=128, dtype="float32", bn_momentum=0.99, bn_epsilon=1e-3, lowering=lowering,

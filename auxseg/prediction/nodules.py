@@ -21,8 +21,7 @@ import numpy as np
 from auxseg.base import files, npz
 from auxseg.base.errors import InputError
 from auxseg.devices import programs
-from auxseg.models.aux_unet import AuxUNet
-from auxseg.models.inference import create_inference
+from auxseg.models.inference import create_inference, fold_batch_norm
 from auxseg.models.kernels import build
 from auxseg.models.layers import resolve_lowering
 from auxseg.prediction import nodule_candidates, nodule_look
@@ -170,17 +169,26 @@ def load_networks(folder):
     folder = pathlib.Path(folder)
     about = _read_about(folder / "about.json")
     settings = nodule_look.network_settings(resolve_lowering("auto"), **about["look"])
-    apply_fn, weights = create_inference(AuxUNet(settings), read_weights(folder / "look.npz"))
+    variables = read_weights(folder / "look.npz")
 
-    def forward(weights, images):
-        logits = apply_fn(weights, images)
-        return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+    def create():
+        from auxseg.models.aux_unet import AuxUNet  # not where a program of it is kept from before
+
+        apply_fn, _ = create_inference(AuxUNet(settings), variables)
+
+        def forward(weights, images):
+            logits = apply_fn(weights, images)
+            return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+
+        return forward
 
     def made_of():
         return repr(settings).encode() + read_sources() + pathlib.Path(__file__).read_bytes()
 
     return Networks(
-        programs.keep(forward, weights, made_of=made_of, calls=build.TARGETS),
+        programs.keep(
+            create, fold_batch_norm(variables, settings.bn_epsilon), made_of=made_of, calls=build.TARGETS
+        ),
         about["above"],
         tuple(about["weights"]),
         np.array(about["operating_points"], np.float64),

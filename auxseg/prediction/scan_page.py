@@ -13,9 +13,8 @@ from auxseg.ct.checks import ERROR, WARNING
 from auxseg.prediction import measure, overlay, page_rows
 from auxseg.prediction.segment import NUM_PANELS
 from auxseg.report import viewer
-from auxseg.report.document import create_document
+from auxseg.report.document import NOT_CLINICAL, create_document
 from auxseg.report.markup import Markup, element, join, script_json, table
-from auxseg.report.model_card import NOT_CLINICAL
 
 _LEVELS = {ERROR: "fault", WARNING: "caution"}
 _LEAST_CORONAL = 8  # slices: fewer make no picture

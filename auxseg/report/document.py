@@ -7,6 +7,8 @@ import importlib.resources
 from auxseg.base.classes import CLASS_NAMES, COLOURS, DIFFERENCE_COLOUR
 from auxseg.report.markup import Markup, element, join
 
+NOT_CLINICAL = "Not for clinical use."
+
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 

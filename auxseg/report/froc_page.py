@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from auxseg.report import figures, viewer
-from auxseg.report.document import create_document
+from auxseg.report.document import NOT_CLINICAL, create_document
 from auxseg.report.markup import element, interval, join, number, table
-from auxseg.report.model_card import NOT_CLINICAL
 from auxseg.scoring import froc
 
 RULES = (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from auxseg.report import tables
-
-NOT_CLINICAL = "Not for clinical use."
+from auxseg.report.document import NOT_CLINICAL
 
 
 def create_card(run, *, score_table, objects, split):

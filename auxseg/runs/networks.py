@@ -27,7 +27,7 @@ from auxseg.base.classes import CLASS_NAMES, check_classes, classes_of
 from auxseg.base.errors import InputError, check_choice
 from auxseg.datasets import check_size, check_slab, check_slab_step, scale
 from auxseg.devices import programs
-from auxseg.models import interface
+from auxseg.models import inference, interface
 from auxseg.models.kernels import build
 from auxseg.runs import checkpoints, run_folder
 
@@ -221,14 +221,24 @@ def _create_forward_with_classes(trained):
 
 
 def _create_folded_forward(trained):
-    config = trained.config
-    predict, weights = models.create_predict(
-        models.create_model(config.model, num_classes=len(classes_of(config.data))),
-        trained.variables,
-        window_hu=tuple(config.data.window_hu),
-    )
-    said = repr((config.model.to_json(), tuple(config.data.window_hu), classes_of(config.data)))
-    run = programs.keep(predict, weights, made_of=lambda: said.encode() + read_sources(), calls=build.TARGETS)
+    """Returns a `forward`; of a network that folds, nothing is built where its program is kept from before."""
+    config, variables = trained.config, trained.variables
+    window_hu, num_classes = tuple(config.data.window_hu), len(classes_of(config.data))
+
+    def create_both():
+        model = models.create_model(config.model, num_classes=num_classes)
+        return models.create_predict(model, variables, window_hu=window_hu)
+
+    if check_choice("model.name", config.model.name, models.NAMES) in inference.FOLDED:
+        settings = models.create_settings(config.model, num_classes)
+        weights = inference.fold_batch_norm(variables, settings.bn_epsilon)
+        create = lambda: create_both()[0]  # noqa: E731
+    else:
+        settings = None
+        predict, weights = create_both()
+        create = lambda: predict  # noqa: E731
+    said = repr((config.model.to_json(), settings, window_hu, classes_of(config.data)))
+    run = programs.keep(create, weights, made_of=lambda: said.encode() + read_sources(), calls=build.TARGETS)
     return lambda images: (run(images), None)
 
 

@@ -276,7 +276,13 @@ def test_label_maps(text, keys, expected):
 @pytest.mark.parametrize(
     ("text", "keys", "message"),
     [
-        (None, (9,), "does not say what the value 9 of x is; add 9:CLASS"),
+        (
+            None,
+            (9,),
+            "does not say what the value 9 of x is; name all values, such as 1:left_lung,2:right_lung,9:CLASS",
+        ),
+        ("1:left_lung", (9,), "does not say what the value 9 of x is; add 9:CLASS with one of"),
+        (None, ("GTV-1", 7), "what the structure 'GTV-1' of x is; add GTV-1:CLASS"),
         ("lungmask", (3,), "does not say what the value 3 of x is"),
         ("1:left_lung", ("GTV-1", 7), "does not say what the structure 'GTV-1' of x is"),
     ],

@@ -23,24 +23,28 @@ def folder(tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def create(made_of=b"first", traced=None):
+def create(made_of=b"first", traced=None, built=None):
     def function(weights, images):
         traced is None or traced.append(images.shape)
         return images * weights["a"] + 1.0
 
-    return programs.keep(function, WEIGHTS, made_of=lambda: made_of)
+    def build():
+        built is None or built.append(1)
+        return function
+
+    return programs.keep(build, WEIGHTS, made_of=lambda: made_of)
 
 
 def test_a_second_start_does_not_trace(folder):
     np.testing.assert_array_equal(create()(IMAGES), EXPECTED)
     assert len(list(folder.glob("*.program"))) == 1
-    traced = []
-    again = create(traced=traced)
+    traced, built = [], []
+    again = create(traced=traced, built=built)
     np.testing.assert_array_equal(again(IMAGES), EXPECTED)
     np.testing.assert_array_equal(again(IMAGES), EXPECTED)
-    assert not traced
+    assert not traced and not built
     np.testing.assert_array_equal(again(IMAGES[:1]), EXPECTED[:1])
-    assert traced == [(1, 2)] and len(list(folder.glob("*.program"))) == 2
+    assert traced == [(1, 2)] and built == [1] and len(list(folder.glob("*.program"))) == 2
 
 
 def test_what_is_made_of_something_else_is_another_program(folder):

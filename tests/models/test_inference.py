@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from auxseg.models import create_inference, create_model
+from auxseg.models import NAMES, create_inference, create_model
 from auxseg.models.aux_unet import AuxUNet
-from auxseg.models.inference import choose_dtype
+from auxseg.models.inference import FOLDED, choose_dtype, is_folded
 from auxseg.models.kernels import build
 from configs.base import get_config
 
@@ -33,6 +33,12 @@ def test_folded_network_gives_the_same_masks(changes):
     np.testing.assert_allclose(jax.jit(apply_fn)(weights, IMAGES), expected, rtol=1e-4, atol=atol)
     assert "aux" not in weights
     assert len(jax.tree.leaves(weights)) < len(jax.tree.leaves(variables["params"]))
+
+
+def test_networks_that_fold_are_named_without_importing_them():
+    config = get_config().model.copy_and_resolve_references().unlock()
+    found = [name for name in NAMES if is_folded(create_model(config | {"name": name}))]
+    assert set(found) == set(FOLDED) == {"aux_unet", "unet", "aux_unet3d"}
 
 
 def test_a_subclass_runs_as_it_is():

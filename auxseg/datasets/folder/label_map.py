@@ -90,9 +90,16 @@ class LabelMap:
         if not names and self.own and keys[-1] in _OURS:
             return keys[-1]
         what = f"the structure {names[0]!r}" if names else f"the value {keys[-1]}"
+        more = f"{names[0] if names else keys[-1]}:CLASS"
+        # The first pair takes away that values stand for our own classes.
+        more = (
+            f"add {more}"
+            if names or not self.own
+            else f"name all values, such as 1:left_lung,2:right_lung,{more},"
+        )
         raise InputError(
-            f"data.label_map: does not say what {what} of {path} is; add {names[0] if names else keys[-1]}:CLASS with one of "
-            f"{', '.join(CLASSES)}, or *:background, or name a convention ({', '.join(CONVENTIONS)})"
+            f"data.label_map: does not say what {what} of {path} is; {more} with one of {', '.join(CLASSES)}, or "
+            f"*:background, or name a convention ({', '.join(CONVENTIONS)})"
         )
 
 

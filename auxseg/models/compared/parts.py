@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from auxseg.models import aux_unet, blocks, layers
-from auxseg.models.aux_unet import MaskHead, Settings, Upsample, check_images
+from auxseg.models.aux_unet import MaskHead, Upsample, check_images
 from auxseg.models.blocks import Signal
 from auxseg.models.interface import Outputs
 from auxseg.models.norm import normalisation
+from auxseg.models.settings import Settings
 
 _ZEROS = nn.initializers.zeros
 

@@ -13,7 +13,7 @@ from auxseg.models.keras_weights import flatten
 
 
 class FlaxUNet(nn.Module):
-    """The separable network of `settings` (`auxseg.models.aux_unet.Settings`)."""
+    """The separable network of `settings` (`auxseg.models.settings.Settings`)."""
 
     settings: Any
 

@@ -16,7 +16,7 @@ def create_keras_unet(settings, size):
     """Returns a keras.Model from images [N, H, W, 1] to mask logits, with aux to [mask logits, class logits].
 
     Args:
-        settings: the `model` group of a config, or `auxseg.models.aux_unet.Settings`.
+        settings: the `model` group of a config, or `auxseg.models.settings.Settings`.
         size: rows and columns.
     """
     images = features = keras.Input((*size, 1))

@@ -84,7 +84,7 @@ def create_torch_unet(settings, variables):
     """Returns a channels-last `TorchUNet` that holds our variables.
 
     Args:
-        settings: `auxseg.models.aux_unet.Settings` or the `model` group of a config, separable.
+        settings: `auxseg.models.settings.Settings` or the `model` group of a config, separable.
         variables: {'params', 'batch_stats'} of our network.
     """
     model = TorchUNet(settings)

@@ -14,7 +14,7 @@ class TorchUNet3D(nn.Module):
     """The network of `settings`; slabs [N, 1, D, H, W] give `Outputs` of [N, C, H, W] and [N, C].
 
     Args:
-        settings: `auxseg.models.aux_unet.Settings` or the `model` group of a config, separable, with SE and head.
+        settings: `auxseg.models.settings.Settings` or the `model` group of a config, separable, with SE and head.
         halvings: levels at which slices are halved, of `aux_unet3d.count_halvings`; D is a multiple of 2^halvings.
     """
 
