@@ -118,30 +118,27 @@ def write_records(data_dir, *, settings, **shared):
     folder = records.prepare(data_dir, cache_dir=cache_dir, settings=settings, name=NAME.value, **shared)
     dataset = records.read_records(folder, settings=settings, skip_bad_scans=True)
     options = list_options(settings)
-    use = options + (f" --config.data.cache_dir={cache_dir}" if OUTPUT.value else "")
+    use = options + (f" --config.data.cache_dir={shlex.quote(str(cache_dir))}" if OUTPUT.value else "")
     return [
         *dataset.notes,
         f"{len(dataset)} slices of {len(set(dataset.table.series_uid.tolist()))} scans in {folder}",
-        f"Train on them with --config.data.dir={data_dir}{use}, or without the scans with "
-        f"--config.data.dir={folder}{options}",
+        f"Train on them with --config.data.dir={shlex.quote(str(data_dir))}{use}, or without the scans with "
+        f"--config.data.dir={shlex.quote(str(folder))}{options}",
     ]
 
 
 def list_options(settings):
-    """Returns the flags, with a space before each, by which training finds the records of a folder of one's own."""
-    scale = " --config.data.mm_per_pixel=own" if settings.size_yx is None else ""
-    if NAME.value == "luna16":
-        return scale
-    fields = {
-        "name": NAME.value,
-        "slices": settings.slices,
-        "label_map": settings.label_map,
-        "field": settings.field,
-    }
-    return (
-        "".join(f" --config.data.{key}={shlex.quote(value)}" for key, value in fields.items() if value)
-        + scale
-    )
+    """Returns the flags, with a space before each, by which training finds the records: slices, size, what is no default."""
+    size = f"size={settings.size_yx[0]},{settings.size_yx[1]}" if settings.size_yx else "mm_per_pixel=own"
+    names = ("label_map", "field") if NAME.value == "folder" else ("labels", "nodules", "lidc")
+    given = {name: getattr(settings, name) for name in names}
+    default = type(settings)()
+    changed = [
+        f"{name}={shlex.quote(value)}" for name, value in given.items() if value != getattr(default, name)
+    ]
+    source = [f"name={NAME.value}"] if NAME.value != "luna16" else []
+    flags_found = [*source, f"slices={settings.slices}", size, *changed]
+    return "".join(f" --config.data.{one}" for one in flags_found)
 
 
 def write_npz(data_dir, **shared):
@@ -157,7 +154,7 @@ def write_npz(data_dir, **shared):
         *notes,
         *(f"left out: {problem}" for problem in problems),
         f"{len(rows)} slices of {len({row['series_uid'] for row in rows})} scans in {OUTPUT.value}",
-        f"Train on them with --config.data.name=npz --config.data.dir={OUTPUT.value}",
+        f"Train on them with --config.data.name=npz --config.data.dir={shlex.quote(OUTPUT.value)}",
     ]
 
 

@@ -43,8 +43,8 @@ def test_records_are_found_by_training_and_without_the_scans(folder, tmp_path):
     assert done.stdout.splitlines() == [
         "subsets not there: 1, 2, 4, 5, 6, 7, 8, 9 of 0 to 9",
         f"31 slices of 3 scans in {records}",
-        f"Train on them with --config.data.dir={folder}, or without the scans with "
-        f"--config.data.dir={records}",
+        f"Train on them with --config.data.dir={folder} --config.data.slices=lung --config.data.size=48,48, or without "
+        f"the scans with --config.data.dir={records} --config.data.slices=lung --config.data.size=48,48",
     ]
     before = (records / "records.json").stat().st_mtime_ns
     found = load(folder, cache_dir=tmp_path, settings=settings)

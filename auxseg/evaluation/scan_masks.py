@@ -82,9 +82,9 @@ def judge(reference, predictions, output, *, reference_map=None, prediction_maps
             nodules += found.get("nodules", ())
             pictures += found.get("pictures", ())
     if not rows:
-        raise InputError(
-            f"--prediction: no scan could be scored: {'; '.join(sorted({one['why'] for one in scans}))[:500]}"
-        )
+        whys = list(dict.fromkeys(one["why"] for one in scans))
+        more = f" (and {len(whys) - 1} more like this)" if len(whys) > 1 else ""
+        raise InputError(f"--prediction: no scan could be scored: {whys[0]}{more}")
     scores = _collect(rows, nodules, scans, truth)
     output = pathlib.Path(output)
     files.write_csv(output / "scores.csv", scores["rows"], digits=files.FEW_DIGITS)
@@ -110,7 +110,7 @@ def _read_tool(name, folder, text, flag):
         None,
     )
     value_names = labels.read_value_names(files.read_object(about).get("labels")) if about else {}
-    return Tool(name, folder, label_map.parse(text), found, value_names)
+    return Tool(name, folder, label_map.parse(text, f"{flag}_label_map"), found, value_names)
 
 
 def _name_tools(folders):

@@ -246,6 +246,7 @@ def test_a_scan_with_two_labels_and_a_folder_without_any(tmp_path):
     [
         ("Lung_L", LEFT), ("Right Lung", RIGHT), ("lung_upper_lobe_left", LEFT), ("LungRt", RIGHT), ("RT LUNG", RIGHT),
         ("Nodule 1 - Annotation 16", NODULE), ("cancer", NODULE), ("Lung Nodules", NODULE), ("Trachea", 0), ("Esophagus", 0),
+        ("Bronchial tree", 0), ("Bronchus", 0),
         ("clear label", 0), ("lungs", None), ("GTV-1", None), ("left kidney", None), ("liver tumor", None), ("lung vessels", None),
     ],
 )  # fmt: skip
@@ -296,6 +297,8 @@ def test_what_a_label_map_does_not_say_is_refused(text, keys, message):
 def test_texts_that_are_no_label_map(text):
     with pytest.raises(InputError, match="data.label_map: got"):
         label_map.parse(text)
+    with pytest.raises(InputError, match="--reference_label_map: got"):
+        label_map.parse(text, "--reference_label_map")
 
 
 def load(folder, cache, **changes):

@@ -113,12 +113,17 @@ def test_lungs_that_the_reference_does_not_mark_are_not_judged(tmp_path):
     [
         ("nowhere", "--prediction: .*nowhere does not exist"),
         ("empty", "holds no mask"),
-        ("other", "no scan could be scored: no"),
+        ("other", r"no scan could be scored: no prediction has its name \(and 1 more like this"),
+        (
+            "values",
+            "no scan could be scored: --prediction_label_map: does not say what the value 9 of .*a.nii.gz is",
+        ),
     ],
 )
 def test_folders_that_cannot_be_judged(tmp_path, folder, message):
     write(tmp_path / "labels" / "a.nii.gz", draw()), write(tmp_path / "other" / "x.nii.gz", draw())
     (tmp_path / "empty").mkdir()
+    write(tmp_path / "values" / "a.nii.gz", draw() * 0 + 9)
     with pytest.raises(InputError, match=message):
         scan_masks.judge(tmp_path / "labels", [tmp_path / folder], tmp_path / "judged")
 

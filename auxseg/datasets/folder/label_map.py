@@ -30,7 +30,8 @@ _OURS = (*range(len(CLASS_NAMES)), UNKNOWN)
 _SIDES = {"left": LEFT, "l": LEFT, "lt": LEFT, "right": RIGHT, "r": RIGHT, "rt": RIGHT}
 _NODULES = {"nodule", "nodules", "tumor", "tumors", "tumour", "tumours", "cancer", "lesion", "lesions"}
 _NO_LUNG = {
-    "background", "clear label", "airway", "airways", "trachea", "bronchi", "trachea bronchi", "body", "external", "heart",
+    "background", "clear label", "airway", "airways", "trachea", "bronchi", "trachea bronchi", "bronchus",
+    "bronchial tree", "body", "external", "heart",
     "esophagus", "oesophagus", "aorta", "spinal cord", "spinalcord", "cord", "mediastinum", "skin",
 }  # fmt: skip
 """Structures whose names say that they are none of ours."""
@@ -57,10 +58,12 @@ class LabelMap:
     Attributes:
         classes: {value (int) or name in small letters (str): class}; '*' is the rest.
         own: whether values that are not in `classes` stand for our own classes.
+        setting: by which it is given, for messages.
     """
 
     classes: dict
     own: bool = False
+    setting: str = "data.label_map"
 
     @property
     def knows_nodules(self):
@@ -98,13 +101,17 @@ class LabelMap:
             else f"name all values, such as 1:left_lung,2:right_lung,{more},"
         )
         raise InputError(
-            f"data.label_map: does not say what {what} of {path} is; {more} with one of {', '.join(CLASSES)}, or "
+            f"{self.setting}: does not say what {what} of {path} is; {more} with one of {', '.join(CLASSES)}, or "
             f"*:background, or name a convention ({', '.join(CONVENTIONS)})"
         )
 
 
-def parse(text):
+def parse(text, setting="data.label_map"):
     """Returns the `LabelMap` of a text; None or '': our own values 0 to 3 and 255, and names that speak for themselves.
+
+    Args:
+        text: pairs and conventions.
+        setting: by which it is given, for messages.
 
     Raises:
         InputError: it is neither pairs nor a convention.
@@ -121,12 +128,12 @@ def parse(text):
             ]
         else:
             raise InputError(
-                f"data.label_map: got {part!r}, expected VALUE:CLASS or NAME:CLASS with one of {', '.join(CLASSES)}, or a "
+                f"{setting}: got {part!r}, expected VALUE:CLASS or NAME:CLASS with one of {', '.join(CLASSES)}, or a "
                 f"convention: {', '.join(CONVENTIONS)}"
             )
     if parts and not any(isinstance(key, str) for key in classes):
         classes.setdefault(0, 0)
-    return LabelMap(classes, own=not parts)
+    return LabelMap(classes, own=not parts, setting=setting)
 
 
 def recognise(name):
