@@ -59,3 +59,8 @@ def call(main, **values):
     """Calls a command's `main` with these values of its flags."""
     with unittest.mock.patch.object(flags, "FLAGS", types.SimpleNamespace(**values)):
         return main([])
+
+
+def epoch_row(epoch):
+    """Returns a row of `metrics.jsonl` with as little as one can have."""
+    return {"epoch": epoch, "seconds": 1.0, "train": {}, "val": {"dice": {}}}

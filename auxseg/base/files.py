@@ -265,13 +265,14 @@ def append_row(path, row):
         os.fsync(handle.fileno())
 
 
-def read_rows(path, *, damaged=None):
+def read_rows(path, *, damaged=None, is_sound=lambda row: True):
     """Returns the rows of a JSON-lines file; [] without one.
 
     Args:
         path: of the file.
         damaged: list that the numbers of lines are appended to that cannot be read and are left out; None: they
             are an error.
+        is_sound: dict -> whether it is what a line should be.
 
     Raises:
         InputError: it cannot be read, or a line is no JSON object.
@@ -292,6 +293,8 @@ def read_rows(path, *, damaged=None):
             row = json.loads(line.decode("utf-8"))
             if not isinstance(row, dict):
                 raise ValueError(f"got {line.decode().strip()[:40]}, expected an object")
+            if not is_sound(row):
+                raise ValueError("it is none of auxseg's")
             rows.append(row)
         except (ValueError, RecursionError) as error:
             if damaged is None:

@@ -178,11 +178,11 @@ def finish(workdir, *, config, dataset, members, feed, ended):
     judgements = {split: score_cases.judge_split(subject, split, native=split == shown) for split in names}
     rows = [row for split in names for row in case_rows(judgements[split], results[split])]
     files.write_csv(workdir / "cases.csv", rows)
-    epochs = files.read_rows(workdir / "metrics.jsonl")
+    epochs = run_folder.read_epochs(workdir / "metrics.jsonl")
     summary = {
         "ended": ended,
         "epochs": len(epochs),
-        "steps": epochs[-1]["step"] if epochs else 0,
+        "steps": epochs[-1].get("step", 0) if epochs else 0,
         "best_epoch": found["epoch"],
         "seconds": sum(row["seconds"] for row in epochs),
         "dataset": dataset.name,

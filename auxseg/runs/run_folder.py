@@ -195,17 +195,36 @@ def describe_machine(devices):
 
 
 def keep_rows(path, last_epoch):
-    """Drops the rows after `last_epoch`: epochs that a killed run recorded and will repeat.
+    """Drops the rows after `last_epoch`: epochs that a killed run recorded and will repeat."""
+    rows = [row for row in read_epochs(path) if row["epoch"] <= last_epoch]
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
-    A row that is damaged is left out and named: it is of the report, and no reason not to go on.
+
+def read_epochs(path):
+    """Returns the rows of `metrics.jsonl`, one an epoch.
+
+    A line that is damaged is left out and named: it is of the report, and no reason not to go on.
     """
     damaged = []
-    rows = [
-        row for row in files.read_rows(path, damaged=damaged) if row.get("epoch") in range(1, last_epoch + 1)
-    ]
+    rows = files.read_rows(path, damaged=damaged, is_sound=_is_epoch)
     if damaged:
         print(f"note: {path}: line {', '.join(map(str, damaged))} is damaged and left out", flush=True)
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _is_epoch(row):
+    """Returns whether a row has what a report reads, and nothing but numbers."""
+    groups = (row.get("train"), row.get("val"))
+    if not all(isinstance(group, dict) for group in groups) or not isinstance(row["val"].get("dice"), dict):
+        return False
+    values = {name: value for name, value in flatten(row).items() if name != "memory_of"}
+    numbers = (value for value in values.values() if value is not None)
+    return (
+        all(isinstance(value, (int, float)) and abs(value) < 1e12 for value in numbers)
+        and isinstance(values.get("epoch"), int)
+        and values["epoch"] > 0
+        and values.get("seconds") is not None
+    )
 
 
 def flatten(tree, prefix=""):
@@ -255,11 +274,42 @@ def read_records(workdir):
     return Records(
         name=workdir.resolve().name,
         config=_read_object(workdir / "config.json"),
-        versions=_read_object(workdir / "versions.json", required=False),
-        splits=_read_object(workdir / "splits.json"),
-        epochs=tuple(files.read_rows(workdir / "metrics.jsonl")),
-        summary=_read_object(workdir / "summary.json", required=False),
+        versions=_read_kinds(workdir / "versions.json", {"packages": dict}),
+        splits=read_split_lists(workdir),
+        epochs=tuple(read_epochs(workdir / "metrics.jsonl")),
+        summary=_read_kinds(
+            workdir / "summary.json", _SUMMARY_KINDS, needed=("epochs", "best_epoch", "seconds")
+        ),
     )
+
+
+_SUMMARY_KINDS = {"epochs": int, "best_epoch": int, "seconds": (int, float), "dataset": str, "notes": list}
+
+
+def _read_kinds(path, kinds, needed=()):
+    """Returns the object of a file whose values are of these kinds, {} without the file."""
+    found = _read_object(path, required=False)
+    for name, kind in kinds.items() if found else ():
+        if (name in needed or name in found) and not isinstance(found.get(name), kind):
+            raise InputError(
+                f"{path}: {name} is {found.get(name)!r:.80}; it is damaged: restore it, or remove it"
+            )
+    return found
+
+
+def read_split_lists(workdir):
+    """Returns {split: case ids} of `splits.json`.
+
+    Raises:
+        InputError: it is not there, damaged or forged.
+    """
+    path = workdir / "splits.json"
+    stored = _read_object(path)
+    if not stored or not all(
+        isinstance(cases, list) and all(isinstance(case, str) for case in cases) for cases in stored.values()
+    ):
+        raise InputError(f"{path}: expected lists of case ids by split; restore it, or start a new run")
+    return stored
 
 
 def _read_object(path, *, required=True):

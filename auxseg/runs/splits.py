@@ -5,6 +5,7 @@ import numpy as np
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.datasets import splits
+from auxseg.runs import run_folder
 
 
 def default_split(members):
@@ -20,11 +21,7 @@ def read_splits(workdir, dataset):
     """
     rows = {name: i for i, name in enumerate(dataset.table.case_id)}
     path = workdir / "splits.json"
-    stored = files.read_object(path)
-    if not stored or not all(
-        isinstance(cases, list) and all(isinstance(case, str) for case in cases) for cases in stored.values()
-    ):
-        raise InputError(f"{path}: expected lists of case ids by split; restore it, or start a new run")
+    stored = run_folder.read_split_lists(workdir)
     missing = [case for cases in stored.values() for case in cases if case not in rows]
     if missing:
         raise InputError(

@@ -6,6 +6,7 @@ import hashlib
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from auxseg import models
@@ -55,6 +56,8 @@ def create_setup(config, workdir):
     if processes.is_first():
         for note in dataset.notes:
             print(f"note: {note}", flush=True)
+        if not (workdir / "config.json").exists():
+            _check_start(config)
         run_folder.claim_config(workdir, config)
         computed = {"lowering": models.create_settings(config.model, len(dataset.classes)).lowering}
         files.write_json(workdir / "versions.json", run_folder.describe_machine(devices) | computed)
@@ -219,6 +222,16 @@ def create_state(config):
     )
 
 
+def _check_start(config):
+    """Raises an InputError, before a run is begun, where there are no weights to start from or parts to freeze."""
+    source = config.train.init_from
+    if source is None:
+        return
+    initial = jax.eval_shape(lambda: create_state(config))
+    checkpoints.match_variables(networks.read_trained(source).variables, initial.variables, where=source)
+    _check_frozen(config, initial)
+
+
 def _check_frozen(config, initial):
     """Raises an InputError for a part to freeze that is not there, or without weights to keep."""
     frozen = tuple(config.train.get("freeze", ()))
@@ -236,7 +249,6 @@ def create_initial_state(config):
     """
     initial = create_state(config)
     source = config.train.init_from
-    _check_frozen(config, initial)
     if source is None:
         return initial
     variables = networks.read_trained(source).variables

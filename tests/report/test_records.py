@@ -27,8 +27,10 @@ def test_a_run_that_goes_on(tmp_path):
     [
         ("config.json", None, "is .* the workdir of a run"),
         ("splits.json", "{", "cannot be read as JSON"),
+        ("splits.json", '{"train": [["a"]]}', "expected lists of case ids by split"),
         ("summary.json", "[1]", "got a JSON list, expected an object"),
-        ("metrics.jsonl", "{]\n", "line 1 cannot be read as JSON"),
+        ("summary.json", '{"epochs": 3, "best_epoch": "x"}', "best_epoch is 'x'; it is damaged"),
+        ("versions.json", '{"packages": "jax"}', "packages is 'jax'; it is damaged"),
     ],
 )
 def test_damaged_records_are_one_clear_line(tmp_path, name, text, words):
@@ -40,3 +42,25 @@ def test_damaged_records_are_one_clear_line(tmp_path, name, text, words):
     with pytest.raises(InputError, match=words) as error:
         run_folder.read_records(folder)
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"epoch": 2', '"epocg": 2'),
+        ('"epoch": 2', '"epoch": "2"'),
+        ('"seconds": 3.0', '"seconds": NaN'),
+        ('"train": {', '"train": [], "t": {'),
+        ('"dice": {', '"dice": 5, "d": {'),
+        ('"left_lung": 0.', '"left_lung": "x", "l": 0.'),
+        ('"val": ', '"val" '),
+    ],
+)
+def test_a_row_of_an_epoch_that_is_none_is_left_out_and_named(tmp_path, capsys, old, new):
+    folder = made_up_run.write_workdir(tmp_path)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert old in lines[1]
+    lines[1] = lines[1].replace(old, new)
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    assert [row["epoch"] for row in run_folder.read_records(folder).epochs] == [1, 3, 4, 5, 6, 7]
+    assert "metrics.jsonl: line 2 is damaged and left out" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import multiprocessing
 
+import fakes
 import pytest
 
 from auxseg.base import files
@@ -81,12 +82,12 @@ def test_settings_that_do_not_change_the_result_may_change(tmp_path):
 def test_rows_survive_a_half_written_line_and_later_epochs_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for epoch in (1, 2, 3):
-        files.append_row(path, {"epoch": epoch})
+        files.append_row(path, fakes.epoch_row(epoch))
     with open(path, "a") as handle:
         handle.write('{"epoch": 4, "lo')
     assert [row["epoch"] for row in files.read_rows(path)] == [1, 2, 3]
     run_folder.keep_rows(path, 2)
-    assert path.read_text(encoding="utf-8") == '{"epoch": 1}\n{"epoch": 2}\n'
+    assert files.read_rows(path) == [fakes.epoch_row(1), fakes.epoch_row(2)]
 
 
 def test_rows_are_strict_json(tmp_path):

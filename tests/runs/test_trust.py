@@ -24,9 +24,9 @@ def workdir(tmp_path):
 def test_a_damaged_line_of_the_metrics_is_left_out_and_named(workdir, capsys):
     path = workdir / "metrics.jsonl"
     for epoch in (1, 2, 3):
-        files.append_row(path, {"epoch": epoch})
+        files.append_row(path, fakes.epoch_row(epoch))
     content = bytearray(path.read_bytes())
-    content[content.index(b"2") - 3] = 0xFF
+    content[content.index(b"\n") + 3] = 0xFF
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match="metrics.jsonl: line 2 cannot be read"):
         files.read_rows(path)

@@ -1,5 +1,7 @@
 """What a run is made of, without training it."""
 
+import types
+
 import fakes
 import jax
 import numpy as np
@@ -66,6 +68,31 @@ def test_what_cannot_be_is_said_before_data_are_read_or_a_run_is_begun(tmp_path,
     with pytest.raises(InputError, match=message):
         setup.create_setup(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("start", "freeze", "message"),
+    [
+        ("nowhere", (), "nowhere.config.json: no such file; is .* the workdir of a run"),
+        ("narrow", (), "got shape .*, expected .*; the weights are of a network with other settings"),
+        ("same", ("encoder_9",), "train.freeze: got 'encoder_9', expected one of 'aux'"),
+    ],
+)
+def test_a_start_that_cannot_be_is_said_before_the_run_is_begun(
+    tmp_path, monkeypatch, start, freeze, message
+):
+    monkeypatch.setattr(setup, "load_once", lambda config: fakes.two_discs(20))
+    widths = {"same": 4, "narrow": 2}
+    if start in widths:
+        other = small()
+        other.model.base_width = widths[start]
+        weights = jax.device_get(setup.create_state(other).variables)
+        trained = types.SimpleNamespace(variables=weights)
+        monkeypatch.setattr(setup.networks, "read_trained", lambda source: trained)
+    config = small(init_from=str(tmp_path / start), freeze=freeze)
+    with pytest.raises(InputError, match=message):
+        setup.create_setup(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_inserted_nodules_need_lungs():
