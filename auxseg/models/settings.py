@@ -9,6 +9,8 @@ from auxseg.base.errors import InputError, check_choice
 from auxseg.models.layers import resolve_lowering
 
 _DTYPES = ("float32", "bfloat16")
+_MOST = {"base_width": 4096, "depth": 12, "se_ratio": 4096, "aux_width": 65536}
+"""What no network needs more of: a stranger's settings may claim anything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +48,10 @@ def create_settings(model_config, num_classes=NUM_CLASSES):
         InputError: a setting out of its range.
     """
     check_choice("model.dtype", model_config.dtype, _DTYPES)
-    for name in ("base_width", "depth", "se_ratio", "aux_width"):
-        _check_positive(f"model.{name}", getattr(model_config, name))
+    for name, most in _MOST.items():
+        value = getattr(model_config, name)
+        if not 1 <= value <= most:
+            raise InputError(f"model.{name}: got {value}, expected 1 to {most}")
     if not 0.0 <= model_config.bn_momentum <= 1.0:
         raise InputError(f"model.bn_momentum: got {model_config.bn_momentum}, expected 0 to 1")
     if not model_config.bn_epsilon > 0.0:
@@ -60,8 +64,3 @@ def create_settings(model_config, num_classes=NUM_CLASSES):
         num_classes=num_classes,
         lowering=resolve_lowering(model_config.lowering, model_config.dtype),
     )
-
-
-def _check_positive(name, value):
-    if not value >= 1:
-        raise InputError(f"{name}: got {value}, expected at least 1")

@@ -24,8 +24,7 @@ from ml_collections import config_flags
 from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
-
-_PACKAGE = pathlib.Path(__file__).parents[1]
+from auxseg.runs.kinds import folder
 
 
 def define(text):
@@ -50,12 +49,6 @@ def default_workdir():
     """Returns the folder of a run without --workdir: runs/NAME for NAME.py, the run's own for its `config.json`."""
     path = find(config_flags.get_config_filename(flags.FLAGS["config"]))
     return path.parent if path.suffix == ".json" else pathlib.Path("runs") / path.stem
-
-
-def folder():
-    """Returns the folder of auxseg's own settings files: inside an installed package, beside it in a clone."""
-    inside = _PACKAGE / "configs"
-    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def find(text):
@@ -156,9 +149,10 @@ def _read_json(path):
     """Returns a run's settings; those not set keep their kind, so that a flag can set them."""
     _let_import_from(path)
     config = importlib.import_module("configs.base").get_config()
+    found = run_folder.check_settings(run_folder.to_config(files.read_object(path)), where=path)
     try:
         with config.unlocked():
-            config.update(run_folder.to_config(files.read_json(path)))
+            config.update(found)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"--config: {path} is not of a run: {error}") from error
     return config.lock()

@@ -23,7 +23,7 @@ from auxseg.base import files
 from auxseg.base.classes import classes_of
 from auxseg.base.errors import InputError
 from auxseg.datasets import check_size
-from auxseg.runs import older
+from auxseg.runs import kinds, older
 
 PACKAGES = ("auxseg", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 FEW_STEPS = 100
@@ -74,27 +74,8 @@ def read_config(workdir):
     return check_settings(to_config(_read_object(path)), where=path).lock()
 
 
-_KINDS = {
-    "seed": int,
-    "data.name": str,
-    "data.size": tuple,
-    "data.window_hu": tuple,
-    "data.labels": str,
-    "data.slab": int,
-    "model.name": str,
-    "model.base_width": int,
-    "model.depth": int,
-    "model.dtype": str,
-    "model.lowering": str,
-    "loss.name": str,
-    "train.batch_size": int,
-    "eval.batch_size": int,
-}
-"""Kinds of the settings that a run cannot be read without."""
-
-
 def check_settings(config, *, where):
-    """Returns settings from JSON, which may be a stranger's, after looking at those that a run is read by.
+    """Returns settings from JSON, which may be a stranger's, after looking at their kinds and at what the data need.
 
     Args:
         config: ConfigDict.
@@ -103,22 +84,14 @@ def check_settings(config, *, where):
     Raises:
         InputError: one of them is missing, of another kind, or a size out of its range.
     """
-    settings = flatten(config.to_dict())
-    for name, kind in _KINDS.items():
-        got = settings.get(name)
-        if not isinstance(got, kind) or isinstance(got, bool):
-            raise InputError(
-                f"{where}: {name} is {got!r}, expected {kind.__name__}; it is damaged, no run's, or of another "
-                "version of auxseg"
-            )
+    kinds.check_kinds(config, where=where)
     try:
         check_size(config.data.size)
         classes_of(config.data)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    low_high = config.data.window_hu
-    if len(low_high) != 2 or not all(isinstance(v, (int, float)) for v in low_high):
-        raise InputError(f"{where}: data.window_hu is {low_high!r}, expected two numbers")
+    if len(config.data.window_hu) != 2:
+        raise InputError(f"{where}: data.window_hu is {config.data.window_hu!r}, expected two numbers")
     return config
 
 

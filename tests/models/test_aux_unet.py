@@ -219,7 +219,7 @@ def test_images_of_other_channels_are_refused():
     [
         ({"name": "vnet"}, "model.name: got 'vnet'"),
         ({"dtype": "float16"}, "model.dtype: got 'float16'"),
-        ({"depth": 0}, "model.depth: got 0, expected at least 1"),
+        ({"depth": 0}, "model.depth: got 0, expected 1 to 12"),
         ({"bn_momentum": 1.5}, "model.bn_momentum: got 1.5"),
         ({"bn_epsilon": 0.0}, "model.bn_epsilon: got 0.0"),
         ({"lowering": "fast"}, "model.lowering: got 'fast'"),

@@ -42,9 +42,18 @@ def test_a_damaged_line_of_the_metrics_is_left_out_and_named(workdir, capsys):
         ("data.size", "320", "data.size is '320', expected tuple"),
         ("model.depth", "four", "model.depth is 'four', expected int"),
         ("model.depth", True, "model.depth is True, expected int"),
-        ("model", None, "model.name is None, expected str"),
+        ("model", None, "model is None, expected settings"),
         ("data.slab", None, "data.slab is None, expected int; .* or of another version"),
         ("data.window_hu", [1], "data.window_hu is .1,., expected two numbers"),
+        ("data.window_hu", ["nan", "nan"], "data.window_hu is .'nan', 'nan'., expected tuple"),
+        ("data.sources", ["a"], "data.sources is .'a',., expected settings"),
+        ("data.sources", {"a": {"dir": 5}}, "data.sources.a.dir is 5, expected str"),
+        ("model.bn_epsilon", None, "model.bn_epsilon is None, expected float"),
+        ("model.bn_momentum", "x", "model.bn_momentum is 'x', expected float"),
+        ("model.se", 1, "model.se is 1, expected bool"),
+        ("train.num_epochs", "many", "train.num_epochs is 'many', expected int"),
+        ("train.nodule_fraction", "half", "train.nodule_fraction is 'half', expected float"),
+        ("optim.learning_rate", float("inf"), "optim.learning_rate is inf, expected float"),
         ("data.classes", ["lung"], "data.classes: got"),
     ],
 )
@@ -55,6 +64,15 @@ def test_settings_of_another_kind_are_refused(workdir, name, value, message):
     (workdir / "config.json").write_text(json.dumps(stored))
     with pytest.raises(InputError, match=rf"config.json: {message}"):
         run_folder.read_config(workdir)
+
+
+def test_whole_numbers_and_sources_are_settings(workdir):
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["train"] |= {"max_minutes": 3, "nodule_fraction": 1}
+    stored["data"] |= {"mm_per_pixel": "own", "sources": {"a": {"name": "npz", "dir": "x", "share": 4}}}
+    (workdir / "config.json").write_text(json.dumps(stored))
+    config = run_folder.read_config(workdir)
+    assert config.train.max_minutes == 3 and config.data.sources.a.share == 4
 
 
 @pytest.mark.parametrize("stored", [{}, {"train": "abc"}, {"train": [1, 2]}, {"train": {"a": 1}}])
