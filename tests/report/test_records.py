@@ -27,7 +27,7 @@ def test_a_run_that_goes_on(tmp_path):
     [
         ("config.json", None, "is .* the workdir of a run"),
         ("splits.json", "{", "cannot be read as JSON"),
-        ("splits.json", '{"train": [["a"]]}', "expected lists of case ids by split"),
+        ("splits.json", '{"train": [["a"]], "val": []}', "expected lists of case ids by split"),
         ("summary.json", "[1]", "got a JSON list, expected an object"),
         ("summary.json", '{"epochs": 3, "best_epoch": "x"}', "best_epoch is 'x'; it is damaged"),
         ("versions.json", '{"packages": "jax"}', "packages is 'jax'; it is damaged"),

@@ -75,7 +75,17 @@ def test_whole_numbers_and_sources_are_settings(workdir):
     assert config.train.max_minutes == 3 and config.data.sources.a.share == 4
 
 
-@pytest.mark.parametrize("stored", [{}, {"train": "abc"}, {"train": [1, 2]}, {"train": {"a": 1}}])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {},
+        {"train": "abc", "val": []},
+        {"train": [1, 2], "val": []},
+        {"train": {"a": 1}, "val": []},
+        {"train": ["a"]},
+        {"val": ["a"]},
+    ],
+)
 def test_splits_of_another_kind_are_refused(workdir, stored):
     (workdir / "splits.json").write_text(json.dumps(stored))
     with pytest.raises(InputError, match="splits.json: expected lists of case ids by split"):
