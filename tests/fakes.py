@@ -63,4 +63,4 @@ def call(main, **values):
 
 def epoch_row(epoch):
     """Returns a row of `metrics.jsonl` with as little as one can have."""
-    return {"epoch": epoch, "seconds": 1.0, "train": {}, "val": {"dice": {}}}
+    return {"epoch": epoch, "seconds": 1.0, "learning_rate": 0.001, "train": {}, "val": {"dice": {}}}

@@ -62,7 +62,8 @@ def report_run(workdir, *, split=None, explained=(), tuned=False, flip=False):
         subject = dataclasses.replace(subject, decision=decisions.read_decision(workdir, flip=flip))
     results = evaluate_split(subject, split)
     judgement = score_cases.judge_split(subject, split)
-    page = score_cases.write_judgement(workdir, subject, judgement, explained=explained)
+    notes = splits.describe_changes(workdir, subject.dataset)
+    page = score_cases.write_judgement(workdir, subject, judgement, explained=explained, notes=notes)
     return {
         "split": split,
         "epoch": found["epoch"],
@@ -121,6 +122,8 @@ def open_run(workdir, split, *, flip=False):
     config, variables, found = networks.read_best(workdir)
     dataset = load(config.data)
     members = splits.read_splits(workdir, dataset)
+    for change in splits.describe_changes(workdir, dataset):
+        print(f"note: {change}", flush=True)
     split = check_choice("split", split or splits.default_split(members), tuple(members))
     devices = parallel.choose_devices(config.train.num_devices)
     feed = batching.create_feed(dataset, members[split], placement=config.data.placement, devices=devices)

@@ -196,7 +196,7 @@ def _is_epoch(row):
         all(isinstance(value, (int, float)) and abs(value) < 1e12 for value in numbers)
         and isinstance(values.get("epoch"), int)
         and values["epoch"] > 0
-        and values.get("seconds") is not None
+        and None not in (values.get("seconds"), values.get("learning_rate"))
     )
 
 

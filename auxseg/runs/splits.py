@@ -43,7 +43,7 @@ def claim_splits(workdir, dataset, data_config):
         InputError: the data set is not the one that the run was started with: other cases, or other content.
     """
     path = workdir / "splits.json"
-    _claim_content(workdir / "data.json", dataset)
+    _claim_content(workdir, dataset)
     if not path.exists():
         made = splits.make_splits(
             dataset.table,
@@ -58,15 +58,28 @@ def claim_splits(workdir, dataset, data_config):
     return read_splits(workdir, dataset)
 
 
-def _claim_content(path, dataset):
-    """Stores what the data set holds in a new run; in an old one refuses other images or masks of the same names."""
-    now = {"cases": len(dataset), "fingerprint": dataset.fingerprint, "table": dataset.table.digest()}
-    before = files.read_object(path) if path.exists() else now
+def describe_changes(workdir, dataset):
+    """Returns (sentence,) where the data set holds other images or masks of the same names than the run learned from; else ()."""
+    before, now = _contents(workdir / "data.json", dataset)
     changed = [name for name, value in now.items() if before.get(name) != value]
-    if changed:
-        raise InputError(
-            f"data.dir: {dataset.name} is no longer what {path.parent} was started with ({', '.join(changed)} differ): "
-            "images, masks or their table have changed since; restore them, or start a new run with --workdir=DIR"
-        )
+    if not changed:
+        return ()
+    return (
+        f"data.dir: {dataset.name} is no longer what {workdir} was started with ({', '.join(changed)} differ): "
+        "images, masks or their table have changed since",
+    )
+
+
+def _contents(path, dataset):
+    """Returns what the data set held when the run was started, as far as it is known, and what it holds now."""
+    now = {"cases": len(dataset), "fingerprint": dataset.fingerprint, "table": dataset.table.digest()}
+    return (files.read_object(path) if path.exists() else now), now
+
+
+def _claim_content(workdir, dataset):
+    """Stores what the data set holds in a new run; in an old one refuses other images or masks of the same names."""
+    for change in describe_changes(workdir, dataset):
+        raise InputError(f"{change}; restore them, or start a new run with --workdir=DIR")
+    path = workdir / "data.json"
     if not path.exists():
-        files.write_json(path, now)
+        files.write_json(path, _contents(path, dataset)[1])

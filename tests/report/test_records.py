@@ -50,6 +50,7 @@ def test_damaged_records_are_one_clear_line(tmp_path, name, text, words):
         ('"epoch": 2', '"epocg": 2'),
         ('"epoch": 2', '"epoch": "2"'),
         ('"seconds": 3.0', '"seconds": NaN'),
+        ('"learning_rate"', '"learning-rate"'),
         ('"train": {', '"train": [], "t": {'),
         ('"dice": {', '"dice": 5, "d": {'),
         ('"left_lung": 0.', '"left_lung": "x", "l": 0.'),

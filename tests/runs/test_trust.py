@@ -107,10 +107,16 @@ def test_data_that_changed_between_two_starts_are_noticed(workdir):
     data = fakes.two_discs(20)
     splits.claim_splits(workdir, data, DATA)
     splits.claim_splits(workdir, fakes.two_discs(20), DATA)
+    assert splits.describe_changes(workdir, data) == ()
     images, masks = data.read(np.arange(20))
     masks[3] = 0
-    with pytest.raises(InputError, match="no longer what .* was started with .table differ."):
-        splits.claim_splits(workdir, fakes.dataset(images, masks), DATA)
+    changed = fakes.dataset(images, masks)
+    with pytest.raises(
+        InputError, match="no longer what .* was started with .table differ.*or start a new run"
+    ):
+        splits.claim_splits(workdir, changed, DATA)
+    (said,) = splits.describe_changes(workdir, changed)  # evaluation says so, and goes on
+    assert "(table differ): images, masks or their table have changed since" in said
 
 
 def test_a_run_may_be_given_more_epochs_and_nothing_else(workdir, capsys):
