@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from auxseg.base.errors import InputError
-from auxseg.models import blocks, layers
+from auxseg.models import blocks, layers, volumes
 from auxseg.models.blocks import Signal
 from auxseg.models.initial import draw_variables
 from auxseg.models.interface import Outputs
@@ -121,9 +121,7 @@ class Unit(nn.Module):
         if self.slices is None:
             return layers.ordinary_conv(images, self.param("ordinary", _ZEROS, shape).astype(images.dtype))
         kernel = self.param("ordinary", _ZEROS, (3, *shape)).astype(images.dtype)
-        examples, rows, columns, channels = images.shape
-        volumes = images.reshape(examples, self.slices, rows // self.slices, columns, channels)
-        return layers.volume_conv(volumes, kernel).reshape(examples, rows, columns, self.features)
+        return blocks.from_volumes(volumes.ordinary_conv(blocks.to_volumes(images, self.slices), kernel))
 
 
 class SqueezeExcite(nn.Module):

@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from auxseg.base.errors import InputError
-from auxseg.models import blocks, layers
+from auxseg.models import blocks, volumes
 from auxseg.models.aux_unet import AuxHead, MaskHead, NetworkBase, Upsample, check_images
 from auxseg.models.blocks import Signal
 from auxseg.models.interface import Outputs
@@ -57,7 +57,7 @@ class AuxUNet3D(NetworkBase):
             block = self._block(f"encoder_{level}", widths[level], slices >> min(level, halvings))
             skips.append(block((signal,), *context))
             pooled = blocks.max_pool(skips[-1], lowering=lowering)
-            signal = Signal(layers.halve_slices(pooled, slices >> level) if level < halvings else pooled)
+            signal = Signal(volumes.halve_slices(pooled, slices >> level) if level < halvings else pooled)
         signal = self._block("bottleneck", widths[depth], slices >> halvings)((signal,), *context)
         class_logits = AuxHead(self.settings, name="aux")(signal) if self.settings.aux else None
         for level in reversed(range(depth)):
@@ -114,6 +114,4 @@ def _interleave(images, slices):
 
 def _take_slice(signal, slices, index):
     """Returns the `Signal` of one slice, [N, H, W, C]."""
-    examples, rows, columns, channels = signal.values.shape
-    values = signal.values.reshape(examples, slices, rows // slices, columns, channels)
-    return signal._replace(values=values[:, index])
+    return signal._replace(values=blocks.to_volumes(signal.values, slices)[:, index])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.models import layers
+from auxseg.models import layers, volumes
 from auxseg.models.kernels import operators
 
 _CHUNK_BYTES = 16 << 20
@@ -68,6 +68,10 @@ def separable_conv(
     depthwise, pointwise = depthwise.astype(dtype), pointwise.astype(dtype)
 
     def operator(signals, weights):
+        if slices is not None and lowering in ("blocked", "kernels"):
+            size = _slices_at_once(signals, pointwise.shape[1], slices)
+            if size < slices:
+                return _convolve_slices(signals, weights, slices, size, dtype)
         images = [activate(signal).astype(dtype) for signal in signals]
         if lowering == "plain":
             images, weights = [jnp.concatenate(images, -1)], [(depthwise, pointwise)]
@@ -89,13 +93,50 @@ def separable_conv(
     return _over_images(operator, moments, lowering, signals, weights)
 
 
+def _convolve_slices(signals, weights, slices, size, dtype):
+    """Returns a separable convolution of volumes, [N, slices * H, W, F], so many slices at a time."""
+
+    def operator(windows, inside, shared):
+        total, inside = 0.0, inside[None, :, None, None, None]
+        for window, (factor, shift, taps, matrix) in zip(windows, shared, strict=True):
+            images = activate(Signal(from_volumes(window), factor, shift))
+            shown = jnp.where(inside, to_volumes(images, window.shape[1]), 0).astype(dtype)
+            filtered = volumes.depthwise_conv(shown, taps, lowering="blocked", margin=1)
+            products = layers.pointwise_conv(from_volumes(filtered), matrix, lowering="blocked")
+            total = total + to_volumes(products, filtered.shape[1])
+        return total
+
+    shared = [(signal.factor, signal.shift, *each) for signal, each in zip(signals, weights, strict=True)]
+    values = tuple(to_volumes(signal.values, slices) for signal in signals)
+    return from_volumes(volumes.over_slices(operator, size, values, shared))
+
+
+def _slices_at_once(signals, features, slices):
+    """Returns the most slices, a divisor of them all, whose largest array fits `_CHUNK_BYTES`; at least 1."""
+    examples, rows, columns, _ = signals[0].values.shape
+    widest = max(features, *(num_channels(signal) for signal in signals))
+    slice_bytes = examples * (rows // slices) * columns * widest * signals[0].values.dtype.itemsize
+    return _most(slices, slice_bytes)
+
+
+def to_volumes(images, slices):
+    """Returns images [N, slices * H, W, C], slices one below the other, as [N, slices, H, W, C]."""
+    examples, rows, columns, channels = images.shape
+    return images.reshape(examples, slices, rows // slices, columns, channels)
+
+
+def from_volumes(values):
+    """Returns what `to_volumes` was given."""
+    examples, slices, rows, columns, channels = values.shape
+    return values.reshape(examples, slices * rows, columns, channels)
+
+
 def depthwise_conv(images, kernel, *, lowering, slices=None):
     """Returns `layers.depthwise_conv` of images, or of the volumes that lie in them as in `separable_conv`."""
     if slices is None:
         return layers.depthwise_conv(images, kernel, lowering=lowering)
-    examples, rows, columns, channels = images.shape
-    volumes = images.reshape(examples, slices, rows // slices, columns, channels)
-    return layers.depthwise_conv_3d(volumes, kernel, lowering=lowering).reshape(images.shape)
+    found = volumes.depthwise_conv(to_volumes(images, slices), kernel, lowering=lowering)
+    return from_volumes(found)
 
 
 def single_channel_conv(images, depthwise, *, lowering, slices=None):
@@ -206,8 +247,15 @@ def _chunk_size(values, batched):
     arrays = jax.tree.leaves((values, batched))
     examples = arrays[0].shape[0]
     largest = max(array.size * array.dtype.itemsize for array in arrays) // examples
+    return _most(examples, largest)
+
+
+def _most(count, size_bytes):
+    """Returns the largest divisor of a count of arrays of a size that fit `_CHUNK_BYTES` together; at least 1."""
     fitting = [
-        size for size in range(1, examples + 1) if examples % size == 0 and size * largest <= _CHUNK_BYTES
+        number
+        for number in range(1, count + 1)
+        if count % number == 0 and number * size_bytes <= _CHUNK_BYTES
     ]
     return max(fitting, default=1)
 

@@ -11,7 +11,6 @@ for the separable convolutions and the up-sampling, which are compiled kernels o
 Shapes: images [N, H, W, C], channels last. The weights are laid out as the fast form reads them:
 
     depthwise   [3, 3, C]        Keras: depthwise_kernel [3, 3, C, 1]
-                [3, 9, C]        in 3D: slices, then rows and columns
     pointwise   [C, F]           Keras: pointwise_kernel [1, 1, C, F]
     upsample    [C, 2, 2, F]     Keras: Conv2DTranspose kernel [2, 2, F, C]
     ordinary    [3, 3, C, F]     as in Keras
@@ -31,7 +30,6 @@ from auxseg.models.kernels import build
 LOWERINGS = ("auto", "plain", "shifted", "blocked", "kernels")
 """Valid values of config.model.lowering."""
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
 
 def resolve_lowering(name, dtype="float32"):
@@ -84,7 +82,7 @@ def depthwise_conv(images, kernel, *, lowering):
     return _shifted_conv(images, kernel, lowering in ("blocked", "kernels"))
 
 
-def _pad(images):
+def pad(images):
     """Returns the images with a border of one zero pixel, held apart from what reads it.
 
     The barrier keeps XLA from computing the padding, with its comparisons, anew for each of nine taps.
@@ -92,7 +90,7 @@ def _pad(images):
     return lax.optimization_barrier(jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
 
-def _sum_taps(padded, kernel):
+def sum_taps(padded, kernel):
     """Returns the nine shifted images times their taps, summed in float32."""
     rows, columns = padded.shape[1] - 2, padded.shape[2] - 2
     total = 0.0
@@ -103,7 +101,7 @@ def _sum_taps(padded, kernel):
     return total.astype(padded.dtype)
 
 
-def _tap_gradients(padded, gradient, by_rows):
+def tap_gradients(padded, gradient, by_rows):
     """Returns the kernel's gradient, float32 [3, 3, C]: nine sums of shifted images times gradient.
 
     Args:
@@ -135,119 +133,22 @@ def _tap_gradients(padded, gradient, by_rows):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _shifted_conv(images, kernel, by_rows):
-    return _sum_taps(_pad(images), kernel)
+    return sum_taps(pad(images), kernel)
 
 
 def _shifted_conv_fwd(images, kernel, by_rows):
-    padded = _pad(images)
-    return _sum_taps(padded, kernel), (padded, kernel)
+    padded = pad(images)
+    return sum_taps(padded, kernel), (padded, kernel)
 
 
 def _shifted_conv_bwd(by_rows, residuals, gradient):
     """The input's gradient is a convolution with the kernel turned round, the kernel's nine sums."""
     padded, kernel = residuals
-    kernel_gradient = _tap_gradients(padded, gradient, by_rows).astype(kernel.dtype)
-    return _sum_taps(_pad(gradient), kernel[::-1, ::-1]), kernel_gradient
+    kernel_gradient = tap_gradients(padded, gradient, by_rows).astype(kernel.dtype)
+    return sum_taps(pad(gradient), kernel[::-1, ::-1]), kernel_gradient
 
 
 _shifted_conv.defvjp(_shifted_conv_fwd, _shifted_conv_bwd)
-
-
-def depthwise_conv_3d(volumes, kernel, *, lowering):
-    """Returns each channel convolved with its own 3x3x3 kernel, padded with zeros to the same size.
-
-    XLA lowers a grouped 3D convolution even worse than one in 2D: here it is three sums of nine shifted slices.
-
-    Args:
-        volumes: float [N, D, H, W, C].
-        kernel: float [3, 9, C], same dtype: slices, then rows and columns.
-        lowering: of `LOWERINGS`, not 'auto'.
-
-    Returns:
-        [N, D, H, W, C], same dtype; sums are in float32.
-    """
-    channels = volumes.shape[-1]
-    taps = kernel.reshape(3, 3, 3, channels)
-    if lowering == "plain":
-        return lax.conv_general_dilated(
-            volumes,
-            taps[:, :, :, None],
-            (1, 1, 1),
-            "SAME",
-            dimension_numbers=_NDHWC,
-            feature_group_count=channels,
-        )
-    return _shifted_conv_3d(volumes, taps, lowering in ("blocked", "kernels"))
-
-
-def _pad_3d(volumes):
-    """Returns the volumes with a border of one zero voxel; see `_pad`."""
-    return lax.optimization_barrier(jnp.pad(volumes, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))))
-
-
-def _neighbour_slices(padded, step):
-    """Returns the slices 0, 1 or 2 before each place of padded volumes as images, [N * D, H + 2, W + 2, C]."""
-    count = padded.shape[1] - 2
-    return padded[:, step : step + count].reshape(-1, *padded.shape[2:])
-
-
-def _sum_slices(padded, taps):
-    """Returns three times nine shifted slices times their taps, [N, D, H, W, C].
-
-    The barriers hold the three passes apart: one of 27 taps takes XLA's code for a CPU twice as long.
-    """
-    examples, slices, rows, columns, channels = (
-        n - 2 * (0 < axis < 4) for axis, n in enumerate(padded.shape)
-    )
-    total = jnp.zeros((examples * slices, rows, columns, channels), jnp.float32)
-    for step in range(3):
-        images = _neighbour_slices(padded, step).astype(jnp.float32)
-        total = lax.optimization_barrier(total + _sum_taps(images, taps[step]))
-    return total.astype(padded.dtype).reshape(examples, slices, rows, columns, channels)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_conv_3d(volumes, taps, by_rows):
-    return _sum_slices(_pad_3d(volumes), taps)
-
-
-def _shifted_conv_3d_fwd(volumes, taps, by_rows):
-    padded = _pad_3d(volumes)
-    return _sum_slices(padded, taps), (padded, taps)
-
-
-def _shifted_conv_3d_bwd(by_rows, residuals, gradient):
-    """As `_shifted_conv_bwd`, a slice's neighbours one after another."""
-    padded, taps = residuals
-    flat = gradient.reshape(-1, *gradient.shape[2:])
-    found = [_tap_gradients(_neighbour_slices(padded, step), flat, by_rows) for step in range(3)]
-    turned = taps[::-1, ::-1, ::-1]
-    return _sum_slices(_pad_3d(gradient), turned), jnp.stack(found).astype(taps.dtype)
-
-
-_shifted_conv_3d.defvjp(_shifted_conv_3d_fwd, _shifted_conv_3d_bwd)
-
-
-def volume_conv(volumes, kernel):
-    """Returns the 3x3x3 convolution padded with zeros, without bias, float [N, D, H, W, F].
-
-    Args:
-        volumes: float [N, D, H, W, C].
-        kernel: float [3, 3, 3, C, F].
-    """
-    return lax.conv_general_dilated(volumes, kernel, (1, 1, 1), "SAME", dimension_numbers=_NDHWC)
-
-
-def halve_slices(images, slices):
-    """Returns the larger of each two slices, [N, slices / 2 * H, W, C]; two equal ones share the gradient.
-
-    Args:
-        images: float [N, slices * H, W, C], slices one below the other.
-        slices: an even number.
-    """
-    examples, rows, columns, channels = images.shape
-    pairs = images.reshape(examples, slices // 2, 2, rows // slices, columns, channels)
-    return jnp.maximum(pairs[:, :, 0], pairs[:, :, 1]).reshape(examples, rows // 2, columns, channels)
 
 
 def pointwise_conv(images, kernel, *, lowering):

@@ -5,11 +5,13 @@
 
 DIR of --phantom is the workdir of `third_dimension`: its longest run of each network and seed is judged on the real scans
 as it is, and then trained on with two of the four patients, a third being validation, and judged on the one left out.
-The scans are put into LUNA16's own layout below --workdir. Reference lungs are by thresholds; nodules are spheres.
+The scans are put into LUNA16's own layout below --workdir, with `MATRIX` rows and columns. Reference lungs are by
+thresholds; nodules are spheres.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -19,6 +21,7 @@ from absl import flags
 from auxseg.base import command, files
 from auxseg.base.classes import LEFT, RIGHT
 from auxseg.base.errors import InputError
+from auxseg.ct import geometry as ct
 from auxseg.ct import images
 from auxseg.datasets import labels
 from auxseg.datasets.luna16 import layout
@@ -34,6 +37,8 @@ SCANS = ("LIDC-IDRI-0001", "LIDC-IDRI-0314", "Lung_Dx-A0001-L", "Lung_Dx-A0002-B
 """One of each patient. In the Lung_Dx scans only the mass is known: other findings there are not known to be false."""
 ALONE, WITH_OTHERS = "phantom alone", "and two of the other scans"
 EXCLUDED = "annotations_excluded.csv"
+MATRIX = 128
+"""Twice what the networks see: the scans' own 512 would cost sixteen times as much and show them nothing more."""
 
 
 def write_folder(real, folder):
@@ -51,13 +56,35 @@ def write_folder(real, folder):
     (folder / layout.MASK_FOLDER).mkdir(exist_ok=True)
     for place, name in enumerate(SCANS):
         scan = nodule_data.read_scan(pathlib.Path(real) / "scans", name)
-        images.write_volume(folder / f"subset{place}" / f"{name}.mhd", scan.hu, scan.geometry, compress=False)
-        images.write_volume(folder / layout.MASK_FOLDER / f"{name}.mhd", to_luna16(scan.lungs), scan.geometry)
+        hu, lungs, geometry = shrink(scan.hu, to_luna16(scan.lungs), scan.geometry)
+        images.write_volume(folder / f"subset{place}" / f"{name}.mhd", hu, geometry, compress=False)
+        images.write_volume(folder / layout.MASK_FOLDER / f"{name}.mhd", lungs, geometry)
         nodules += [(name, *row) for row in scan.nodules.tolist()]
         excluded += [(name, *row) for row in scan.excluded.tolist()]
     columns = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
     for file, rows in ((EXCLUDED, excluded), ("annotations.csv", nodules)):
         files.write_csv(folder / file, [dict(zip(columns, row, strict=True)) for row in rows], columns)
+
+
+def shrink(hu, lungs, geometry):
+    """Returns (int16, uint8 [D, `MATRIX`, `MATRIX`], `ct.Geometry`): means of blocks of HU, every block's middle label.
+
+    Args:
+        hu: int16 [D, H, W], H and W a multiple of `MATRIX`.
+        lungs: uint8 [D, H, W].
+        geometry: of both.
+    """
+    slices, rows, columns = hu.shape
+    down, across = rows // MATRIX, columns // MATRIX
+    means = hu.reshape(slices, MATRIX, down, MATRIX, across).mean(axis=(2, 4), dtype=np.float32)
+    x_mm, y_mm, z_mm = geometry.spacing_xyz_mm
+    smaller = dataclasses.replace(
+        geometry,
+        size_xyz=(MATRIX, MATRIX, slices),
+        spacing_xyz_mm=(x_mm * across, y_mm * down, z_mm),
+        origin_xyz_mm=tuple(ct.index_to_mm(geometry, ((across - 1) / 2, (down - 1) / 2, 0.0))),
+    )
+    return np.rint(means).astype(np.int16), lungs[:, down // 2 :: down, across // 2 :: across], smaller
 
 
 def to_luna16(lungs):
@@ -79,7 +106,6 @@ def create_config(kind, seed, epochs, fold, root, start):
     }
     changes |= {"seed": seed, "train.order_seed": seed, "train.init_from": str(start)}
     changes |= {"train.num_epochs": epochs, "optim.cosine_epochs": epochs, "optim.learning_rate": 3e-4}
-    changes |= {"loss.class_weights": (1.0, 1.0, 1.0, 30.0)}
     shared = {name: value for name, value in third_dimension.SHARED.items() if "phantom" not in name}
     settings = slab_runs.settings_of(kind, third_dimension.SLICES)
     return runner.override(base.get_config(), shared | settings | changes)
@@ -91,21 +117,15 @@ def read_annotations(root):
     return froc.read_annotations(folder / "annotations.csv"), froc.read_annotations(folder / EXCLUDED)
 
 
-def read_references(root):
-    """Returns [(`layout.Scan`, {slice: uint8 [H, W]})] of all scans."""
-    folder, settings = layout.list_folder(root / "scans"), layout.Settings(slices="lung")
-    nodules_of = layout.create_nodule_reader(folder, settings)
-    return [
-        (scan, {each.index_z: each.mask for each in layout.read_slices(scan, settings, nodules_of)[0]})
-        for scan in folder.scans
-    ]
-
-
 def run(given):
     """Returns the rows of `--out`, which is written after each."""
     root, out = pathlib.Path(given.workdir), pathlib.Path(given.out)
     write_folder(given.real, root / "scans")
-    annotations, references, rows = read_annotations(root), read_references(root), []
+    annotations, references, rows = (
+        read_annotations(root),
+        third_dimension.read_references(root / "scans"),
+        [],
+    )
     for seed, kind in itertools.product(runner.whole_numbers("--seeds", given.seeds), slab_runs.KINDS):
         start = slab_runs.find_longest(given.phantom, kind, seed)
         if start is None:
@@ -139,7 +159,7 @@ def _judge_once(file, workdir, scan, annotations):
 def write(out, rows, epochs):
     """Writes the result file, and the table beside it as Markdown."""
     line = f"python -m {MODULE} --real=FOLDER --phantom=FOLDER --workdir=FOLDER"
-    data = f"real scans: {', '.join(SCANS)}; {epochs} epochs"
+    data = f"real scans of {MATRIX} x {MATRIX}: {', '.join(SCANS)}; {epochs} epochs"
     origin = made_by.made_by(line, data=data, seeds=sorted({row["seed"] for row in rows}))
     files.write_json(out, {"made_by": origin, "rows": rows})
     files.write_text(out.with_suffix(".md"), "\n".join(format_table(rows)) + "\n")

@@ -7,6 +7,7 @@ import pytest
 
 from auxseg import models
 from auxseg.base import files
+from auxseg.ct import geometry as ct
 from auxseg.runs import run_folder
 from auxseg.scoring import froc
 from experiments.studies import slab_runs, third_dimension, third_dimension_crops, third_dimension_real
@@ -38,16 +39,17 @@ def test_arms_differ_in_what_is_studied_alone(study, kind, tmp_path):
 
 def test_voxels_and_scores_by_hand():
     masks = np.zeros((2, 2, 2), np.uint8)
-    masks[0, 0] = (1, 2)
-    masks[1, 0] = (3, 3)
+    masks[0, 0] = (1, 1)
+    masks[1, 0] = (2, 2)
     reference = {0: np.array([[1, 2], [2, 0]], np.uint8), 1: np.array([[3, 0], [0, 0]], np.uint8)}
+    reference = {index: third_dimension.merge(mask) for index, mask in reference.items()}
     counts = third_dimension.count_voxels(masks, reference)
-    assert counts[1:] == [[1, 1, 1], [1, 1, 2], [1, 2, 1]]
+    assert counts[1:] == [[2, 2, 3], [1, 2, 1]]
     # A slice without lung has no nodule:
-    assert third_dimension.count_voxels(masks, {0: reference[0]})[3][2] == 0
+    assert third_dimension.count_voxels(masks, {0: reference[0]})[2][2] == 0
     matches = [froc.Matches(np.array([1.0, np.nan, 0.15]), np.array([0.5, 0.2, 0.1]))]
     scores = third_dimension.summarise(np.array([counts]), matches)
-    assert scores["dice_left_lung"] == 1.0 and scores["dice_right_lung"] == pytest.approx(2 / 3)
+    assert scores["dice_lungs"] == pytest.approx(4 / 5)
     assert scores["dice_nodules"] == pytest.approx(2 / 3)
     assert (scores["nodules"], scores["nodules_found"], scores["false_a_scan"]) == (3, 2, 3.0)
     assert scores["found_at_1"] == 1  # above 0.2, which the second false one has
@@ -122,3 +124,17 @@ def test_scores_that_are_not_there_are_left_out():
 
 def test_maps_of_lungs_have_luna16_s_values():
     assert third_dimension_real.to_luna16(np.array([[[0, 1, 2, 9]]], np.uint8)).tolist() == [[[0, 3, 4, 5]]]
+
+
+def test_scans_are_shrunk_in_place():
+    size = 2 * third_dimension_real.MATRIX
+    hu = np.zeros((1, size, size), np.int16)
+    hu[0, :2, 2:4] = ((1, 2), (4, 9))  # the second block of the first row
+    lungs = np.zeros(hu.shape, np.uint8)
+    lungs[0, 1, 3] = 4
+    geometry = ct.Geometry((size, size, 1), (0.5, 1.0, 2.0), (10.0, 20.0, 30.0))
+    hu, lungs, smaller = third_dimension_real.shrink(hu, lungs, geometry)
+    assert hu.shape == lungs.shape == (1, size // 2, size // 2)
+    assert (hu[0, 0, 1], hu.sum(), lungs[0, 0, 1], lungs.sum()) == (4, 4, 4, 4)
+    # The first block's middle lies half a pixel from that of its first pixel.
+    assert smaller.spacing_xyz_mm == (1.0, 2.0, 2.0) and smaller.origin_xyz_mm == (10.25, 20.5, 30.0)

@@ -9,7 +9,7 @@ import pytest
 from test_aux_unet import _assert_close, _config, _count, _gradients, _small
 
 from auxseg.base.errors import InputError
-from auxseg.models import aux_unet3d, create_inference, create_model, initial, layers
+from auxseg.models import aux_unet3d, create_inference, create_model, initial, volumes
 from auxseg.models.kernels import build
 from auxseg.report import macs
 
@@ -40,15 +40,15 @@ def test_slices_are_halved_while_two_remain(slices, halvings):
 
 def test_the_depthwise_convolution_and_its_gradients_are_those_of_xla():
     rng = np.random.default_rng(1)
-    volumes = jnp.asarray(rng.normal(size=(2, 3, 4, 5, 6)), jnp.float32)
+    values = jnp.asarray(rng.normal(size=(2, 3, 4, 5, 6)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 9, 6)), jnp.float32)
 
     def run(lowering):
-        def total(volumes, kernel):
-            found = layers.depthwise_conv_3d(volumes, kernel, lowering=lowering)
+        def total(values, kernel):
+            found = volumes.depthwise_conv(values, kernel, lowering=lowering)
             return jnp.sum(jnp.sin(found)), found
 
-        return jax.value_and_grad(total, (0, 1), has_aux=True)(volumes, kernel)
+        return jax.value_and_grad(total, (0, 1), has_aux=True)(values, kernel)
 
     for lowering in ("shifted", "blocked"):
         for found, expected in zip(
@@ -56,7 +56,7 @@ def test_the_depthwise_convolution_and_its_gradients_are_those_of_xla():
         ):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     lone = jnp.zeros((1, 3, 3, 3, 1)).at[0, 1, 1, 1, 0].set(1.0)
-    spread = layers.depthwise_conv_3d(lone, jnp.arange(27.0).reshape(3, 9, 1), lowering="shifted")
+    spread = volumes.depthwise_conv(lone, jnp.arange(27.0).reshape(3, 9, 1), lowering="shifted")
     np.testing.assert_array_equal(spread.ravel(), np.arange(26, -1, -1))  # the kernel, turned round
 
 
@@ -75,7 +75,7 @@ def test_slices_are_halved_two_by_two():
     slices = np.arange(4.0, dtype=np.float32)[:, None, None, None] * np.array(
         [1.0, -1.0]
     )  # four of one pixel
-    found = layers.halve_slices(jnp.asarray(slices.reshape(1, 4, 1, 2)), 4)
+    found = volumes.halve_slices(jnp.asarray(slices.reshape(1, 4, 1, 2)), 4)
     assert found.reshape(2, 2).tolist() == [[1.0, 0.0], [3.0, -2.0]]
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from auxseg.models import aux_unet, blocks, layers
+from auxseg.models import aux_unet, blocks, layers, volumes
 from auxseg.models.aux_unet import MaskHead, Upsample, check_images
 from auxseg.models.blocks import Signal
 from auxseg.models.interface import Outputs
@@ -88,7 +88,9 @@ class Conv(nn.Module):
         if self.kind == "2x2":
             return patch_conv(images, kernel, lowering=lowering)
         return (
-            layers.ordinary_conv(images, kernel) if self.kind == "3x3" else layers.volume_conv(images, kernel)
+            layers.ordinary_conv(images, kernel)
+            if self.kind == "3x3"
+            else volumes.ordinary_conv(images, kernel)
         )
 
 

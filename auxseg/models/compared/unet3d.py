@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from auxseg.base.errors import InputError
-from auxseg.models import layers
+from auxseg.models import layers, volumes
 from auxseg.models.aux_unet import check_images
 from auxseg.models.blocks import Signal
 from auxseg.models.compared.parts import ComparedNetwork, Context, Conv
@@ -104,4 +104,6 @@ def max_pool_3d(values, *, lowering):
     """
     examples, slices, rows, columns, channels = values.shape
     flat = layers.max_pool(values.reshape(examples, slices * rows, columns, channels), lowering=lowering)
-    return layers.halve_slices(flat, slices).reshape(examples, slices // 2, rows // 2, columns // 2, channels)
+    return volumes.halve_slices(flat, slices).reshape(
+        examples, slices // 2, rows // 2, columns // 2, channels
+    )
