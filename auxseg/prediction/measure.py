@@ -64,7 +64,10 @@ def measure(masks, scan, start, probability_of=None, *, classes=CLASS_NAMES):
         if probability_of is not None:
             row["probability"] = probability_of(index, largest)
         rows.append(row)
-    return rows
+    return [
+        {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def is_nodule(row):

@@ -305,6 +305,8 @@ def test_measurements_by_hand(tmp_path):
     assert nodule["solid_share"] == pytest.approx(23 / 24) and np.isnan(rows["left_lung"]["mean_hu"])
     rows = measure.measure(masks, scan, 0, lambda index, chosen: index + chosen.sum() / 100)
     assert rows[2]["probability"] == pytest.approx(4.12)
+    # As a notebook shows them: 4.8, not np.float64(4.8).
+    assert {type(value) for row in rows for value in row.values()} <= {str, int, float, tuple, type(None)}
     rows = {row["structure"]: row for row in rows}
     assert rows["right_lung"]["volume_ml"] == pytest.approx(6 * 12 * 10 * 0.8 / 1000)
     assert rows["left_lung"]["voxels"] == 6 * 12 * 10 - 24
