@@ -1,6 +1,8 @@
 """The box around the body: by hand on small volumes, and the same however much air lies around."""
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
 from auxseg.ct import body
 
@@ -58,3 +60,13 @@ def test_cut_and_paste_go_beyond_the_slice():
     part = np.array([[7, 7], [1, 2], [3, 1]], np.uint8)
     np.testing.assert_array_equal(box.paste(part, (2, 3)), [[0, 1, 2], [0, 3, 1]])
     assert box.shown((2, 3)) == (slice(1, 3), slice(0, 2))
+
+
+@pytest.mark.parametrize("spacing_mm", [(0.7, 0.7), (0.75, 0.6), (3.0, 2.0), (0.4, 1.5), (0.1, 10.0)])
+def test_the_opening_is_that_of_scipy_s_filters(spacing_mm):
+    noise = np.random.default_rng(0).random((40, 51))
+    tissue = ndimage.gaussian_filter(noise, 2.5) > 0.47
+    size = [max(1, round(6.0 / mm)) for mm in spacing_mm]
+    eroded = ndimage.minimum_filter(tissue.astype(np.uint8), size, mode="constant")
+    expected = ndimage.maximum_filter(eroded, size, mode="constant", origin=[-(1 - n % 2) for n in size])
+    np.testing.assert_array_equal(body._open(tissue, spacing_mm), expected > 0)
