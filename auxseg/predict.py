@@ -16,7 +16,9 @@ From Python: `segment(PATH)`, or `segment(PATH, [load_network(RUN)])`.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 
 from absl import flags
 
@@ -75,6 +77,7 @@ def main(argv):
         check_choice("--format", form, writers.FORMATS)
     part = read_part(values.part)
     networks, box = load(values.workdir)
+    get_ready(networks, options)
     found = outputs.predict(
         values.input,
         values.output,
@@ -135,6 +138,19 @@ def load(workdir):
     box = load_box()
     print(box)
     return [box.lungs], box
+
+
+def get_ready(networks, options):
+    """Makes the networks' programs in a thread while the scan is found, opened and checked; returns the thread."""
+
+    def work():
+        with contextlib.suppress(Exception):  # it will be met again, where it can be said
+            for one in networks:
+                one.get_ready(options.batch_size if options.slices == "all" else 1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
 
 
 def read_part(text):

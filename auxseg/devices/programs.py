@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ _CHECKSUM_BYTES = 32
 
 
 def keep(create, weights, *, made_of, calls=()):
-    """Returns images -> create()(weights, images), traced once for each shape, and kept where jax keeps its programs.
+    """Returns a `Kept`: images -> create()(weights, images), traced once for each shape, and kept where jax keeps its programs.
 
     That is `parallel.keep_compiled_programs`' folder; without it, or on another device than a CPU, nothing is kept.
 
@@ -33,27 +34,39 @@ def keep(create, weights, *, made_of, calls=()):
             are kept.
         calls: names of the foreign functions that it may call.
     """
-    weights = jax.device_put(weights)
+    return Kept(create, jax.device_put(weights), made_of, calls)
 
-    @functools.cache
-    def plain():
-        return jax.jit(create())
 
-    @functools.cache
-    def program_of(shape, dtype):
-        folder = jax.config.jax_compilation_cache_dir
-        if not folder or jax.default_backend() != "cpu":
-            return plain()
-        shapes = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), weights)
-        given = (shapes, jax.ShapeDtypeStruct(shape, dtype))
-        return jax.jit(_read_or_write(pathlib.Path(folder) / _name(made_of(), given), plain, given, calls))
+class Kept:
+    """A function of images whose programs are kept; see `keep`."""
 
-    def run(images):
+    def __init__(self, create, weights, made_of, calls):
+        self._weights, self._made_of, self._calls = weights, made_of, calls
+        self._plain = functools.cache(lambda: jax.jit(create()))
+        self._programs, self._lock = {}, threading.Lock()
+
+    def __call__(self, images):
+        """Returns what the function gives for an array, which may be one that jax is tracing."""
         images = jnp.asarray(images)
-        traced = isinstance(images, jax.core.Tracer)
-        return (plain() if traced else program_of(images.shape, images.dtype))(weights, images)
+        if isinstance(images, jax.core.Tracer):
+            return self._plain()(self._weights, images)
+        return self.get_ready(images.shape, images.dtype)(self._weights, images)
 
-    return run
+    def get_ready(self, shape, dtype):
+        """Returns the compiled program for images; a thread that calls this first has it ready for others."""
+        with self._lock:
+            key = tuple(shape), jnp.dtype(dtype)
+            if key not in self._programs:
+                self._programs[key] = self._compile(jax.ShapeDtypeStruct(*key))
+            return self._programs[key]
+
+    def _compile(self, images):
+        shapes = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), self._weights)
+        given, folder = (shapes, images), jax.config.jax_compilation_cache_dir
+        if not folder or jax.default_backend() != "cpu":
+            return self._plain().lower(*given).compile()
+        path = pathlib.Path(folder) / _name(self._made_of(), given)
+        return jax.jit(_read_or_write(path, self._plain, given, self._calls)).lower(*given).compile()
 
 
 def _name(made_of, given):

@@ -107,6 +107,12 @@ class Network:
         images = images if images.dtype == np.int16 else images.astype(np.float32)
         return np.asarray(self.probabilities(images))
 
+    def get_ready(self, batch_size):
+        """Makes the program for so many slices of a scan at once; does nothing where sizes follow from the scan."""
+        if isinstance(self.forward, _KeptForward) and self.scale is None:
+            slab = (self.slab,) if self.slab > 1 else ()
+            self.forward.kept.get_ready((batch_size, *self.size_yx, *slab), np.int16)
+
     @property
     def step(self):
         """Rows and columns of images at a fixed scale are multiples of it."""
@@ -121,6 +127,16 @@ class Network:
     def probabilities(self, images):
         """Returns the mask probabilities of images in HU, float32 [N, H, W, C]."""
         return self.forward(images)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeptForward:
+    """`Network.forward` without the auxiliary head, by programs that are kept."""
+
+    kept: programs.Kept
+
+    def __call__(self, images):
+        return self.kept(images), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +254,8 @@ def _create_folded_forward(trained):
         predict, weights = create_both()
         create = lambda: predict  # noqa: E731
     said = repr((config.model.to_json(), settings, window_hu, classes_of(config.data)))
-    run = programs.keep(create, weights, made_of=lambda: said.encode() + read_sources(), calls=build.TARGETS)
-    return lambda images: (run(images), None)
+    made_of = lambda: said.encode() + read_sources()  # noqa: E731
+    return _KeptForward(programs.keep(create, weights, made_of=made_of, calls=build.TARGETS))
 
 
 @functools.cache

@@ -47,6 +47,15 @@ def test_a_second_start_does_not_trace(folder):
     assert traced == [(1, 2)] and built == [1] and len(list(folder.glob("*.program"))) == 2
 
 
+def test_a_program_is_ready_when_it_is_asked_for(folder):
+    traced = []
+    run = create(traced=traced)
+    run.get_ready((2, 2), np.int16)
+    assert traced == [(2, 2)]
+    np.testing.assert_array_equal(run(IMAGES), EXPECTED)
+    assert traced == [(2, 2)]
+
+
 def test_what_is_made_of_something_else_is_another_program(folder):
     create()(IMAGES)
     traced = []

@@ -15,6 +15,7 @@ from auxseg import predict
 from auxseg.base.errors import InputError
 from auxseg.evaluation import whole_scans
 from auxseg.prediction import box, nodules, outputs, segment
+from auxseg.runs import networks
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,19 @@ def test_predict_takes_the_box_where_no_run_is_named(loaded, capsys):
     networks, named = predict.load(None)
     assert named.checksum == loaded.checksum and networks[0].checksum == loaded.lungs.checksum
     assert capsys.readouterr().out.startswith("networks in the box, version ")
+
+
+def test_programs_are_made_ready_for_the_batches_that_come(loaded):
+    asked = []
+    kept = networks._KeptForward(types.SimpleNamespace(get_ready=lambda *what: asked.append(what)))
+    network = dataclasses.replace(loaded.lungs, forward=kept)
+    for one in (network, dataclasses.replace(network, slab=5), dataclasses.replace(network, scale=0.7)):
+        one.get_ready(3)
+    assert asked == [((3, 256, 256), np.int16), ((3, 256, 256, 5), np.int16)]
+    fails = types.SimpleNamespace(get_ready=None)
+    for chosen, expected in (("all", 4), ("middle", 1), ("7", 1)):
+        predict.get_ready([network, fails], segment.Options(batch_size=4, slices=chosen)).join()
+        assert asked.pop()[0][0] == expected
 
 
 SECOND = types.SimpleNamespace(about={"operating_points_nodules": 4})
