@@ -26,7 +26,6 @@ class Ranges(NamedTuple):
         offset_hu: added.
         noise_hu: the largest standard deviation of the noise that is added.
         step_hu: the widest step of values, as of images of 8 bits.
-        soft_px: the largest standard deviation of a Gaussian that softens half of the windows, as a soft kernel does.
     """
 
     shift_px: int = 28
@@ -36,7 +35,6 @@ class Ranges(NamedTuple):
     offset_hu: float = 40.0
     noise_hu: float = 30.0
     step_hu: float = 12.0
-    soft_px: float = 0.0
 
 
 def draw_window(generator, planes, centre_yx, *, size, ranges, enlarge=1.0):
@@ -66,10 +64,7 @@ def draw_window(generator, planes, centre_yx, *, size, ranges, enlarge=1.0):
 
 
 def blur_scale(generator, image_hu, ranges):
-    """Returns an image whose softness, HU scale, offset, noise and steps are drawn; float32, same shape."""
-    if ranges.soft_px:
-        sigma_px = max(0.0, generator.uniform(-ranges.soft_px, ranges.soft_px))
-        image_hu = scipy.ndimage.gaussian_filter(image_hu, sigma_px)
+    """Returns an image whose HU scale, offset, noise and steps are drawn; float32, same shape."""
     scale = np.exp(generator.uniform(-1.0, 1.0) * np.log1p(ranges.hu_scale))
     offset = generator.uniform(-ranges.offset_hu, ranges.offset_hu)
     noise = generator.uniform(0.0, ranges.noise_hu)

@@ -140,20 +140,6 @@ def to_negative(scan):
     return Volume(scan.name, scan.hu, region, known)
 
 
-def thicken(volume, count):
-    """Returns a `Volume` of the means of `count` neighbouring slices, one for each place where they begin.
-
-    Known is what is known in all of them; the region is the middle one's.
-    """
-    ends = len(volume.hu) - count + 1
-    hu = np.stack(
-        [volume.hu[start : start + count].mean(axis=0, dtype=np.float32) for start in range(ends)]
-    ).astype(np.int16)
-    known = np.stack([volume.known[start : start + count].all(axis=0) for start in range(ends)])
-    middle = (count - 1) // 2
-    return Volume(f"{volume.name} in slices of {count}", hu, volume.region[middle : middle + ends], known)
-
-
 def ball(geometry, centre_xyz_mm, radius_mm):
     """Returns the voxels within a radius of a point, bool [D, H, W]."""
     centre = ct.mm_to_index(geometry, centre_xyz_mm)[::-1]

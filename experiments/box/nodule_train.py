@@ -51,8 +51,6 @@ class Recipe:
     outlined: float = 0.1  # share of the windows with a nodule, from whole scans where sisters outlined it
     ranges: windows.Ranges = windows.Ranges()
     enlarged: float = 0.0  # share of the windows with a nodule that show it larger, up to a mass
-    thick_mm: float = 0.0  # of slices that are the mean of neighbours; 0: as they are alone
-    thick_share: float = 0.0  # of the windows with a nodule, in such slices
     steps: int = 1200  # of all cycles
     cycles: int = 1
     mine_at: tuple[float, ...] = (0.0, 0.5)  # shares of a cycle
@@ -64,14 +62,7 @@ class Recipe:
 
 
 RECIPES = {
-    "look": Recipe(
-        enlarged=0.15,
-        thick_mm=5.0,
-        thick_share=0.4,
-        steps=3000,
-        mine_at=(0.0, 0.25, 0.5, 0.75),
-        ranges=windows.Ranges(soft_px=1.2),
-    ),
+    "look": Recipe(enlarged=0.15),
     "outlines": Recipe(
         window_px=96,
         positives=28,
@@ -86,8 +77,7 @@ RECIPES = {
 }
 """Who outlines a nodule in a crop around it meets few windows without one. The look of the box meets whole lungs: it
 starts from the weights of the outlines, and a third of its windows hold no nodule. None of the crops holds a mass, so some
-nodules are shown as large as one. Most slices are thin, and vessels in thick and soft ones look like nodules: so half of the slices
-of whole scans, and some nodules, are shown as means of neighbours too, and half of the windows are softened."""
+nodules are shown as large as one."""
 ENLARGED_MM = (8.0, 60.0)
 """Least diameter of nodules that are enlarged, and the largest that they then have."""
 
@@ -106,13 +96,12 @@ class Material:
     )  # (HU of a slice, its nodule as a sister outlined it)
 
 
-def read_material(real, fold, sisters=None, thick_mm=0.0):
+def read_material(real, fold, sisters=None):
     """Returns the `Material` of a fold's training.
 
     Args:
         real: folder of the real data.
         fold: that is held out.
-        thick_mm: also show scans in slices of about this thickness; 0.0: not.
         sisters: of the network in the box: folder of the folds' runs, with what `nodule_scans` marked. A scan whose
             every window is without a nodule is known by that, and nothing is marked in it any more. So the box's network is
             shown the nodules of its scans too, as the sisters outlined them that never saw the scan.
@@ -125,11 +114,7 @@ def read_material(real, fold, sisters=None, thick_mm=0.0):
     volumes = [nodule_data.read_middle(real / "luna16_middle")]
     for name in nodule_data.READ_COMPLETELY:
         if nodule_data.FOLD_OF_SCAN[name] != fold:
-            scan = nodule_data.read_scan(real / "scans", name)
-            volumes.append(nodule_data.to_negative(scan))
-            count = round(thick_mm / scan.geometry.spacing_zyx_mm[0])
-            if count > 1:
-                volumes.append(nodule_data.thicken(volumes[-1], count))
+            volumes.append(nodule_data.to_negative(nodule_data.read_scan(real / "scans", name)))
     outlined = []
     if fold == BOX and sisters:
         for name, own in nodule_data.FOLD_OF_SCAN.items():
@@ -174,7 +159,7 @@ def _draw_positive(material, recipe, generator):
         else material.by_nodule[generator.integers(len(material.by_nodule))]
     )
     row = rows[generator.integers(len(rows))]
-    planes = _draw_planes(crops, row, recipe, generator)
+    planes = (crops.image_hu(row), crops.target(row, recipe.target, generator))
     centre = (np.array(crops.images.shape[1:]) - 1) / 2.0
     image, target = windows.draw_window(
         generator,
@@ -185,27 +170,6 @@ def _draw_positive(material, recipe, generator):
         enlarge=_draw_enlargement(crops.diameter_mm[row], recipe, generator),
     )
     return image, target, np.ones_like(target)
-
-
-def _draw_planes(crops, row, recipe, generator):
-    """Returns (HU, target), float32 [H, W] each, of a slice or of the mean of it and neighbours."""
-    rows = [row]
-    if recipe.thick_share and generator.random() < recipe.thick_share:
-        rows = thick_rows(crops, row, recipe.thick_mm, generator)
-    images = [crops.image_hu(each) for each in rows]
-    targets = [crops.target(each, recipe.target, generator) for each in rows]
-    return np.mean(images, axis=0), np.mean(targets, axis=0)
-
-
-def thick_rows(crops, row, thick_mm, generator):
-    """Returns the rows of the slices of a nodule that lie, with `row`, in a thick slice; the place of it is drawn.
-
-    A nodule has no slices above or below its own: at its ends the thick slice is the mean of fewer.
-    """
-    count = max(1, round(thick_mm / crops.gap_mm[row]))
-    first = crops.place[row] - generator.integers(count)
-    own = np.flatnonzero(crops.nodule == crops.nodule[row])
-    return own[(crops.place[own] >= first) & (crops.place[own] < first + count)].tolist()
 
 
 def _draw_outlined(material, recipe, generator):
@@ -319,7 +283,7 @@ def train(real, output, fold, recipe, init_from=None, sisters=None):
     """
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    material = read_material(real, fold, sisters, recipe.thick_mm)
+    material = read_material(real, fold, sisters)
     about = {"fold": fold, "recipe": dataclasses.asdict(recipe), "rows": len(material.rows)}
     if init_from:
         about["started_from"] = _check_start(init_from, fold)

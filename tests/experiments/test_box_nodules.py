@@ -115,33 +115,6 @@ def test_nodules_of_the_boxs_scans_are_the_sisters_outlines(tmp_path):
     assert image.shape == target.shape == (32, 32) and known.all() and 2.0 < target.sum() < 15.0
 
 
-def test_a_thick_volume_is_the_mean_of_neighbours_known_where_all_are():
-    hu = np.array([0, 10, 20, 60], np.int16).reshape(4, 1, 1) * np.ones((1, 2, 2), np.int16)
-    known = np.ones(hu.shape, bool)
-    known[3, 0, 0] = False
-    region = np.zeros(hu.shape, bool)
-    region[1] = True
-    thick = nodule_data.thicken(nodule_data.Volume("s", hu, region, known), 3)
-    assert thick.hu[:, 0, 0].tolist() == [10, 30] and thick.hu.dtype == np.int16
-    assert thick.region[:, 0, 0].tolist() == [True, False]
-    assert thick.known[:, 0, 0].tolist() == [True, False] and thick.known[:, 1, 1].all()
-
-
-def test_thick_rows_are_neighbours_of_the_same_nodule():
-    crops = make_crops(2)
-    crops = dataclasses.replace(crops, gap_mm=np.full(len(crops), 2.5, np.float32))
-    own = np.flatnonzero(crops.nodule == crops.nodule[0])
-    order = own[np.argsort(crops.place[own])]
-    generator = np.random.default_rng(0)
-    drawn = {tuple(nodule_train.thick_rows(crops, order[1], 5.0, generator)) for _ in range(40)}
-    assert drawn == {tuple(order[:2]), tuple(order[1:3])}
-    assert nodule_train.thick_rows(crops, order[1], 2.5, generator) == [order[1]]
-    recipe = dataclasses.replace(nodule_train.RECIPES["look"], thick_share=1.0, thick_mm=100.0)
-    image, target = nodule_train._draw_planes(crops, order[1], recipe, generator)
-    np.testing.assert_allclose(target, np.mean([crops.share(row) for row in own], axis=0))
-    assert image.shape == target.shape
-
-
 def make_material():
     crops = make_crops(6)
     rows = np.arange(len(crops))
