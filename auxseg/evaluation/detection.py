@@ -113,9 +113,25 @@ def _read_prediction(folder):
     path = folder / own.CANDIDATES
     if not path.is_file() or about.get("least_probability") is None:
         raise InputError(f"--prediction: {folder} has no {own.CANDIDATES}; {AGAIN}")
+    _check_about(about, folder / own.DONE)
     uid = about["seriesuid"]
     findings = froc.read_candidates(path).get(uid, np.zeros((0, 4)))
     return Prediction(folder, about["name"], uid, findings, about["least_probability"], about)
+
+
+_KINDS = {"name": str, "seriesuid": str, "least_probability": (int, float), "files": list}
+
+
+def _check_about(about, path):
+    """Raises where what is read of a prediction.json is of another kind than auxseg writes."""
+    box = about.setdefault("box", None)
+    sound = {name: isinstance(about.get(name), kind) for name, kind in _KINDS.items()}
+    sound["files"] = sound["files"] and all(isinstance(name, str) for name in about["files"])
+    sound["box"] = box is None or (isinstance(box, dict) and {"version", "sha256"} <= box.keys())
+    for name in (name for name, is_sound in sound.items() if not is_sound):
+        raise InputError(
+            f"{path}: {name} is none of auxseg's, {about.get(name)!r:.80}; it is damaged: {AGAIN}"
+        )
 
 
 def _list_makers(predictions):

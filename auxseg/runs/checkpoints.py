@@ -141,7 +141,7 @@ def _save(workdir, kind, step, variables, progress, training=None):
             "whole: make room, or make the folder writable, and start the same command again to go on"
         ) from error
     for path in folder.glob(f"{kind}-*.sha256.json"):
-        if int(path.name.split(".")[0].rsplit("-", 1)[1]) not in kept:
+        if path.name.split(".")[0].rsplit("-", 1)[1] not in map(str, kept):
             path.unlink()
 
 
@@ -175,9 +175,7 @@ def _reason(error):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     number = re.search(r"os_error_code='(\d+)'", str(error))
-    if number is None:
-        raise error
-    return os.strerror(int(number[1]))
+    return os.strerror(int(number[1])) if number else _say(error)
 
 
 def _remove_leftovers(folder, kind):
@@ -185,6 +183,11 @@ def _remove_leftovers(folder, kind):
     with contextlib.suppress(OSError):
         for path in (folder / kind).glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _say(error):
+    """Returns an error of Orbax in one line: a stranger's files beside a checkpoint lead it anywhere."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _restore(workdir, kind, step, names):
@@ -195,8 +198,7 @@ def _restore(workdir, kind, step, names):
         raise
     except Exception as error:  # a stranger's files lead it anywhere
         raise InputError(
-            f"{workdir}/checkpoints: {kind} checkpoint {step} cannot be read ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); it is damaged, or of another version"
+            f"{workdir}/checkpoints: {kind} checkpoint {step} cannot be read ({_say(error)}); it is damaged, or of another version"
         ) from error
 
 
@@ -260,7 +262,7 @@ def _remove(folder, kind, step):
 
 def _newest_intact(workdir, kind):
     folder = pathlib.Path(workdir) / "checkpoints"
-    steps = sorted((int(p.name) for p in (folder / kind).glob("*") if p.name.isdigit()), reverse=True)
+    steps = sorted((int(p.name) for p in (folder / kind).glob("*") if p.name.isdecimal()), reverse=True)
     for step in steps:
         fault = _find_fault(folder, kind, step)
         if fault is None:

@@ -55,7 +55,8 @@ class Position:
         """
         try:
             position = cls(int(value["epoch"]), optim.Schedule(**value["schedule"]), float(value["seconds"]))
-            float(position.schedule.learning_rate)
+            if not all(isinstance(each, (int, float)) for each in dataclasses.astuple(position.schedule)):
+                raise TypeError(f"{position.schedule} is none")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"checkpoint: where its run stood cannot be read ({error!r}); it is damaged or forged: start anew with "

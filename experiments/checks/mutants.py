@@ -252,6 +252,12 @@ def format_page(report):
         ),
         f"| all | {report['mutants']} | {report['survived']} |",
     ]
+    if again := report.get("again"):
+        lines += [
+            "",
+            f"All were drawn and run at commit {again['commit_then']}, where {again['survivors_then']} survived. Those alone were run again",
+            f"at commit {report['made_by']['commit']}. Of them {len(again['rewritten'])} are neither killed nor survivors: their line is no more.",
+        ]
     if report["explained"]:
         lines += ["", "Some survivors change nothing that a test could see:", ""]
         lines += [f"* {why}: `{what}`" for what, why in report["explained"].items()]
@@ -263,16 +269,20 @@ def format_page(report):
 def run_again(former):
     """Returns a former result, JSON types, in which only those count as survivors that survive today's tests.
 
-    One whose line was rewritten since is no survivor.
+    One whose line was rewritten since is neither killed nor a survivor.
     """
     then = [*former["unexplained"], *former["explained"]]
-    survivors = []
+    survivors, there = [], set()
     for path in TESTS:
         text = (ROOT / path).read_text(encoding="utf-8")
         for place in range(len(list_sites(ast.parse(text)))):
             what = f"{path}, {mutate(text, place)[1]}"
-            if what in then and what not in survivors and run_mutant(path, place)[1] == "survived":
+            if what not in then:
+                continue
+            there.add(what)
+            if what not in survivors and run_mutant(path, place)[1] == "survived":
                 survivors.append(what)
+    gone = [what for what in then if what not in there]
     seed = former["seed"]
     origin = made_by.made_by(
         f"python -m experiments.checks.mutants --seed={seed} --again=FILE",
@@ -281,8 +291,12 @@ def run_again(former):
     )
     return former | {
         "made_by": origin,
-        "again": {"commit_then": former["made_by"]["commit"], "survivors_then": former["survived"]},
-        "killed": former["mutants"] - len(survivors),
+        "again": {
+            "commit_then": former["made_by"]["commit"],
+            "survivors_then": former["survived"],
+            "rewritten": gone,
+        },
+        "killed": former["mutants"] - len(survivors) - len(gone),
         **_count_survivors(survivors),
         "by_file": {
             path: about | {"survived": sum(what.startswith(path) for what in survivors)}

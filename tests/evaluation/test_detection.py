@@ -133,6 +133,24 @@ def test_what_cannot_be_judged_is_said(tmp_path):
         detection.read_predictions(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seriesuid", [1]),
+        ("name", 5),
+        ("least_probability", "x"),
+        ("files", ["a", 5]),
+        ("box", {"version": "7"}),
+    ],
+)
+def test_a_damaged_prediction_json_is_one_line(tmp_path, name, value):
+    write_prediction(tmp_path / "a", "1.1", [])
+    about = files.read_object(tmp_path / "a" / "prediction.json")
+    files.write_json(tmp_path / "a" / "prediction.json", about | {name: value})
+    with pytest.raises(InputError, match=f"prediction.json: {name} is none of auxseg's, .*predict again"):
+        detection.read_predictions(tmp_path)
+
+
 def test_predict_writes_what_is_judged(tmp_path, monkeypatch):
     """Candidates in millimetres, the dropped ones too, in the rows and columns of the whole slice."""
     image = sitk.GetImageFromArray(chest.draw())

@@ -66,8 +66,11 @@ def test_survivors_are_run_again_after_tests_were_added(tmp_path, monkeypatch):
     }  # fmt: skip
     found = mutants.run_again(former)
     assert found["unexplained"] == ["guarded.py, Add -> Sub: return x + 1"]
-    assert (found["mutants"], found["killed"], found["survived"]) == (10, 9, 1)
-    assert found["again"] == {"commit_then": "abc", "survivors_then": 3}
+    assert (found["mutants"], found["killed"], found["survived"]) == (10, 8, 1)
+    gone = ["guarded.py, 7 -> 8: a line of before"]
+    assert found["again"] == {"commit_then": "abc", "survivors_then": 3, "rewritten": gone}
+    page = mutants.format_page(found)
+    assert "at commit abc, where 3 survived" in page and "Of them 1 are neither killed nor survivors" in page
     assert found["by_file"] == {"guarded.py": {"mutants": 10, "survived": 1}}
 
 

@@ -168,5 +168,25 @@ def test_a_forged_checkpoint_is_one_line(tmp_path):
     whole = jax.tree.map(lambda x: np.zeros(x.shape, np.int64), state.variables)
     with pytest.raises(InputError, match="no floating-point numbers"):
         checkpoints.match_variables(whole, state.variables, where="there")
-    with pytest.raises(InputError, match="where its run stood cannot be read"):
-        loop.Position.from_json({"epoch": 3})
+    stood = loop.Position(3, optim.Schedule(0.001)).to_json()
+    assert loop.Position.from_json(stood).epoch == 3
+    for forged in ({"epoch": 3}, stood | {"schedule": stood["schedule"] | {"stop_best": "x"}}):
+        with pytest.raises(InputError, match="where its run stood cannot be read"):
+            loop.Position.from_json(forged)
+
+
+def test_what_is_no_checkpoint_beside_them_is_passed_over(tmp_path):
+    (tmp_path / "checkpoints/best/\u00b2").mkdir(parents=True)
+    (tmp_path / "checkpoints/best-x.sha256.json").write_text("{}")
+    checkpoints.save_best(tmp_path, step=3, variables=make_state(3).variables, progress={"epoch": 1})
+    assert checkpoints.best_step(tmp_path) == 3
+
+
+def test_a_forged_checkpoint_beside_a_new_one_is_one_line(tmp_path):
+    variables = make_state(3).variables
+    checkpoints.save_best(tmp_path, step=3, variables=variables, progress={"epoch": 1})
+    (tmp_path / "checkpoints/best/3/_CHECKPOINT_METADATA").write_text('{"item_handlers": 5}')
+    with pytest.raises(
+        InputError, match="best checkpoint 4 could not be saved: ValueError: .*; the ones before"
+    ):
+        checkpoints.save_best(tmp_path, step=4, variables=variables, progress={"epoch": 2})
