@@ -16,6 +16,7 @@ _PIECE_SHARE = 0.02  # of the lung: smaller pieces are not counted
 _MOST_CLIPPED = 0.10
 _MEAN_HU = (-930.0, -550.0)
 _MOST_NODULES = 10
+_THICKEST_MM = 4.0  # of slices from which the look for nodules learnt what is none, with a margin
 _MOST_OUTSIDE = 0.05  # of both lungs, outside the body
 
 
@@ -60,6 +61,17 @@ def check_nodules(count):
         return []
     text = f"{count} nodules were marked; more than {_MOST_NODULES} are rare, and many may be false"
     return [Finding(WARNING, "many-nodules", text)]
+
+
+def check_thickness(step_mm):
+    """Returns the findings about slices so far apart, in mm, that the look for nodules takes vessels for some."""
+    if step_mm <= _THICKEST_MM:
+        return []
+    text = (
+        f"slices lie {step_mm:g} mm apart: there vessels look like nodules, and nodules are missed; "
+        "take a series of thinner slices of this scan, if there is one"
+    )
+    return [Finding(WARNING, "thick-slices", text)]
 
 
 def _name(side):

@@ -245,6 +245,8 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
     if second is not None:
         found = _look_for_nodules(parts, volume, scan, second, options) if cleans else None
         findings.append(_describe_nodules(found, second))
+        if found is not None:
+            findings += plausible.check_thickness(spacing_mm[0])
     masks = _paste_all(scratch, parts, view)
     if _shows_lungs(networks):
         findings += check_masks(masks, whole=options.slices == "all", classes=classes)

@@ -72,3 +72,10 @@ def test_lung_outside_the_body():
     assert found.code == "outside" and found.text.startswith("51 mL") and "left out" in found.text
     (found,) = plausible.check_outside(masks, 51.0, 1.0, left_out=False)
     assert "stays" in found.text
+
+
+@pytest.mark.parametrize(("step_mm", "found"), [(1.0, []), (4.0, []), (5.0, ["thick-slices"])])
+def test_thick_slices(step_mm, found):
+    findings = plausible.check_thickness(step_mm)
+    assert [finding.code for finding in findings] == found
+    assert all("slices lie 5 mm apart" in finding.text for finding in findings)
