@@ -32,7 +32,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments/results/mutants.json"
 TESTS = {
     "auxseg/scoring/matching.py": ("tests/scoring/test_matching.py", "tests/scoring/test_case_scores.py"),
-    "auxseg/scoring/case_scores.py": ("tests/scoring/test_case_scores.py",),
+    "auxseg/scoring/case_scores.py": (
+        "tests/scoring/test_case_scores.py",
+        "tests/scoring/test_unknown_pixels.py",
+    ),
     "auxseg/scoring/surfaces.py": ("tests/scoring/test_case_scores.py",),
     "auxseg/scoring/calibration.py": (
         "tests/scoring/test_statistics.py",
@@ -54,10 +57,22 @@ EXPLAINED = {
     "auxseg/scoring/operating_point.py, GtE -> Gt: "
     "kept = components.equivalent_diameter(overlaps.given_px * scale) >= least": "no whole number of pixels has a "
     "diameter of exactly 3, 4, 5 or 6",
+    "auxseg/scoring/matching.py, 0 -> 1: "
+    "return tuple(slice(span[0], span[-1] + 1) if len(span) else slice(0, 0) for span in spans)": "from 1 to 0 is as empty "
+    "as from 0 to 0; from 0 to 1 is noticed",
+    "auxseg/scoring/components.py, 1 -> 2: "
+    "numbers * num_values + mask.ravel()[places], minlength=(int(pieces.max(initial=0)) + 1) * num_values": "a row more, "
+    "which no piece reads",
+    "auxseg/scoring/components.py, 1 -> 2: return np.zeros(1, bool)": "where there is no piece only True ones are looked for",
+    "auxseg/scoring/case_scores.py, 1 -> 2: slice(max(0, span.start - 1), span.stop + 1)": "a wider margin than is needed",
+    "auxseg/scoring/surfaces.py, False -> True: "
+    "trees = [spatial.cKDTree(each, balanced_tree=False, compact_nodes=False) for each in points]": "only costs time: the "
+    "tree is built otherwise and finds the same",
     "auxseg/scoring/statistics.py, 2000 -> 2001: NUM_RESAMPLES = 2000": "as good a number of resamples",
     "auxseg/scoring/operating_point.py, True -> False: "
     "for row, choice in zip(counted, choices, strict=True):": "both are made with one length, a few lines before",
     "auxseg/scoring/statistics.py, 0 -> 1: def paired_test(first, second, patients, *, seed=0):": "as good a seed",
+    "auxseg/datasets/splits.py, 1 -> 2: def make_splits(table, *, split, fold=0, seed=1, num_folds=5):": "as good a seed",
     "auxseg/scoring/components.py, Eq -> NotEq: if not (mask == value).any():": "only saves time: where a slice has none "
     "of the lung nothing is filled",
     "auxseg/scoring/components.py, USub left out: "

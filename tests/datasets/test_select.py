@@ -49,6 +49,11 @@ def test_a_nodule_in_the_middle_of_a_lung_becomes_lung():
     np.testing.assert_array_equal(dataset.read_native_mask(0), np.ones((5, 5)))
 
 
+def test_a_class_is_there_where_one_of_its_members_is_and_unknown_where_one_may_be():
+    labels = np.array([[1, 0], [0, 255], [0, 0], [255, 1]], np.uint8)
+    assert select._any_of(labels).tolist() == [1, 255, 0, 1]
+
+
 @pytest.mark.parametrize("names", [("heart",), ("lung", "left_lung")])
 def test_other_structures_and_doubled_pixels_are_refused(names):
     with pytest.raises(InputError, match="data.classes: got .* expected different structures of fake"):

@@ -368,6 +368,7 @@ def test_collect_streams_and_merges():
     threaded = case_scores.score_cases(iter(cases), num_threads=3)
     plain = case_scores.collect(case_scores.score_case(**case) for case in cases)
     assert [row["case_id"] for row in threaded.rows] == list("0123456")
+    assert threaded.foreground == ("left_lung", "right_lung", "nodule")
     assert str(threaded.rows) == str(plain.rows) and threaded.objects == plain.objects
     halves = [
         case_scores.collect(case_scores.score_case(**case) for case in part)

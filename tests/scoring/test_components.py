@@ -12,6 +12,7 @@ from auxseg.scoring.components import (
     equivalent_diameter,
     fill_holes,
     find_components,
+    surrounding_lung,
 )
 
 
@@ -136,3 +137,11 @@ def test_a_nodule_that_fills_the_slice_has_no_ring():
     masks = np.full((1, 2, 2), 3, np.uint8)
     assert drop_small_nodules(masks, 99.0, 1.0) == 4
     assert not masks.any()
+
+
+def test_the_lung_around_a_piece_has_most_of_its_ring():
+    mask, piece = np.zeros((9, 12), np.uint8), np.zeros((9, 12), bool)
+    piece[4, 5] = True
+    assert surrounding_lung(mask, piece) == 0
+    mask[:, :4], mask[:, 8:] = 2, 1  # two columns of the ring, and one
+    assert surrounding_lung(mask, piece) == 2

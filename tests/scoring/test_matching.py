@@ -51,3 +51,10 @@ def test_only_the_objects_that_are_kept_are_matched():
     overlaps = matching.find_overlaps(reference, reference)
     assert matching.match(overlaps, np.array([False, True])) == {1: (1, 1.0)}
     assert matching.match(overlaps) == {0: (0, 1.0), 1: (1, 1.0)}
+
+
+def test_the_box_around_a_mask_and_around_nothing():
+    mask = np.zeros((5, 6), bool)
+    mask[1:3, 4] = True
+    assert matching.bounding_box(mask) == (slice(1, 3), slice(4, 5))
+    assert np.ones((5, 6))[matching.bounding_box(np.zeros((5, 6), bool))].shape == (0, 0)

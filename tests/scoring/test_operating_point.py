@@ -185,3 +185,16 @@ def test_a_least_size_in_pixels_is_for_slices_of_unknown_spacing_alone():
         mask = np.zeros((5, 5), np.uint8)
         mask[2, 2] = 3
         assert (operating_point.drop_small(mask, decision, spacing_yx_mm=spacing) == 3).sum() == left
+
+
+def test_a_threshold_chosen_on_few_nodules_is_said_to_be():
+    assert (
+        operating_point.describe_few(None)
+        == operating_point.describe_few(operating_point.LEAST_NODULES)
+        == ""
+    )
+    few = operating_point.LEAST_NODULES - 1
+    assert operating_point.describe_few(few).startswith(
+        f"the threshold was chosen on {few} nodules, fewer than"
+    )
+    assert operating_point.describe_few(1).startswith("the threshold was chosen on 1 nodule, fewer than")

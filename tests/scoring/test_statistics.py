@@ -46,6 +46,11 @@ def test_resamples_without_a_denominator_are_dropped():
     assert (interval.estimate, interval.low, interval.high) == (0.5, 0.5, 0.5)
 
 
+def test_a_ratio_without_any_denominator_is_unknown():
+    interval = statistics.bootstrap_ratio([1, 1], [0, 0], ["a", "b"])
+    assert all(math.isnan(value) for value in (interval.estimate, interval.low, interval.high))
+
+
 def test_bootstrap_repeats_itself():
     values = np.linspace(0, 1, 20)
     assert statistics.bootstrap_mean(values, range(20), seed=3) == statistics.bootstrap_mean(

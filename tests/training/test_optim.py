@@ -89,13 +89,21 @@ def test_adam_is_that_of_keras_also_for_small_gradients():
     params = jax.tree.map(jax.numpy.asarray, start)
     opt_state = optim.set_learning_rate(ours.init(params), jax.numpy.float32(1e-3))
     for step in range(20):
-        scale = 10.0 ** -(step % 9)  # down to where epsilon decides
+        scale = 10.0 ** (step % 9 - 8)  # from where epsilon decides: what was once large is remembered long
         gradients = {k: (scale * generator.normal(size=v.shape)).astype(np.float32) for k, v in start.items()}
         theirs.apply([keras.ops.convert_to_tensor(gradients[k]) for k in variables])
         updates, opt_state = ours.update(gradients, opt_state, params)
         params = jax.tree.map(lambda p, u: p + u, params, updates)
     for name, value in params.items():
         np.testing.assert_allclose(value, np.asarray(variables[name].value), atol=2e-7)
+
+
+def test_epsilon_is_added_to_the_root_of_the_uncorrected_moment():
+    """Of a gradient of 1e-7: moments 1e-8 and 1e-17, correction 0.316228, so 3.16228e-9 / (3.16228e-9 + 1e-7)."""
+    ours, params = optim.create_optimizer(beta1=0.9, beta2=0.999, epsilon=1e-7), {"w": jax.numpy.ones(3)}
+    opt_state = optim.set_learning_rate(ours.init(params), jax.numpy.float32(1.0))
+    updates, _ = ours.update({"w": jax.numpy.full(3, 1e-7)}, opt_state)
+    np.testing.assert_allclose(updates["w"], -0.0306534, rtol=1e-3)
 
 
 def test_learning_rate_scales_the_update():
