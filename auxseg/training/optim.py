@@ -134,6 +134,5 @@ def _update_plateau(schedule, value, config):
 def _update_stop(schedule, epoch, value, config):
     if value < schedule.stop_best:
         return dataclasses.replace(schedule, stop_best=value, stop_wait=0, best_epoch=epoch)
-    wait = schedule.stop_wait + 1
-    stopped = wait >= config.stop_patience_epochs and epoch > 1
-    return dataclasses.replace(schedule, stop_wait=wait, stopped=stopped)
+    wait = schedule.stop_wait + 1  # not in the first epoch, whose value is lower than none
+    return dataclasses.replace(schedule, stop_wait=wait, stopped=wait >= config.stop_patience_epochs)
