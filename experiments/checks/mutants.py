@@ -65,6 +65,8 @@ EXPLAINED = {
     "which no piece reads",
     "auxseg/scoring/components.py, 1 -> 2: return np.zeros(1, bool)": "where there is no piece only True ones are looked for",
     "auxseg/scoring/case_scores.py, 1 -> 2: slice(max(0, span.start - 1), span.stop + 1)": "a wider margin than is needed",
+    "auxseg/scoring/surfaces.py, True -> False: for tolerance, value in zip(TOLERANCES, surface_dice, strict=True):": "the "
+    "one is made of the other",
     "auxseg/scoring/surfaces.py, False -> True: "
     "trees = [spatial.cKDTree(each, balanced_tree=False, compact_nodes=False) for each in points]": "only costs time: the "
     "tree is built otherwise and finds the same",
