@@ -57,6 +57,7 @@ EXPLAINED = {
     "auxseg/scoring/operating_point.py, GtE -> Gt: "
     "kept = components.equivalent_diameter(overlaps.given_px * scale) >= least": "no whole number of pixels has a "
     "diameter of exactly 3, 4, 5 or 6",
+    "auxseg/scoring/matching.py, True -> False: for axis, start in zip((rows, columns), origin, strict=True)": "both are two",
     "auxseg/scoring/matching.py, 0 -> 1: "
     "return tuple(slice(span[0], span[-1] + 1) if len(span) else slice(0, 0) for span in spans)": "from 1 to 0 is as empty "
     "as from 0 to 0; from 0 to 1 is noticed",

@@ -315,6 +315,14 @@ def test_shift_is_measured(shift):
     assert result["lungs_dice_moved_back"] == pytest.approx(1.0)
 
 
+def test_the_dice_before_a_shift_is_undone_by_hand():
+    """Squares of 16 pixels that lie one column further share 12: 2 * 12 / 32."""
+    reference = np.zeros((8, 20), np.uint8)
+    reference[2:6, 2:6], reference[2:6, 12:16] = 2, 1
+    result = case_scores.estimate_shift(prediction=np.roll(reference, 1, 1), reference=reference)
+    assert (result["lungs_dice"], result["lungs_dice_moved_back"]) == (0.75, 1.0)
+
+
 def test_a_lost_lung_is_no_shift():
     prediction = np.where(chest() == 1, 0, chest()).astype(np.uint8)
     result = case_scores.estimate_shift(prediction=prediction, reference=chest())

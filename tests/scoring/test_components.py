@@ -96,8 +96,9 @@ def test_off_by_default_and_refused_without_a_pixel_size():
     np.testing.assert_array_equal(masks, before)
     with pytest.raises(InputError, match="no pixel size"):
         clean(masks, CleanUp(min_nodule_mm=3.0), pixel_mm2=float("nan"))
-    with pytest.raises(InputError, match="min_nodule_mm"):
-        CleanUp(min_nodule_mm=-1.0)
+    for least in (-1.0, 100.0):
+        with pytest.raises(InputError, match="min_nodule_mm"):
+            CleanUp(min_nodule_mm=least)
     changed = clean(masks, CleanUp(min_nodule_mm=3.0, min_nodule_px=90.0), pixel_mm2=float("nan"))
     assert set(changed) == {"min_nodule_px"} and not (masks == 3).any()
 
@@ -143,5 +144,7 @@ def test_the_lung_around_a_piece_has_most_of_its_ring():
     mask, piece = np.zeros((9, 12), np.uint8), np.zeros((9, 12), bool)
     piece[4, 5] = True
     assert surrounding_lung(mask, piece) == 0
-    mask[:, :4], mask[:, 8:] = 2, 1  # two columns of the ring, and one
+    mask[:, 9:] = 1  # four pixels away
+    assert surrounding_lung(mask, piece) == 0
+    mask[:, :4], mask[:, 8] = 2, 1  # two columns of the ring, and one
     assert surrounding_lung(mask, piece) == 2
