@@ -4,8 +4,8 @@
         [--seeds=1,2,3] [--epochs=5] [--num_scans=24] [--budgets="equal epochs,equal time"]
 
 `slab_runs` says what is equal. The weights of the best validation epoch segment the test patients' whole scans: Dice of
-lungs and nodules over the whole scan, nodules by LUNA16's rule. Both lungs are one class: which is the left one takes
-longer to learn than these runs are, and no slice beside tells it. A study that was stopped goes on with the same command.
+lungs and nodules over the whole scan, nodules by LUNA16's rule. Both lungs are one class: a short
+run did not learn the left one. A study that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
