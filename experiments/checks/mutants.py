@@ -73,6 +73,9 @@ EXPLAINED = {
     "tree is built otherwise and finds the same",
     "auxseg/scoring/statistics.py, 2000 -> 2001: NUM_RESAMPLES = 2000": "as good a number of resamples",
     "auxseg/scoring/operating_point.py, True -> False: "
+    "for choice, f, n, d in zip(choices, found, false / counts.slices, dice / with_nodule, strict=True)": "all are counts of "
+    "the choices",
+    "auxseg/scoring/operating_point.py, True -> False: "
     "for row, choice in zip(counted, choices, strict=True):": "both are made with one length, a few lines before",
     "auxseg/scoring/statistics.py, 0 -> 1: def paired_test(first, second, patients, *, seed=0):": "as good a seed",
     "auxseg/datasets/splits.py, 1 -> 2: def make_splits(table, *, split, fold=0, seed=1, num_folds=5):": "as good a seed",

@@ -120,9 +120,10 @@ def test_folds_without_subsets_say_so():
 
 def test_kfold_tests_every_case_once():
     table = luna16_table()
-    tests = [
-        splits.make_splits(table, split="kfold", fold=fold, seed=2, num_folds=4)["test"] for fold in range(4)
-    ]
+    parts = [splits.make_splits(table, split="kfold", fold=fold, seed=2, num_folds=4) for fold in range(4)]
+    tests = [each["test"] for each in parts]
+    for fold, each in enumerate(parts):
+        np.testing.assert_array_equal(each["val"], tests[(fold + 1) % 4])  # the next fold
     np.testing.assert_array_equal(np.sort(np.concatenate(tests)), np.arange(888))
     assert max(map(len, tests)) - min(map(len, tests)) <= 1
 

@@ -78,6 +78,14 @@ def test_a_nodule_in_the_wall_closes_the_hole_behind_it():
     assert mask[0, 2, 2] == 2
 
 
+def test_a_nodule_away_from_the_lung_encloses_nothing():
+    mask = np.zeros((1, 12, 12), np.uint8)
+    mask[0, :3, :3] = 1
+    mask[0, 6:9, 6:9] = 3
+    mask[0, 7, 7] = 0
+    assert fill_holes(mask, 1) == 0 and mask[0, 7, 7] == 0
+
+
 def test_small_nodules_become_what_surrounds_them():
     masks = np.zeros((2, 20, 20), np.uint8)
     masks[:, 2:14, 2:14] = 2
