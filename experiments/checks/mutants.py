@@ -277,7 +277,7 @@ def format_page(report):
         lines += [
             "",
             f"All were drawn and run at commit {again['commit_then']}, where {again['survivors_then']} survived. Those alone were run again",
-            f"at commit {report['made_by']['commit']}. Of them {len(again['rewritten'])} are neither killed nor survivors: their line is no more.",
+            f"at commit {report['made_by']['commit']}. Neither killed nor survivors, as their line is no more: {len(again['rewritten'])}.",
         ]
     if report["explained"]:
         lines += ["", "Some survivors change nothing that a test could see:", ""]

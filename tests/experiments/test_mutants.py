@@ -70,7 +70,7 @@ def test_survivors_are_run_again_after_tests_were_added(tmp_path, monkeypatch):
     gone = ["guarded.py, 7 -> 8: a line of before"]
     assert found["again"] == {"commit_then": "abc", "survivors_then": 3, "rewritten": gone}
     page = mutants.format_page(found)
-    assert "at commit abc, where 3 survived" in page and "Of them 1 are neither killed nor survivors" in page
+    assert "at commit abc, where 3 survived" in page and "as their line is no more: 1." in page
     assert found["by_file"] == {"guarded.py": {"mutants": 10, "survived": 1}}
 
 
