@@ -278,12 +278,10 @@ def read_split_lists(workdir):
     """
     path = workdir / "splits.json"
     stored = _read_object(path)
-    if not {"train", "val"} <= stored.keys() or not all(
+    if not stored or not all(
         isinstance(cases, list) and all(isinstance(case, str) for case in cases) for cases in stored.values()
     ):
-        raise InputError(
-            f"{path}: expected lists of case ids by split, train and val among them; restore it, or start a new run"
-        )
+        raise InputError(f"{path}: expected lists of case ids by split; restore it, or start a new run")
     return stored
 
 

@@ -22,6 +22,8 @@ def read_splits(workdir, dataset):
     rows = {name: i for i, name in enumerate(dataset.table.case_id)}
     path = workdir / "splits.json"
     stored = run_folder.read_split_lists(workdir)
+    if not {"train", "val"} <= stored.keys():
+        raise InputError(f"{path}: expected lists of case ids by split, train and val among them; restore it")
     missing = [case for cases in stored.values() for case in cases if case not in rows]
     if missing:
         raise InputError(
