@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from auxseg.base.classes import AIR_HU
+from auxseg.ct import boxes
 
 _TISSUE_HU = -400
 _OPENING_MM = 6.0  # a table's shell and a blanket's folds are thinner, the wall of the chest is not
@@ -102,27 +103,11 @@ def _open(tissue, spacing_yx_mm):
     opened = tissue
     size = [max(1, round(_OPENING_MM / mm)) for mm in spacing_yx_mm]
     for axis, length in enumerate(size):
-        opened = _combine(opened, np.logical_and, length, length // 2, axis)
+        opened = boxes.combine(opened, np.logical_and, length, length // 2, axis)
     # An even filter shifts by half a pixel; its mirror image shifts back.
     for axis, length in enumerate(size):
-        opened = _combine(opened, np.logical_or, length, (length - 1) // 2, axis)
+        opened = boxes.combine(opened, np.logical_or, length, (length - 1) // 2, axis)
     return opened
-
-
-def _combine(cells, combine, length, before, axis):
-    """Returns each cell of bool [H, W] combined with those beside it, `length` along an axis from `before` before it on.
-
-    Beyond the slice nothing is. It doubles what is combined until it is long enough, which is five times as fast as SciPy's filters.
-    """
-    widths = [(0, 0), (0, 0)]
-    widths[axis] = (before, length - 1 - before)
-    found = np.moveaxis(np.pad(cells, widths), axis, 0)
-    done = 1
-    while done < length:
-        step = min(done, length - done)
-        found = combine(found[:-step], found[step:])
-        done += step
-    return np.moveaxis(found, 0, axis)
 
 
 def _square(spans, spacing_yx_mm):

@@ -1,11 +1,12 @@
-"""Work on whole volumes, sooner: two slices at a time; growing and shrinking by boxes, axis by axis, as SciPy's operators do."""
+"""Work on whole volumes, sooner: two slices at a time; growing and shrinking by boxes, as SciPy's operators do."""
 
 from __future__ import annotations
 
 import concurrent.futures
 
 import numpy as np
-from scipy import ndimage
+
+from auxseg.ct import boxes
 
 
 def by_slice(function, *values):
@@ -21,17 +22,16 @@ def grow(cells, reach):
         cells: bool, of any number of axes.
         reach: cells of the box to either side, one number an axis.
     """
-    return _spread(cells, reach, ndimage.maximum_filter1d)
+    return _spread(cells, reach, np.logical_or)
 
 
 def shrink(cells, reach):
     """Returns the cells around which the whole box is filled, bool; outside the volume nothing is. Arguments of `grow`."""
-    return _spread(cells, reach, ndimage.minimum_filter1d)
+    return _spread(cells, reach, np.logical_and)
 
 
-def _spread(cells, reach, filter_1d):
-    found = cells.view(np.uint8) if cells.dtype == bool else cells.astype(np.uint8)
+def _spread(cells, reach, operator):
+    found = cells.astype(bool, copy=False)
     for axis, most in enumerate(reach):
-        if most:
-            found = filter_1d(found, 2 * most + 1, axis=axis, mode="constant")
-    return found.astype(bool)
+        found = boxes.combine(found, operator, 2 * most + 1, most, axis)
+    return found
