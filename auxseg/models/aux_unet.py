@@ -121,7 +121,7 @@ class Unit(nn.Module):
         if self.slices is None:
             return layers.ordinary_conv(images, self.param("ordinary", _ZEROS, shape).astype(images.dtype))
         kernel = self.param("ordinary", _ZEROS, (3, *shape)).astype(images.dtype)
-        return blocks.from_volumes(volumes.ordinary_conv(blocks.to_volumes(images, self.slices), kernel))
+        return volumes.to_images(volumes.ordinary_conv(volumes.from_images(images, self.slices), kernel))
 
 
 class SqueezeExcite(nn.Module):

@@ -114,4 +114,4 @@ def _interleave(images, slices):
 
 def _take_slice(signal, slices, index):
     """Returns the `Signal` of one slice, [N, H, W, C]."""
-    return signal._replace(values=blocks.to_volumes(signal.values, slices)[:, index])
+    return signal._replace(values=volumes.from_images(signal.values, slices)[:, index])

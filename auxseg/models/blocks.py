@@ -99,16 +99,16 @@ def _convolve_slices(signals, weights, slices, size, dtype):
     def operator(windows, inside, shared):
         total, inside = 0.0, inside[None, :, None, None, None]
         for window, (factor, shift, taps, matrix) in zip(windows, shared, strict=True):
-            images = activate(Signal(from_volumes(window), factor, shift))
-            shown = jnp.where(inside, to_volumes(images, window.shape[1]), 0).astype(dtype)
+            images = activate(Signal(volumes.to_images(window), factor, shift))
+            shown = jnp.where(inside, volumes.from_images(images, window.shape[1]), 0).astype(dtype)
             filtered = volumes.depthwise_conv(shown, taps, lowering="blocked", margin=1)
-            products = layers.pointwise_conv(from_volumes(filtered), matrix, lowering="blocked")
-            total = total + to_volumes(products, filtered.shape[1])
+            products = layers.pointwise_conv(volumes.to_images(filtered), matrix, lowering="blocked")
+            total = total + volumes.from_images(products, filtered.shape[1])
         return total
 
     shared = [(signal.factor, signal.shift, *each) for signal, each in zip(signals, weights, strict=True)]
-    values = tuple(to_volumes(signal.values, slices) for signal in signals)
-    return from_volumes(volumes.over_slices(operator, size, values, shared))
+    values = tuple(volumes.from_images(signal.values, slices) for signal in signals)
+    return volumes.to_images(volumes.over_slices(operator, size, values, shared))
 
 
 def _slices_at_once(signals, features, slices):
@@ -119,24 +119,12 @@ def _slices_at_once(signals, features, slices):
     return _most(slices, slice_bytes)
 
 
-def to_volumes(images, slices):
-    """Returns images [N, slices * H, W, C], slices one below the other, as [N, slices, H, W, C]."""
-    examples, rows, columns, channels = images.shape
-    return images.reshape(examples, slices, rows // slices, columns, channels)
-
-
-def from_volumes(values):
-    """Returns what `to_volumes` was given."""
-    examples, slices, rows, columns, channels = values.shape
-    return values.reshape(examples, slices * rows, columns, channels)
-
-
 def depthwise_conv(images, kernel, *, lowering, slices=None):
     """Returns `layers.depthwise_conv` of images, or of the volumes that lie in them as in `separable_conv`."""
     if slices is None:
         return layers.depthwise_conv(images, kernel, lowering=lowering)
-    found = volumes.depthwise_conv(to_volumes(images, slices), kernel, lowering=lowering)
-    return from_volumes(found)
+    found = volumes.depthwise_conv(volumes.from_images(images, slices), kernel, lowering=lowering)
+    return volumes.to_images(found)
 
 
 def single_channel_conv(images, depthwise, *, lowering, slices=None):

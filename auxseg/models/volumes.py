@@ -19,6 +19,18 @@ from auxseg.models import layers
 _NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
 
+def from_images(images, slices):
+    """Returns images [N, slices * H, W, C], slices one below the other, as [N, slices, H, W, C]."""
+    examples, rows, columns, channels = images.shape
+    return images.reshape(examples, slices, rows // slices, columns, channels)
+
+
+def to_images(values):
+    """Returns what `from_images` was given."""
+    examples, slices, rows, columns, channels = values.shape
+    return values.reshape(examples, slices * rows, columns, channels)
+
+
 def depthwise_conv(volumes, kernel, *, lowering, margin=0):
     """Returns each channel convolved with its own 3x3x3 kernel, padded with zeros to the same size.
 

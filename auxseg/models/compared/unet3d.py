@@ -102,8 +102,6 @@ def max_pool_3d(values, *, lowering):
         values: float [N, D, H, W, C], D, H and W even.
         lowering: as in `layers.max_pool`.
     """
-    examples, slices, rows, columns, channels = values.shape
-    flat = layers.max_pool(values.reshape(examples, slices * rows, columns, channels), lowering=lowering)
-    return volumes.halve_slices(flat, slices).reshape(
-        examples, slices // 2, rows // 2, columns // 2, channels
-    )
+    slices = values.shape[1]
+    flat = layers.max_pool(volumes.to_images(values), lowering=lowering)
+    return volumes.from_images(volumes.halve_slices(flat, slices), slices // 2)
