@@ -259,10 +259,10 @@ def read_records(workdir):
 _SUMMARY_KINDS = {"epochs": int, "best_epoch": int, "seconds": (int, float), "dataset": str, "notes": list}
 
 
-def _read_kinds(path, kinds, needed=()):
+def _read_kinds(path, expected, needed=()):
     """Returns the object of a file whose values are of these kinds, {} without the file."""
     found = _read_object(path, required=False)
-    for name, kind in kinds.items() if found else ():
+    for name, kind in expected.items() if found else ():
         if (name in needed or name in found) and not isinstance(found.get(name), kind):
             raise InputError(
                 f"{path}: {name} is {found.get(name)!r:.80}; it is damaged: restore it, or remove it"

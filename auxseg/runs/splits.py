@@ -62,8 +62,11 @@ def claim_splits(workdir, dataset, data_config):
 
 def describe_changes(workdir, dataset):
     """Returns (sentence,) where the data set holds other images or masks of the same names than the run learned from; else ()."""
-    before, now = _contents(workdir / "data.json", dataset)
-    changed = [name for name, value in now.items() if before.get(name) != value]
+    path = workdir / "data.json"
+    if not path.exists():
+        return ()
+    before = files.read_object(path)
+    changed = [name for name, value in _content(dataset).items() if before.get(name) != value]
     if not changed:
         return ()
     return (
@@ -72,10 +75,9 @@ def describe_changes(workdir, dataset):
     )
 
 
-def _contents(path, dataset):
-    """Returns what the data set held when the run was started, as far as it is known, and what it holds now."""
-    now = {"cases": len(dataset), "fingerprint": dataset.fingerprint, "table": dataset.table.digest()}
-    return (files.read_object(path) if path.exists() else now), now
+def _content(dataset):
+    """Returns what tells data sets of the same case ids apart, JSON types."""
+    return {"cases": len(dataset), "fingerprint": dataset.fingerprint, "table": dataset.table.digest()}
 
 
 def _claim_content(workdir, dataset):
@@ -84,4 +86,4 @@ def _claim_content(workdir, dataset):
         raise InputError(f"{change}; restore them, or start a new run with --workdir=DIR")
     path = workdir / "data.json"
     if not path.exists():
-        files.write_json(path, _contents(path, dataset)[1])
+        files.write_json(path, _content(dataset))
