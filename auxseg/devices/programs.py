@@ -21,8 +21,8 @@ from auxseg.base import files
 _CHECKSUM_BYTES = 32
 
 
-def keep(create, weights, *, made_of, calls=()):
-    """Returns a `Kept`: images -> create()(weights, images), traced once for each shape, and kept where jax keeps its programs.
+class Kept:
+    """A function of images, create()(weights, images), traced once for each shape and kept where jax keeps its programs.
 
     That is `parallel.keep_compiled_programs`' folder; without it, or on another device than a CPU, nothing is kept.
 
@@ -34,14 +34,9 @@ def keep(create, weights, *, made_of, calls=()):
             are kept.
         calls: names of the foreign functions that it may call.
     """
-    return Kept(create, jax.device_put(weights), made_of, calls)
 
-
-class Kept:
-    """A function of images whose programs are kept; see `keep`."""
-
-    def __init__(self, create, weights, made_of, calls):
-        self._weights, self._made_of, self._calls = weights, made_of, calls
+    def __init__(self, create, weights, *, made_of, calls=()):
+        self._weights, self._made_of, self._calls = jax.device_put(weights), made_of, calls
         self._plain = functools.cache(lambda: jax.jit(create()))
         self._programs, self._lock = {}, threading.Lock()
 

@@ -186,7 +186,7 @@ def load_networks(folder):
         return repr(settings).encode() + read_sources() + pathlib.Path(__file__).read_bytes()
 
     return Networks(
-        programs.keep(
+        programs.Kept(
             create, fold_batch_norm(variables, settings.bn_epsilon), made_of=made_of, calls=build.TARGETS
         ),
         about["above"],

@@ -240,22 +240,20 @@ def _create_folded_forward(trained):
     """Returns a `forward`; of a network that folds, nothing is built where its program is kept from before."""
     config, variables = trained.config, trained.variables
     window_hu, num_classes = tuple(config.data.window_hu), len(classes_of(config.data))
+    check_choice("model.name", config.model.name, models.NAMES)
+    settings = models.create_settings(config.model, num_classes)
 
-    def create_both():
+    def create():
         model = models.create_model(config.model, num_classes=num_classes)
-        return models.create_predict(model, variables, window_hu=window_hu)
+        return models.create_predict(model, variables, window_hu=window_hu)[0]
 
-    if check_choice("model.name", config.model.name, models.NAMES) in inference.FOLDED:
-        settings = models.create_settings(config.model, num_classes)
-        weights = inference.fold_batch_norm(variables, settings.bn_epsilon)
-        create = lambda: create_both()[0]  # noqa: E731
-    else:
-        settings = None
-        predict, weights = create_both()
-        create = lambda: predict  # noqa: E731
-    said = repr((config.model.to_json(), settings, window_hu, classes_of(config.data)))
-    made_of = lambda: said.encode() + read_sources()  # noqa: E731
-    return _KeptForward(programs.keep(create, weights, made_of=made_of, calls=build.TARGETS))
+    def made_of():
+        said = (config.model.to_json(), settings, window_hu, classes_of(config.data))
+        return repr(said).encode() + read_sources()
+
+    folds = config.model.name in inference.FOLDED
+    weights = inference.fold_batch_norm(variables, settings.bn_epsilon) if folds else variables
+    return _KeptForward(programs.Kept(create, weights, made_of=made_of, calls=build.TARGETS))
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def create(made_of=b"first", traced=None, built=None):
         built is None or built.append(1)
         return function
 
-    return programs.keep(build, WEIGHTS, made_of=lambda: made_of)
+    return programs.Kept(build, WEIGHTS, made_of=lambda: made_of)
 
 
 def test_a_second_start_does_not_trace(folder):
