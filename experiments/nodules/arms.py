@@ -19,7 +19,6 @@ TITLES = {
     "paper": "the paper's recipe",
     "paper_pretrained": "the paper's recipe, started from the phantom",
     "recommended": "recommended",
-    "lean": "the paper's loss, started from the phantom, with augmentation and our schedule",
     "no_pretraining": "recommended, without the phantom, as many epochs as the paper's",
     "no_insertion": "recommended, without inserted nodules",
     "no_augmentation": "recommended, without augmentation",
@@ -65,8 +64,7 @@ def create_arms(init_from, epochs=None, starts=None):
         },
         "no_insertion": {**start, "insert.enabled": False},
         "no_augmentation": {**start, "augment.enabled": False},
-        "paper_loss": {**start, **_paper_loss()},
-        "lean": {**start, **_paper_loss(), "insert.enabled": False},
+        "paper_loss": {**start, **{name: value for name, value in PAPER.items() if name.startswith("loss.")}},
         "case_dice": {**start, "loss.name": "dice_ce"},
         "all_pixels": {**start, "loss.hard_fraction": 1.0},
         "even_weights": {**start, "loss.class_weights": (1.0, 1.0, 1.0, 1.0)},
@@ -81,10 +79,6 @@ def create_arms(init_from, epochs=None, starts=None):
         "size_384": {**start, "data.size": (384, 384)},
         "size_512": {**start, "data.size": (512, 512)},
     }
-
-
-def _paper_loss():
-    return {name: value for name, value in PAPER.items() if name.startswith("loss.")}
 
 
 def create_config(protocol):
