@@ -18,9 +18,9 @@ def combine(cells, operator, length, before, axis):
         before: cells of it that lie before the one that gets the result.
         axis: along which it runs.
     """
-    widths = [(0, 0)] * cells.ndim
-    widths[axis] = (before, length - 1 - before)
-    found = np.moveaxis(np.pad(cells, widths), axis, 0)
+    cells = np.moveaxis(cells, axis, 0)
+    found = np.zeros_like(cells, bool, shape=(len(cells) + length - 1, *cells.shape[1:]))
+    found[before : before + len(cells)] = cells
     done = 1
     while done < length:
         step = min(done, length - done)
