@@ -32,9 +32,9 @@ CLASSES = ("background", BOTH_LUNGS, "nodule")
 LUNG, NODULE = 1, 2
 SHARED = {
     "data.classes": CLASSES,
-    "data.size": (64, 64),
+    "data.size": (128, 128),
     "data.phantom.num_slices": 80,
-    "data.phantom.matrix": 96,
+    "data.phantom.matrix": 160,
     "data.slab_step_mm": 2.5,
     "model.depth": 3,
     "insert.enabled": False,
@@ -184,7 +184,7 @@ def create_study(root, num_scans, epochs):
         create_config=lambda kind, seed, epochs: create_config(kind, seed, epochs, num_scans, root),
         judge=create_judge(),
         columns=COLUMNS,
-        describe=f"phantom, {num_scans} scans of {SHARED['data.phantom.num_slices']} slices, seen at 64 x 64, slabs of {SLICES}",
+        describe=f"phantom, {num_scans} scans of {SHARED['data.phantom.num_slices']} slices, seen at 128 x 128, slabs of {SLICES}",
     )
 
 

@@ -37,7 +37,7 @@ SCANS = ("LIDC-IDRI-0001", "LIDC-IDRI-0314", "Lung_Dx-A0001-L", "Lung_Dx-A0002-B
 """One of each patient. In the Lung_Dx scans only the mass is known: other findings there are not known to be false."""
 ALONE, WITH_OTHERS = "phantom alone", "and two of the other scans"
 EXCLUDED = "annotations_excluded.csv"
-MATRIX = 128
+MATRIX = 256
 """Twice what the networks see: the scans' own 512 would cost sixteen times as much and show them nothing more."""
 
 
