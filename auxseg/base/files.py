@@ -82,26 +82,6 @@ def is_private(about):
     return about.st_uid == os.getuid() and not about.st_mode & 0o022
 
 
-def create_array(path, dtype, shape):
-    """Returns a new array of zeros that lies in a file, with all of its room on the disk taken.
-
-    Without that a disk that fills up later ends the process by a signal, in the middle of a write.
-
-    Args:
-        path: of the .npy file.
-        dtype: of the array.
-        shape: of the array.
-
-    Raises:
-        OSError: there is no room.
-    """
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    with open(path, "r+b") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    return array
-
-
 def write_text(path, text):
     """Writes a text file in UTF-8 as `write_whole`; what is no text, as a file name can be, by its bytes."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))

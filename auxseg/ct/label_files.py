@@ -13,8 +13,8 @@ import tempfile
 import numpy as np
 
 from auxseg.base.classes import LEFT, NODULE, RIGHT, UNKNOWN
+from auxseg.base.disk_arrays import create_array
 from auxseg.base.errors import InputError
-from auxseg.base.files import create_array
 from auxseg.ct import dicom, find, geometry, headers, read_rtstruct, read_seg, scans
 
 KINDS = {"SEG": read_seg, "RTSTRUCT": read_rtstruct}

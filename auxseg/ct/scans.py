@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from auxseg.base.disk_arrays import create_array
 from auxseg.base.errors import InputError
-from auxseg.base.files import create_array
 from auxseg.ct import archive, dicom_scan, dicom_volume, headers, inflate, nifti, values, voxels
 from auxseg.ct.checks import ERROR, INFO, WARNING, Finding
 from auxseg.ct.find import Skipped, find_scans

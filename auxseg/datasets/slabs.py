@@ -17,7 +17,7 @@ import pathlib
 
 import numpy as np
 
-from auxseg.base import files, progress
+from auxseg.base import disk_arrays, files, progress
 from auxseg.base.errors import InputError
 from auxseg.datasets import resize, scale
 from auxseg.datasets.layouts import layout_of
@@ -97,7 +97,7 @@ def _write(file, dataset, scans, open_images, num_slices, step_mm):
     shape = (len(dataset), *dataset.size_yx, num_slices)
     table = dataset.table
     with files.write_whole(file) as written:
-        slabs = files.create_array(written.name, np.int16, shape)
+        slabs = disk_arrays.create_array(written.name, np.int16, shape)
         for uid, scan in progress.track(
             scans.items(), total=len(scans), label="Preparing slabs", unit="scan"
         ):

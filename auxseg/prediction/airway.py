@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
+from auxseg.base import disk_arrays
 from auxseg.prediction import morphology
 
 _CELL_MM = 1.5
@@ -91,6 +92,7 @@ def _pool(volume, steps):
 
     def pool(index):
         plane = np.maximum(volume[index], -1024)[:height, :width]
+        disk_arrays.release(volume[index])
         sums = sum(plane[row::sy].astype(np.float32) for row in range(sy))
         return sum(sums[:, column::sx] for column in range(sx)) / np.float32(sy * sx)
 

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from auxseg.base import disk_arrays
 from auxseg.base.classes import AIR_HU
 from auxseg.datasets import scale, slabs
 from auxseg.datasets.resize import resize_image
@@ -109,7 +110,9 @@ def _read_ahead(scan, begins, high, sizes, view, wanted):
         seen = view.box.cut(images)
         inside = slice(max(start, begin) - begin, max(0, min(stop, end) - begin))
         if volume is not None:
-            volume[max(start, begin) - start : max(0, min(stop, end) - start)] = seen[inside]
+            place = volume[max(start, begin) - start : max(0, min(stop, end) - start)]
+            place[:] = seen[inside]
+            disk_arrays.release(place)
         encoded = [overlay.encode_picture(one) for one in images[inside]]
         return begin, _resize_all(seen, view.field, sizes), encoded
 

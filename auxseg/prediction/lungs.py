@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
+from auxseg.base import disk_arrays
 from auxseg.base.classes import LEFT, NODULE, RIGHT
 from auxseg.prediction import morphology
 from auxseg.prediction.airway import find_airway
@@ -92,6 +93,7 @@ def clean(masks, volume, spacing_zyx_mm, shown_yx=(slice(None), slice(None))):
     def finish(index, mask):
         free = tree.read(index)
         edges = move_edges(mask, volume[index], free, spacing_zyx_mm[1:])
+        disk_arrays.release(volume[index])
         return *edges, fill_holes(mask, free, spacing_zyx_mm[1:])
 
     counts = np.sum(by_slice(finish, range(len(masks)), masks), axis=0)
@@ -125,7 +127,9 @@ class Grid:
 
     def sample(self, volume):
         """Returns the voxels in the middle of the cells [d, h, w]."""
-        return np.array(volume[tuple(slice(step // 2, None, step) for step in self.steps_zyx)])
+        cells = np.array(volume[tuple(slice(step // 2, None, step) for step in self.steps_zyx)])
+        disk_arrays.release(volume)
+        return cells
 
     def opening(self, spacing_zyx_mm):
         """Returns the rows and columns of cells, 3 or 1, that an opening spans to rid a slice of thin things."""

@@ -90,4 +90,5 @@ def mark(read, region, forward, *, batch_size=4):
         before = here
     if before is not None:
         finish(*before)
-    return marked * region
+    marked *= region
+    return marked

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from auxseg.base import files, npz
+from auxseg.base import disk_arrays, files, npz
 from auxseg.base.errors import InputError
 from auxseg.devices import programs
 from auxseg.models.inference import create_inference, fold_batch_norm
@@ -93,7 +93,10 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
     region = nodule_look.find_region(np.asarray(lungs[box]) > 0, spacing_zyx_mm[1:])
 
     def read(index):
-        return volume[index + box[0].start, box[1], box[2]]
+        plane = volume[index + box[0].start]
+        image = np.array(plane[box[1:]])
+        disk_arrays.release(plane)
+        return image
 
     marked = nodule_look.mark(read, region, networks.forward)
     candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
@@ -115,10 +118,16 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
 def find_box(lungs, spacing_zyx_mm):
     """Returns the slices, rows and columns that hold the lungs and a margin, three slices; all of it without lungs."""
     margins = [0, *(int(np.ceil(2.0 * nodule_look.MARGIN_MM / step)) + 1 for step in spacing_zyx_mm[1:])]
+    holds, seen = np.zeros(len(lungs), bool), np.zeros(lungs.shape[1:], bool)
+    for index, plane in enumerate(lungs):
+        inside = np.asarray(plane) > 0
+        holds[index] = inside.any()
+        seen |= inside
     box = []
-    for axis, margin in enumerate(margins):
-        others = tuple(other for other in range(3) if other != axis)
-        places = np.flatnonzero((np.asarray(lungs) > 0).any(axis=others))
+    for axis, (margin, held) in enumerate(
+        zip(margins, (holds, seen.any(axis=1), seen.any(axis=0)), strict=True)
+    ):
+        places = np.flatnonzero(held)
         first, last = (places[0], places[-1]) if len(places) else (0, lungs.shape[axis] - 1)
         box.append(slice(max(0, int(first) - margin), min(lungs.shape[axis], int(last) + 1 + margin)))
     return tuple(box)

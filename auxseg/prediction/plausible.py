@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from auxseg.base import disk_arrays
 from auxseg.base.classes import CLASS_NAMES, LEFT, NODULE, RIGHT
 from auxseg.ct.checks import WARNING, Finding
 from auxseg.prediction import lungs
@@ -125,7 +126,11 @@ def _check_pieces(masks):
 
 def _check_values(masks, volume):
     """Yields codes and texts about the HU of the lungs, by every fourth row and column."""
-    values = np.concatenate([volume[k][::4, ::4][_is_lung(masks[k][::4, ::4])] for k in range(len(masks))])
+    found = []
+    for image, mask in zip(volume, masks, strict=True):
+        found.append(image[::4, ::4][_is_lung(mask[::4, ::4])])
+        disk_arrays.release(image)
+    values = np.concatenate(found)
     if not len(values):
         return
     mean, clipped = float(values.mean()), float((values <= -1024).mean())

@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 
-from auxseg.base import files, progress
+from auxseg.base import disk_arrays, progress
 from auxseg.base.classes import CLASS_NAMES, NODULE, classes_of_masks, value_of
 from auxseg.base.errors import InputError
 from auxseg.ct import arrays, body, checks, scans, writers
@@ -168,7 +168,7 @@ def _create_array(scratch, name, dtype, shape):
     return (
         np.zeros(shape, dtype)
         if scratch is None
-        else files.create_array(scratch / f"{name}.npy", dtype, shape)
+        else disk_arrays.create_array(scratch / f"{name}.npy", dtype, shape)
     )
 
 
@@ -247,6 +247,7 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         findings.append(_describe_nodules(found, second))
         if found is not None:
             findings += plausible.check_thickness(spacing_mm[0])
+    volume = None  # its room in memory is for the masks
     masks = _paste_all(scratch, parts, view)
     if _shows_lungs(networks):
         findings += check_masks(masks, whole=options.slices == "all", classes=classes)
@@ -332,6 +333,8 @@ def _paste_all(scratch, parts, view):
     masks = _create_array(scratch, "masks", np.uint8, shape)
     for index, part in enumerate(parts):
         masks[index] = view.box.paste(part, view.shape_yx)
+        disk_arrays.release(part)
+        disk_arrays.release(masks[index])
     return masks
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import threading
 import time
 
@@ -156,29 +154,6 @@ def test_damaged_json_is_one_line(text, words, tmp_path):
         (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=words):
         files.read_object(tmp_path / "a.json", hint="ask")
-
-
-def test_the_room_of_an_array_is_taken_at_once(tmp_path):
-    array = files.create_array(tmp_path / "a.npy", np.int16, (1000, 1000))
-    taken = (tmp_path / "a.npy").stat()
-    assert taken.st_blocks * 512 >= array.nbytes and not array.any()
-
-
-def test_an_array_that_does_not_fit_is_an_error_and_no_signal(tmp_path):
-    code = (
-        "import resource, sys, numpy as np\n"
-        "from auxseg.base import files\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "try:\n"
-        "    files.create_array(sys.argv[1], np.uint8, (2 << 20,))\n"
-        "except OSError as error:\n"
-        "    print('refused', error.strerror)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "a.npy"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0 and done.stdout.startswith("refused"), done.stderr
 
 
 def test_a_folder_that_others_may_write_is_not_private(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 import auxseg
-from auxseg.base import files
+from auxseg.base import disk_arrays
 from auxseg.base.errors import InputError
 from auxseg.prediction import outputs, segment
 from auxseg.runs import networks
@@ -33,7 +33,7 @@ def of_command(coronal, tmp_path):
 
 
 def test_images_in_memory_give_the_command_s_mask_to_the_bit(coronal, of_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "create_array", None)  # nothing is written
+    monkeypatch.setattr(disk_arrays, "create_array", None)  # nothing is written
     monkeypatch.setattr(segment.tempfile, "TemporaryDirectory", None)
     assert (of_command > 0).any()
     array = sitk.GetArrayFromImage(coronal)
