@@ -8,6 +8,7 @@ import numpy as np
 
 from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES, COLOURS, NODULE, to_rgb
+from auxseg.prediction import morphology
 
 WINDOWS_HU = {"lung": (-1350.0, 150.0), "soft tissue": (-160.0, 240.0), "bone": (-500.0, 1300.0)}
 """A radiologist's windows, for pictures only."""
@@ -94,11 +95,12 @@ def cut_coronals(pictures, masks, rows):
     from PIL import Image
 
     height, width = masks[0].shape
-    levels = []
-    for picture in reversed(pictures):
+
+    def read(picture):
         plane = np.asarray(Image.open(io.BytesIO(picture)))
-        levels.append(plane[[row * len(plane) // height for row in rows]])
-    levels = np.stack(levels, axis=1)
+        return plane[[row * len(plane) // height for row in rows]]
+
+    levels = np.stack(morphology.by_slice(read, pictures[::-1]), axis=1)
     columns = np.arange(levels.shape[2]) * width // levels.shape[2]
     planes = []
     for row, plane in zip(rows, levels):

@@ -10,7 +10,7 @@ from auxseg.base import files
 from auxseg.base.classes import CLASS_NAMES, value_of
 from auxseg.ct import geometry
 from auxseg.ct.checks import ERROR, WARNING
-from auxseg.prediction import measure, overlay, page_rows
+from auxseg.prediction import measure, morphology, overlay, page_rows
 from auxseg.prediction.segment import NUM_PANELS
 from auxseg.report import viewer
 from auxseg.report.document import NOT_CLINICAL, create_document
@@ -67,9 +67,10 @@ def write_page(path, page):
         file.write(before.encode("utf-8", "backslashreplace"))
         file.write(b'<script type="application/json" id="viewer-data">\n')
         file.write(script_json(data).removesuffix("}").encode() + b',"items":[\n')
-        for index, (picture, mask, label) in enumerate(zip(page.pictures, page.masks, page.labels)):
-            aspect = page.spacing_zyx_mm[1] / page.spacing_zyx_mm[2]
-            item = _item(picture, overlay.encode_mask(mask), mask.shape, aspect)
+        encoded = morphology.by_slice(overlay.encode_mask, page.masks)
+        aspect = page.spacing_zyx_mm[1] / page.spacing_zyx_mm[2]
+        for index, (picture, mask, label) in enumerate(zip(page.pictures, encoded, page.labels)):
+            item = _item(picture, mask, page.masks[0].shape, aspect)
             item |= {"key": f"slice-{page.first_slice + index}", "title": label, "about": ""}
             file.write((",\n" * (index > 0) + script_json(item)).encode())
         file.write(b"\n]}</script>" + after.encode("utf-8", "backslashreplace"))

@@ -102,20 +102,23 @@ def _find_labels(masks, value):
     """
     parents, stats, starts, before = [0], [None], [], None
     for index in range(len(masks)):
-        labels, count = ndimage.label(masks[index] == value, _EIGHT_NEIGHBOURS)
-        starts.append(len(parents))
-        parents += range(len(parents), len(parents) + count)
+        chosen, first = masks[index] == value, len(parents)
+        starts.append(first)
+        if not chosen.any():
+            before = None
+            continue
+        labels, count = ndimage.label(chosen, _EIGHT_NEIGHBOURS)
+        parents += range(first, first + count)
         stats += _slice_stats(labels, count, index)
+        labels[chosen] += first - 1
         if before is not None:
-            _join(parents, before, np.where(labels > 0, labels + starts[-1] - 1, 0))
-        before = np.where(labels > 0, labels + starts[-1] - 1, 0)
+            _join(parents, before, labels)
+        before = labels
     return np.array([_root(parents, one) for one in range(len(parents))]), stats, starts
 
 
 def _slice_stats(labels, count, index):
     """Returns by label: pixels, sums of slice, row and column indices, the slice."""
-    if count == 0:
-        return []
     rows, columns = np.nonzero(labels)
     values = labels[rows, columns]
     pixels = np.bincount(values)[1:]  # every label has a pixel
