@@ -40,16 +40,12 @@ def main(argv):
         given = flags.FLAGS.box
         return measure_box(given, flags.FLAGS.measure) if given else measure(flags.FLAGS.measure)
     numbers = [int(each) for each in flags.FLAGS.slices]
-    more = [f"--box={flags.FLAGS.box}"] if flags.FLAGS.box else []
-    rows = []
-    for num_slices in numbers:
-        rows.append(machine.measure_apart(MODULE, num_slices, more=more))
-        print(json.dumps(rows[-1]), flush=True)
+    rows = [measure_apart(MODULE, num_slices, flags.FLAGS.box) for num_slices in numbers]
     asked = f"python -m {MODULE} --slices={','.join(map(str, numbers))}"
     if flags.FLAGS.box:
         if flags.FLAGS.lungmask:
             asked += f" --lungmask={flags.FLAGS.lungmask}"
-            rows.append(machine.measure_apart(LUNGMASK, flags.FLAGS.lungmask, more=more))
+            rows.append(measure_apart(LUNGMASK, flags.FLAGS.lungmask, flags.FLAGS.box))
         data = "a real scan (LIDC-IDRI-0314, 275 slices of 512x512 of 1 mm), its slices repeated"
         origin = made_by(f"{asked} --box=FOLDER", data=data, seeds=())
         report = {"made_by": origin, "machine": machine.describe_machine(), "rows": rows}
@@ -65,6 +61,15 @@ def main(argv):
     }
     files.write_json(pathlib.Path(flags.FLAGS.out), result)
     return 0
+
+
+def measure_apart(module, num_slices, scan):
+    """Returns the row that a module prints, measured in a process of its own; a scan of so many slices is made before."""
+    with tempfile.TemporaryDirectory(prefix="predict-cost-") as name:
+        more = [f"--box={repeat_slices(scan, num_slices, pathlib.Path(name))}"] if scan else []
+        row = machine.measure_apart(module, num_slices, more=more)
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def measure(num_slices):
@@ -110,12 +115,11 @@ def measure_box(scan, num_slices):
     from experiments.speed import stages
 
     with tempfile.TemporaryDirectory(prefix="predict-cost-") as name:
-        given = repeat_slices(scan, num_slices, pathlib.Path(name))
         machine.forget_peak()
         start, cpu = time.perf_counter(), time.process_time()
         inside = box.load_box()
         with stages.measured() as clocks, machine.own_memory() as own:
-            outputs.predict(given, pathlib.Path(name) / "out", [inside.lungs], box=inside)
+            outputs.predict(scan, pathlib.Path(name) / "out", [inside.lungs], box=inside)
         row = {
             "program": "auxseg predict, networks in the box",
             "num_slices": num_slices,

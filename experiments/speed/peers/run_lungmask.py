@@ -13,7 +13,7 @@ import time
 from absl import flags
 
 from auxseg.base import command
-from experiments.speed import machine, scan_cost
+from experiments.speed import machine
 
 
 def main(_):
@@ -25,7 +25,6 @@ def main(_):
     given = flags.FLAGS
     with tempfile.TemporaryDirectory(prefix="lungmask-cost-") as name:
         folder = pathlib.Path(name)
-        scan = scan_cost.repeat_slices(given.box, given.measure, folder)
         network = mask.UNet(
             n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False
         )
@@ -40,7 +39,7 @@ def main(_):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         inferer = mask.LMInferer(modelpath=str(folder / "weights.pth"), force_cpu=True, tqdm_disable=True)
         with machine.own_memory() as own:
-            found = inferer.apply(_read(sitk, scan))
+            found = inferer.apply(_read(sitk, given.box))
         row = {
             "program": "lungmask",
             "num_slices": int(found.shape[0]),
@@ -62,5 +61,5 @@ def _read(sitk, scan):
 
 if __name__ == "__main__":
     flags.DEFINE_string("box", None, "scan", required=True)
-    flags.DEFINE_integer("measure", None, "slices of it", required=True)
+    flags.DEFINE_integer("measure", None, "slices of it, which its row counts again", required=True)
     command.run(main)
