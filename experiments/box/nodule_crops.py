@@ -1,12 +1,14 @@
 """Scores of the nodule look on held-out crops, moved so that the place tells nothing.
 
-    python -m experiments.box.nodule_crops --real=DIR --runs=DIR --output=FILE [--mirror] [--test] [--picture=FILE]
+    python -m experiments.box.nodule_crops --real=DIR --runs=DIR --output=FILE [--tta] [--test] [--picture=FILE]
 
 Every crop is moved by up to 24 pixels (edges mirrored, a fixed seed) and scored by the network of its own fold, which
-did not train on the patient. Dice is over all pixels that the network calls nodule in the crop; found means an
+did not train on the patient. With `--tta` (test-time augmentation) it is seen in eight turns and several sizes, and
+logits are averaged. Dice is over all pixels that the network calls nodule in the crop; found means an
 overlap (IoU) of at least 0.1. Over all slices means of a nodule's slices together, those of empty consensus included.
 """
 
+import itertools
 import json
 import pathlib
 
@@ -24,12 +26,14 @@ from experiments.box import nodule_data, nodule_train
 from experiments.made_by import made_by
 
 THRESHOLD = 0.5
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
+SHARES = (0.75, 0.875, 1.0)
+"""Sizes at which crops are seen: nodules are found that look unlike those of the training at their own size."""
 PICTURED = 32
 STRATA_MM = ((0.0, 6.0), (6.0, 10.0), (10.0, 99.0))
 
 
-def predict(crops, rows, forward, *, batch_size=32, mirror=False):
+def predict(crops, rows, forward, *, batch_size=32, tta=False):
     """Returns (probability of nodule uint8 [n, S, S] of 255ths, consensus bool [n, S, S]) of shifted crops."""
     shifts = crops_lib.draw_shifts(len(crops), most_px=crops_lib.MOST_SHIFT_PX, seed=crops_lib.SHIFT_SEED)
     size = crops.images.shape[1]
@@ -41,11 +45,30 @@ def predict(crops, rows, forward, *, batch_size=32, mirror=False):
     found = []
     for start in range(0, len(rows), batch_size):
         part = np.stack(images[start : start + batch_size])
-        part = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0)))[..., None]
-        turns = ((1, 1), (1, -1), (-1, 1), (-1, -1)) if mirror else ((1, 1),)
-        values = np.mean([np.asarray(forward(part[:, ::y, ::x]))[:, ::y, ::x] for y, x in turns], axis=0)
+        part = np.pad(part, ((0, batch_size - len(part)), (0, 0), (0, 0)))
+        values = augmented(part, forward) if tta else np.asarray(forward(part[..., None]))
         found.append(np.round(255.0 * values).astype(np.uint8))
     return np.concatenate(found)[: len(rows)], np.stack(references)
+
+
+def augmented(images, forward):
+    """Returns the probability of nodule, float32 [N, S, S], by the mean logit over eight turns and `SHARES` of the size.
+
+    Args:
+        images: float32 [N, S, S] in [0, 1].
+        forward: float32 [N, s, s, 1] -> probability float32 [N, s, s].
+    """
+    logits = np.zeros(images.shape, np.float32)
+    for share in SHARES:
+        there, back = (1.0, share, share), (1.0, 1.0 / share, 1.0 / share)
+        seen = images if share == 1.0 else scipy.ndimage.zoom(images, there, order=1)
+        for turned, y, x in itertools.product((False, True), (1, -1), (1, -1)):
+            given = seen.swapaxes(1, 2) if turned else seen
+            found = np.asarray(forward(np.ascontiguousarray(given[:, ::y, ::x, None])))[:, ::y, ::x]
+            found = np.clip(found.swapaxes(1, 2) if turned else found, 1e-3, 1 - 1e-3)
+            found = found if share == 1.0 else scipy.ndimage.zoom(found, back, order=1)
+            logits += np.log(found / (1 - found))
+    return 1 / (1 + np.exp(-logits / (8 * len(SHARES))))
 
 
 def counts(marked, references):
@@ -148,7 +171,7 @@ def choose_thresholds(crops, parts):
     return chosen
 
 
-def predict_parts(crops, runs, *, test, mirror):
+def predict_parts(crops, runs, *, test, tta):
     """Returns the `parts` of `choose_thresholds`: every fold's held-out slices, or the box's test slices."""
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
     held_out = {nodule_data.BOX: nodule_data.TEST} if test else {f: f for f in range(nodule_data.NUM_FOLDS)}
@@ -156,7 +179,7 @@ def predict_parts(crops, runs, *, test, mirror):
     for fold, part in held_out.items():
         forward = nodule_train.create_forward(*nodule_train.read_cycles(pathlib.Path(runs) / f"fold{fold}"))
         rows = np.flatnonzero(folds == part)
-        parts[fold] = (rows, *predict(crops, rows, forward, mirror=mirror))
+        parts[fold] = (rows, *predict(crops, rows, forward, tta=tta))
     return parts
 
 
@@ -195,7 +218,7 @@ def main(argv):
     del argv
     options = flags.FLAGS
     crops = nodule_data.read_crops(options.real)
-    parts = predict_parts(crops, options.runs, test=options.test, mirror=options.mirror)
+    parts = predict_parts(crops, options.runs, test=options.test, tta=options.tta)
     chosen = choose_thresholds(crops, parts)
     marked = np.concatenate([found >= 255 * chosen[fold] for fold, (_, found, _) in parts.items()])
     rows, probabilities, references = map(np.concatenate, zip(*parts.values(), strict=True))
@@ -203,7 +226,7 @@ def main(argv):
     one = np.concatenate(
         [[keep_one(each, chosen[fold]) for each in found] for fold, (_, found, _) in parts.items()]
     )
-    extra = "".join(f" --{name}" for name in ("mirror", "test") if getattr(options, name))
+    extra = "".join(f" --{name}" for name in ("tta", "test") if getattr(options, name))
     results = {
         "made_by": made_by(
             f"python -m experiments.box.nodule_crops --real=FOLDER --runs=RUNS --output=FILE{extra}",
@@ -234,7 +257,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
     flags.DEFINE_string("output", None, "JSON file to write", required=True)
-    flags.DEFINE_bool("mirror", False, "mean with the crops mirrored by rows, by columns and by both")
+    flags.DEFINE_bool("tta", False, "test-time augmentation: mean logit over eight turns and several sizes")
     flags.DEFINE_bool("test", False, "the network in the box, on the test patients")
     flags.DEFINE_string("picture", None, "PNG file for some nodules and their outlines")
     flags.DEFINE_string("page", None, "HTML file for all of them")

@@ -43,7 +43,7 @@ def page(study, crops, test):
         _rates(study["at_the_rates"]),
         "## Held-out crops",
         f"{crops['made_by']['data']}. The networks are those of the outlines, from whose weights the looks start; the mean "
-        "of both cycles' weights and of the crop mirrored by rows, by columns and by both. Dice is over all pixels that the network marks in the crop; found means an overlap "
+        "of both cycles' weights and of the crop in eight turns and three sizes. Dice is over all pixels that the network marks in the crop; found means an overlap "
         "(IoU) of at least 0.1; over all slices means a nodule's slices together. The threshold of a fold was chosen on "
         "the other fold.",
         _crops({"chosen": crops["at_the_chosen"], **{t: crops["thresholds"][t] for t in SHOWN_THRESHOLDS}}),

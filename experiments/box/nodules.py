@@ -35,7 +35,7 @@ def create_stages(real, output, *, trial):
     picture = f"--picture={results / 'box_nodule_outlines.png'}"
     found += [
         Stage("crops", "scores held-out crops", call(
-            "nodule_crops", *common, f"--runs={outlines}", f"--output={crops}", "--mirror", picture)),
+            "nodule_crops", *common, f"--runs={outlines}", f"--output={crops}", "--tta", picture)),
         Stage("test", "scores the test patients", call(
             "nodule_crops", *common, f"--runs={work}", f"--output={test}", "--test")),
         Stage("study", "chooses how candidates are ranked, and the operating points", call(

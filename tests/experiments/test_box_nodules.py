@@ -296,3 +296,24 @@ def test_a_network_that_marks_nothing_cannot_be_fitted():
         nodule_study.fit([])
     with pytest.raises(InputError, match="1 candidates"):
         nodule_study.fit([{"true": True, "mean": 0.9, "sum": 5.0, "short_axis": 0.5}])
+
+
+def test_augmented_crops_are_seen_in_eight_turns_and_three_sizes_and_put_back():
+    ramp = np.linspace(0.2, 0.8, 128, dtype=np.float32)
+    images, seen = np.stack([ramp[:, None] * ramp, ramp[:, None] * ramp[::-1]]), []
+
+    def forward(given):
+        seen.append(given[0, ..., 0])
+        return given[..., 0]
+
+    found = nodule_crops.augmented(images, forward)
+    np.testing.assert_allclose(found, images, atol=2e-3)
+    assert [len(one) for one in seen] == [96] * 8 + [112] * 8 + [128] * 8
+    corners = {tuple(np.round(one[[0, 0, -1, -1], [0, -1, 0, -1]], 3)) for one in seen[16:]}
+    assert len(corners) == 4  # the image is its own transpose: eight turns of it are four
+
+
+def test_augmented_probabilities_are_of_the_mean_logit():
+    images, answers = np.full((1, 128, 128), 0.5, np.float32), iter([0.9] * 8 + [0.5] * 8 + [0.1] * 8)
+    found = nodule_crops.augmented(images, lambda given: np.full(given.shape[:3], next(answers), np.float32))
+    np.testing.assert_allclose(found, 0.5, atol=1e-6)
