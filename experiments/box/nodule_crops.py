@@ -3,8 +3,8 @@
     python -m experiments.box.nodule_crops --real=DIR --runs=DIR --output=FILE [--tta] [--test] [--picture=FILE]
 
 Every crop is moved by up to 24 pixels (edges mirrored, a fixed seed) and scored by the network of its own fold, which
-did not train on the patient. With `--tta` (test-time augmentation) it is seen in eight turns and several sizes, and
-logits are averaged. Dice is over all pixels that the network calls nodule in the crop; found means an
+did not train on the patient. With `--tta` (test-time augmentation) it is seen in eight turns and several sizes:
+probabilities are averaged over the turns, their logits over the sizes. Dice is over all pixels that the network calls nodule in the crop; found means an
 overlap (IoU) of at least 0.1. Over all slices means of a nodule's slices together, those of empty consensus included.
 """
 
@@ -52,7 +52,7 @@ def predict(crops, rows, forward, *, batch_size=32, tta=False):
 
 
 def augmented(images, forward):
-    """Returns the probability of nodule, float32 [N, S, S], by the mean logit over eight turns and `SHARES` of the size.
+    """Returns the probability of nodule, float32 [N, S, S]: the mean over eight turns, and of that the mean logit over `SHARES`.
 
     Args:
         images: float32 [N, S, S] in [0, 1].
@@ -60,15 +60,26 @@ def augmented(images, forward):
     """
     logits = np.zeros(images.shape, np.float32)
     for share in SHARES:
-        there, back = (1.0, share, share), (1.0, 1.0 / share, 1.0 / share)
-        seen = images if share == 1.0 else scipy.ndimage.zoom(images, there, order=1)
-        for turned, y, x in itertools.product((False, True), (1, -1), (1, -1)):
-            given = seen.swapaxes(1, 2) if turned else seen
-            found = np.asarray(forward(np.ascontiguousarray(given[:, ::y, ::x, None])))[:, ::y, ::x]
-            found = np.clip(found.swapaxes(1, 2) if turned else found, 1e-3, 1 - 1e-3)
-            found = found if share == 1.0 else scipy.ndimage.zoom(found, back, order=1)
-            logits += np.log(found / (1 - found))
-    return 1 / (1 + np.exp(-logits / (8 * len(SHARES))))
+        found = _turned(_zoom(images, share), forward)
+        found = np.clip(_zoom(found, 1.0 / share), 1e-3, 1.0 - 1e-3)
+        logits += np.log(found / (1.0 - found)) / len(SHARES)
+    return 1.0 / (1.0 + np.exp(-logits))
+
+
+def _turned(images, forward):
+    """Returns the mean probability over eight turns, float32 [N, s, s]."""
+    total = np.zeros(images.shape, np.float32)
+    for swapped, y, x in itertools.product((False, True), (1, -1), (1, -1)):
+        given = (images.swapaxes(1, 2) if swapped else images)[:, ::y, ::x, None]
+        found = np.asarray(forward(np.ascontiguousarray(given)))[:, ::y, ::x]
+        total += found.swapaxes(1, 2) if swapped else found
+    return total / 8.0
+
+
+def _zoom(images, share):
+    return (
+        images if share == 1.0 else scipy.ndimage.zoom(images, (1.0, share, share), order=1, mode="nearest")
+    )
 
 
 def counts(marked, references):
@@ -257,7 +268,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
     flags.DEFINE_string("output", None, "JSON file to write", required=True)
-    flags.DEFINE_bool("tta", False, "test-time augmentation: mean logit over eight turns and several sizes")
+    flags.DEFINE_bool("tta", False, "test-time augmentation: eight turns, several sizes")
     flags.DEFINE_bool("test", False, "the network in the box, on the test patients")
     flags.DEFINE_string("picture", None, "PNG file for some nodules and their outlines")
     flags.DEFINE_string("page", None, "HTML file for all of them")
