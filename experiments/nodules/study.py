@@ -29,6 +29,7 @@ from absl import flags
 from auxseg.base import command, files
 from auxseg.base.errors import InputError, check_choice
 from auxseg.runs import run_folder
+from experiments import made_by
 from experiments.nodules import pictures, scores
 from experiments.nodules.arms import STARTS, TITLES, create_arms, create_config
 from experiments.studies import runner
@@ -68,6 +69,9 @@ def study(
     if dry_run:
         return None
     result = scores.collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen, flip=flip)
+    asked = f"python -m experiments.nodules.study --data_dir=FOLDER --init_from=RUN --arms={','.join(chosen)}"
+    data = f"NPZ slices, {protocol.num_folds} folds by patient"
+    result["made_by"] = made_by.made_by(asked, data=data, seeds=protocol.seeds)
     files.write_json(scores.kept(folder, "nodules.json", flip), result)
     files.write_text(scores.kept(folder, "nodules.md", flip), pictures.to_markdown(result))
     shown = "recommended" if "recommended" in chosen else chosen[0]
