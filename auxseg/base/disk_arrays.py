@@ -34,7 +34,7 @@ def release(part):
     Without that a process holds all that it has ever read or written of its arrays, and looks as large as a whole scan.
 
     Args:
-        part: contiguous part of an array; one in memory stays as it is.
+        part: contiguous part of an array; one in memory stays as it is. None of a copy-on-write map, which would lose its changes.
     """
     base = part
     while isinstance(base, np.ndarray):

@@ -70,6 +70,7 @@ def study(
         return None
     result = scores.collect(workdirs, pathlib.Path(init_from) if phantom else None, chosen, flip=flip)
     asked = f"python -m experiments.nodules.study --data_dir=FOLDER --init_from=RUN --arms={','.join(chosen)}"
+    asked += "".join(f" --{name}" for name, given in (("phantom", phantom), ("flip", flip)) if given)
     data = f"NPZ slices, {protocol.num_folds} folds by patient"
     result["made_by"] = made_by.made_by(asked, data=data, seeds=protocol.seeds)
     files.write_json(scores.kept(folder, "nodules.json", flip), result)

@@ -166,7 +166,7 @@ def compare(widths, slices, size, repeats, names=IMPLEMENTATIONS, dtype="float32
 def format_table(report):
     """Returns the lines of a Markdown page."""
     yield f"# A training step of the network in 3D on a slab of {report['slices']} x {report['size']} x {report['size']}\n"
-    yield f"By `python -m {MODULE}`; {report['machine']['processor']}, {report['machine']['cores']} cores. Least of the steps.\n"
+    yield f"By `{report['made_by']['command']}`; {report['machine']['processor']}, {report['machine']['cores']} cores. Least of the steps.\n"
     yield "| base width | implementation | processor s | clock s | peak GB |"
     yield "| --- | --- | --- | --- | --- |"
     for row in report["rows"]:
@@ -190,8 +190,9 @@ def main(argv):
         name, *numbers, dtype = given.measure.split(",")
         print(json.dumps(measure(name, *map(int, numbers), dtype)))
         return
+    asked = f"python -m {MODULE} --widths={','.join(given.widths)} --repeats={given.repeats}"
     report = {
-        "made_by": made_by.made_by(f"python -m {MODULE}", data="one slab, seeded", seeds=[0]),
+        "made_by": made_by.made_by(asked, data="one slab, seeded", seeds=[0]),
         "machine": machine.describe_machine(),
         "slices": given.slices,
         "size": given.size,

@@ -178,13 +178,14 @@ def summarise(counts, matches):
 
 def create_study(root, num_scans, epochs):
     """Returns the `slab_runs.Study` on `num_scans` scans of the phantom, which are drawn in the folder `root`."""
+    size, num_slices = " x ".join(map(str, SHARED["data.size"])), SHARED["data.phantom.num_slices"]
     return slab_runs.Study(
         title="The third dimension on the phantom",
         command=f"python -m {MODULE} --workdir=FOLDER --epochs={epochs}",
         create_config=lambda kind, seed, epochs: create_config(kind, seed, epochs, num_scans, root),
         judge=create_judge(),
         columns=COLUMNS,
-        describe=f"phantom, {num_scans} scans of {SHARED['data.phantom.num_slices']} slices, seen at 128 x 128, slabs of {SLICES}",
+        describe=f"phantom, {num_scans} scans of {num_slices} slices, seen at {size}, slabs of {SLICES}",
     )
 
 

@@ -38,7 +38,7 @@ SCANS = ("LIDC-IDRI-0001", "LIDC-IDRI-0314", "Lung_Dx-A0001-L", "Lung_Dx-A0002-B
 ALONE, WITH_OTHERS = "phantom alone", "and two of the other scans"
 EXCLUDED = "annotations_excluded.csv"
 MATRIX = 256
-"""Twice what the networks see: the scans' own 512 would cost sixteen times as much and show them nothing more."""
+"""Twice what the networks see: the scans' own 512 would cost four times as much and show them nothing more."""
 
 
 def write_folder(real, folder):

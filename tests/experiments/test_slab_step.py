@@ -20,6 +20,7 @@ def test_the_mask_is_that_of_the_middle_slice():
 def test_the_table_has_the_least_of_each():
     found = {"cpu_s": [3.0, 2.0], "clock_s": [5.0, 6.0], "peak_gb": 1.5}
     report = {"slices": 32, "size": 160, "machine": {"processor": "none", "cores": 2}}
+    report["made_by"] = {"command": "python -m experiments.speed.slab_step --widths=16"}
     report["rows"] = [{"width": 16, "auxseg": found, "torch": found}]
     assert "| 16 | torch | 2.0 | 5.0 | 1.50 |" in list(slab_step.format_table(report))
     report["rows"][0]["auxseg"] = found | {"cpu_s": [], "clock_s": []}
