@@ -2,9 +2,11 @@
 
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from auxseg.models.kernels import build
@@ -54,6 +56,26 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path):
     found, _ = load(tmp_path / "cache", CXX=compiler)
     assert found == f"{compiler}: kernels.cc:1: no space left"
     assert list((tmp_path / "cache" / "kernels").iterdir()) == []
+
+
+def test_the_line_that_names_the_error_is_told(tmp_path):
+    said = "In file included from kernels.cc:13:\nbfloat16.h:2: error: no such type\nbfloat16.h:9: error: another"
+    compiler = write_compiler(tmp_path / "cc", f"printf '%s' '{said}' >&2; exit 1")
+    with pytest.raises(RuntimeError, match=r"^\S+cc: bfloat16\.h:2: error: no such type$"):
+        build._compile((compiler,), tmp_path / "kernels.so")
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="options of x86")
+@pytest.mark.parametrize(
+    "options",
+    [[], ["-mavx2"], ["-mavx512f"], ["-mavx512bf16"], ["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]],
+)
+def test_the_source_is_right_for_every_kind_of_processor(options):
+    command = [*COMPILER, "-std=c++17", "-fsyntax-only", "-w", "-march=x86-64"]
+    command = [*command, *options, f"-I{jax.ffi.include_dir()}", str(build.SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_a_compiler(tmp_path):

@@ -141,6 +141,8 @@ class Tiles {
   ~Tiles() {
     if (unit == 2) _tile_release();
   }
+#else
+  Tiles() {}
 #endif
   Tiles(const Tiles&) = delete;
 };

@@ -173,9 +173,14 @@ def _compile(compiler, path):
         command = [*compiler, *OPTIONS, TARGET, include, "-o", str(built), str(SOURCE)]
         done = subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=False)
         if done.returncode:
-            complaint = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
-            raise RuntimeError(f"{compiler[0]}: {complaint[0]}")
+            raise RuntimeError(f"{compiler[0]}: {_find_complaint(done.stderr.decode('utf-8', 'replace'))}")
         content = built.read_bytes()
         files.write_bytes(path, content)
         path.chmod(0o700)  # whatever the user's mask lets others do
         files.write_text(path.with_suffix(".sha256"), _checksum(content))
+
+
+def _find_complaint(said):
+    """Returns the first line of a compiler that names an error, or its first line."""
+    lines = said.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "error" in line), lines[0])
