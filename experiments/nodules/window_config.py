@@ -3,7 +3,8 @@
     python -m experiments.studies.ablations --config=experiments/nodules/window_config.py --data=npz \\
         --data_dir=FOLDER/judged --config.data.extra_dir=FOLDER/added --seeds=1,2,3,4,5 --folds=0,1,2,3,4 --paired
 
-`experiments.nodules.windows` writes FOLDER. Loss, optimiser and auxiliary weight are the paper's; the width is what two
+`experiments.nodules.windows` writes FOLDER. With `--data=crops` the folder is that of the crops themselves, which have
+neighbouring slices, and no window without a nodule. Loss, optimiser and auxiliary weight are the paper's; the width is what two
 cores allow, and slices are turned, moved and scaled at random.
 """
 

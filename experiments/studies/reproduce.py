@@ -180,6 +180,8 @@ def reproduce(protocol, folder, *, names=(), jobs=1, dry_run=False):
         InputError: settings or data that cannot be used.
         auxseg.training.interruption.Interrupted: on SIGTERM, after the run at hand was saved.
     """
+    if protocol.data == "crops":
+        raise InputError("--data: got crops, which have no lungs; the paper's figures are of whole slices")
     steps, left_out = choose_steps(names, protocol)
     for name, why in left_out.items():
         print(f"left out: {name}: {why}", flush=True)

@@ -34,7 +34,7 @@ from auxseg.evaluation import evaluate_run
 from auxseg.runs import config_files, run_folder
 from experiments.studies import compare, comparison
 
-CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base"}
+CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base", "crops": "crops"}
 """The config of each choice of --data; 'quick' runs have smoke.py instead."""
 QUICK = {
     "data.size": (32, 32),
@@ -43,7 +43,7 @@ QUICK = {
     "train.num_epochs": 1,
 }
 """What a quick run changes in smoke.py: compiling is nearly all that it does, and this compiles soonest."""
-SPLITS = {"phantom": "kfold", "npz": "kfold", "luna16": "folds"}
+SPLITS = {"phantom": "kfold", "npz": "kfold", "luna16": "folds", "crops": "kfold"}
 CASE_COLUMNS = ("case_id", "patient", "split")
 """Columns of a run's cases.csv that the study's own keeps, beside the scores of each class."""
 CHILD = (sys.executable, "-m", "experiments.studies.runner")
@@ -59,12 +59,12 @@ class Protocol:
     """What all runs of a study share; None leaves a setting as the config has it.
 
     Attributes:
-        data: 'phantom', 'npz' or 'luna16'.
+        data: 'phantom', 'npz', 'luna16' or 'crops'.
         data_dir: folder of the data.
         seeds: of initialisation and order of the examples, one run each.
         folds: test folds, by patient; LUNA16's own subsets with 'luna16'.
         paired: the first seed runs on the first fold alone, the second on the second, and so on.
-        num_folds: of 'phantom' and 'npz'.
+        num_folds: of all but 'luna16'.
         base_width: channels of the first level.
         size: rows and columns.
         epochs: at most.
@@ -537,11 +537,11 @@ def write_cases(path, workdirs, *, split):
 def define_flags(*, seeds=(1, 2, 3), folds=(0,), out):
     """Defines the flags that all studies share; `out` is the default of --out."""
     flags.DEFINE_enum("data", "phantom", tuple(CONFIGS), "what to train on")
-    flags.DEFINE_string("data_dir", None, "folder of the data (npz, luna16)")
+    flags.DEFINE_string("data_dir", None, "folder of the data; the phantom needs none")
     flags.DEFINE_list("seeds", list(map(str, seeds)), "of initialisation and order, one run each")
     flags.DEFINE_list("folds", list(map(str, folds)), "test folds, by patient")
     flags.DEFINE_bool("paired", False, "each seed on one fold: the first on the first, and so on")
-    flags.DEFINE_integer("num_folds", 5, "folds of phantom and npz; LUNA16 has ten of its own", lower_bound=3)
+    flags.DEFINE_integer("num_folds", 5, "folds by patient; LUNA16 has ten of its own", lower_bound=3)
     flags.DEFINE_integer(
         "base_width", None, "channels of the first level; default: the config's", lower_bound=1
     )

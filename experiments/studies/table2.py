@@ -3,6 +3,7 @@
     python -m experiments.studies.table2 --data=phantom --seeds=1,2,3
     python -m experiments.studies.table2 --data=npz --data_dir=FOLDER --extra_data=FOLDER2 [--base_width=8] [--size=96]
     python -m experiments.studies.table2 --data=luna16 --data_dir=LUNA16 --width=both --dry_run
+    python -m experiments.studies.table2 --config=experiments/nodules/window_config.py --data=crops --data_dir=CROPS
 
 The paper sets figures of other papers, on other data, beside its own. Here every network has the same cases,
 splits, loss, schedule and scores. `--width=matched`: each at the base width that has as many parameters as
