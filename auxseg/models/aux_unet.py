@@ -121,7 +121,8 @@ class Unit(nn.Module):
         if self.slices is None:
             return layers.ordinary_conv(images, self.param("ordinary", _ZEROS, shape).astype(images.dtype))
         kernel = self.param("ordinary", _ZEROS, (3, *shape)).astype(images.dtype)
-        return volumes.to_images(volumes.ordinary_conv(volumes.from_images(images, self.slices), kernel))
+        around = volumes.from_images(images, self.slices)
+        return volumes.to_images(volumes.ordinary_conv(around, kernel, lowering=self.settings.lowering))
 
 
 class SqueezeExcite(nn.Module):

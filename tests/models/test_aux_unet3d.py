@@ -140,3 +140,23 @@ def test_operations_are_counted_in_its_program():
 def test_a_slice_alone_is_refused():
     with pytest.raises(InputError, match="a slice alone, expected a slab"):
         jax.eval_shape(_model().init, jax.random.key(0), jnp.zeros((1, 8, 16, 1)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6, 4), (1, 1, 4, 4, 1)])
+def test_an_ordinary_convolution_is_the_same_by_every_lowering(shape):
+    generator = np.random.default_rng(5)
+    values = generator.normal(size=shape).astype(np.float32)
+    kernel = generator.normal(size=(3, 3, 3, shape[-1], 7)).astype(np.float32)
+    wanted = generator.normal(size=(*shape[:-1], 7)).astype(np.float32)
+
+    def run(lowering):
+        def loss(values, kernel):
+            found = volumes.ordinary_conv(values, kernel, lowering=lowering)
+            return (found * wanted).sum(), found
+
+        (_, found), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(values, kernel)
+        return found, *gradients
+
+    for found, expected in zip(run("blocked"), run("plain"), strict=True):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -87,11 +87,9 @@ class Conv(nn.Module):
             return layers.depthwise_conv(images, kernel, lowering=lowering)
         if self.kind == "2x2":
             return patch_conv(images, kernel, lowering=lowering)
-        return (
-            layers.ordinary_conv(images, kernel)
-            if self.kind == "3x3"
-            else volumes.ordinary_conv(images, kernel)
-        )
+        if self.kind == "3x3":
+            return layers.ordinary_conv(images, kernel)
+        return volumes.ordinary_conv(images, kernel, lowering=lowering)
 
 
 def _spread(vector, values):
