@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.nodules import scores
-from experiments.nodules.arms import TITLES
+from experiments.nodules.arms import title_of
 from experiments.nodules.scores import CROPS_FILE, MAX_FALSE, OUTCOMES, POINTS, SHOWN, WINDOW_HU
 
 
@@ -64,7 +64,7 @@ def draw_curves(path, result):
         axis.plot(
             [each["false per slice"] for each in curve],
             [each["found"] / each["nodules"] for each in curve],
-            color=colour, linewidth=2.5 if first else 1.2, label=f"{TITLES[arm].removeprefix('recommended, ')} ({about['runs']} runs)",
+            color=colour, linewidth=2.5 if first else 1.2, label=f"{title_of(arm).removeprefix('recommended, ')} ({about['runs']} runs)",
         )  # fmt: skip
         for point, marker in ((POINTS[0], "o"), (SHOWN, "s")):
             share, false = about[point]["sensitivity"], about[point]["false per slice"]["estimate"]
@@ -100,7 +100,7 @@ def to_markdown(result):
     for arm, about in result["arms"].items():
         for point in POINTS:
             table = about[point]
-            cells = [TITLES[arm], point, str(table["slices"]), *(_cell(table[name]) for name in columns)]
+            cells = [title_of(arm), point, str(table["slices"]), *(_cell(table[name]) for name in columns)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *_contrast_lines(result["contrasts"])]) + "\n"
 
@@ -109,7 +109,7 @@ def _contrast_lines(contrasts):
     """Returns the lines of the second table: each arm less the recommended one."""
     if not contrasts:
         return []
-    names = [f"less {TITLES['recommended']}", "seeds", *OUTCOMES]
+    names = [f"less {title_of('recommended')}", "seeds", *OUTCOMES]
     lines = [
         "",
         f"At the {POINTS[0]}, paired by slice and seed; p over patients, by Holm's method for the whole table.",
@@ -119,7 +119,7 @@ def _contrast_lines(contrasts):
     ]
     for arm, differences in contrasts.items():
         seeds = next(iter(differences.values()))["seeds"]
-        cells = [TITLES[arm], str(seeds), *(_difference(each, name) for name, each in differences.items())]
+        cells = [title_of(arm), str(seeds), *(_difference(each, name) for name, each in differences.items())]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -3,11 +3,9 @@
     python -m experiments.nodules.study --data_dir=FOLDER --init_from=runs/pretrained [--seeds=1,2] [--arms=paper,...]
 
 FOLDER holds real slices as NPZ (120 middle slices of LUNA16, 8 of them with a nodule); `--init_from` is a run on
-the phantom, whose weights some arms start from (configs/recommended.py names its command), and
-`--init_from_no_se`, `--init_from_no_aux` are the same without that part of the network, `--init_from_other` is
-another run of it: arms that start from one run share what chance made of it. All arms have the
-network, size, batches and folds of configs/recommended.py, and its epochs, but for those that name another size
-and for those that do not start from the phantom, which have the paper's epochs (`PAPER`), and its early stopping. Cross-validated by patient over
+the phantom, whose weights most arms start from (configs/recommended.py names its command): they share what chance
+made of it. All arms have the network, size, batches and folds of configs/recommended.py, and its epochs, but for the
+paper's recipe and the one without the start, which have the paper's epochs. Cross-validated by patient over
 `--num_folds` folds: one fold is test, the next one val, so that every slice, and every nodule, is scored once a
 seed by a network that saw it neither in training nor in the choice of its threshold. Inserted nodules are for
 training alone. Scores are at the slice's own resolution, at three operating points: the most likely class;
@@ -31,20 +29,17 @@ from auxseg.base.errors import InputError, check_choice
 from auxseg.runs import run_folder
 from experiments import made_by
 from experiments.nodules import pictures, scores
-from experiments.nodules.arms import STARTS, TITLES, create_arms, create_config
+from experiments.nodules.arms import create_arms, create_config
 from experiments.studies import runner
 
 
-def study(
-    protocol, folder, *, init_from, starts=None, jobs=1, dry_run=False, only=(), phantom=False, flip=False
-):
+def study(protocol, folder, *, init_from, jobs=1, dry_run=False, only=(), phantom=False, flip=False):
     """Runs the study, and returns what it found after writing it into `folder`; None with `dry_run`.
 
     Args:
         protocol: runner.Protocol; its data are NPZ slices.
         folder: pathlib.Path.
         init_from: workdir or bundle of the pre-training.
-        starts: {arm: the same for it} of the arms in `STARTS`.
         jobs, dry_run: as `runner.run_all`.
         only: arms; empty: the paper's recipe and the recommended one.
         phantom: score on the test split of the pre-training's phantom, too.
@@ -53,14 +48,14 @@ def study(
     Raises:
         InputError: an unknown arm, no pre-training, or what `runner.run_all` refuses.
     """
-    arms = create_arms(init_from, protocol.epochs, starts)
+    arms = create_arms(init_from, protocol.epochs)
     chosen = only or ("paper", "recommended")
     for arm in chosen:
         check_choice("--arms", arm, tuple(arms))
         if "train.init_from" in arms[arm] and not arms[arm]["train.init_from"]:
-            raise _no_start(STARTS.get(arm, "--init_from"), arm)
+            raise _no_start(arm)
     if phantom and init_from is None:
-        raise _no_start("--init_from", "--phantom")
+        raise _no_start("--phantom")
     config = create_config(protocol)
     planned = runner.plan(config, {arm: arms[arm] for arm in chosen}, protocol)
     if not flip:
@@ -85,8 +80,8 @@ def study(
     return result
 
 
-def _no_start(flag, what):
-    return InputError(f"{flag}: not given; {what} needs a run on the phantom to start from")
+def _no_start(what):
+    return InputError(f"--init_from: not given; {what} needs a run on the phantom to start from")
 
 
 def find_others(folder, planned, config, arms, protocol):
@@ -136,7 +131,6 @@ def main(argv):
         protocol,
         pathlib.Path(given.out),
         init_from=given.init_from,
-        starts={arm: given[flag.removeprefix("--")].value for arm, flag in STARTS.items()},
         jobs=given.jobs,
         dry_run=given.dry_run,
         only=tuple(given.arms),
@@ -150,8 +144,6 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "init_from", None, "run or bundle on the phantom that arms with pre-training start from"
     )
-    for each, name in STARTS.items():
-        flags.DEFINE_string(name.removeprefix("--"), None, f"the same for the arm {each}")
     flags.DEFINE_list("seeds", ["1", "2"], "of initialisation and order, one run each")
     flags.DEFINE_list("folds", [], "test folds; default: all")
     flags.DEFINE_integer("num_folds", 4, "folds, by patient", lower_bound=3)
@@ -160,7 +152,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_integer("size", None, "rows and columns of an image; default: the config's", lower_bound=16)
     flags.DEFINE_integer("epochs", None, "of each run, at most; default: each recipe's own", lower_bound=1)
-    flags.DEFINE_list("arms", [], f"of {', '.join(TITLES)}; default: paper,recommended")
+    flags.DEFINE_list("arms", [], f"of {', '.join(create_arms(None))}; default: paper,recommended")
     flags.DEFINE_bool("phantom", False, "score on the test split of the phantom of --init_from, too")
     flags.DEFINE_bool("flip", False, "score the mean with the mirrored slices; files that end in '_flip'")
     flags.DEFINE_bool("dry_run", False, "list the runs and the time, and stop")

@@ -13,15 +13,18 @@ from auxseg.scoring import operating_point
 from configs import recommended
 from experiments.nodules import pictures, scores
 from experiments.nodules import study as nodules_study
-from experiments.nodules.arms import STARTS, TITLES, create_arms, create_config
+from experiments.nodules.arms import TITLES, create_arms, create_config, title_of
 from experiments.nodules.study import find_others
-from experiments.studies import runner
+from experiments.studies import parts, runner
+
+PART = f"no_{next(iter(parts.list_parts(recommended.get_config())))}"
+"""The arm without the first part of the recipe."""
 
 
 def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
-    arms = create_arms("runs/pretrained", starts={arm: f"runs/{arm}" for arm in STARTS})
-    assert set(arms) == set(TITLES)
-    config = recommended.get_config()
+    arms, config = create_arms("runs/pretrained"), recommended.get_config()
+    assert set(arms) == set(TITLES) | {f"no_{part}" for part in parts.list_parts(config)}
+    assert len(set(map(title_of, arms))) == len(arms)
     for name, changes in arms.items():
         changed = runner.override(config, changes)
         found = run_folder.list_differences(
@@ -33,6 +36,7 @@ def test_arms_differ_from_the_recommended_recipe_in_what_they_say():
     assert (paper.loss.name, paper.insert.enabled, paper.train.init_from) == ("dice_ce", False, None)
     assert (paper.train.num_epochs, paper.optim.cosine_epochs, paper.train.bn_refresh_batches) == (50, 0, 0)
     assert create_arms(None, epochs=2)["paper"]["train.num_epochs"] == 2
+    assert "not" in title_of(PART)
 
 
 def row(case, seed, *, point, diameters=(), found=(), false=0, dice=None, lung=0.98):
@@ -85,9 +89,7 @@ def test_contrasts_by_hand():
         ]  # fmt: skip
 
     rows = arm("recommended", (1, 2), found=False, false=1, lung=0.98)
-    rows += arm("paper", (2, 3), found=True, false=4, lung=0.97) + arm(
-        "no_se", (5,), found=1, false=1, lung=1
-    )
+    rows += arm("paper", (2, 3), found=True, false=4, lung=0.97) + arm(PART, (5,), found=1, false=1, lung=1)
     table = scores.contrast(rows + [{**rows[0], "point": scores.POINTS[1], "false": 99}], point)
     assert list(table) == ["paper"]  # seed 5 of the other arm has no partner
     assert table["paper"]["false per slice"] == {
@@ -108,9 +110,9 @@ def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_
     protocol = runner.Protocol(data="npz", data_dir="FOLDER", seeds=(1,), folds=(0,), num_folds=3)
     config, arms = create_config(protocol), create_arms("runs/pretrained")
     both = dataclasses.replace(protocol, seeds=(1, 2), folds=(0, 1))
-    for run in runner.plan(config, {arm: arms[arm] for arm in ("paper", "recommended", "no_aux_loss")}, both):
-        if run.name in ("paper-f0-s1", "recommended-f1-s2", "no_aux_loss-f0-s1"):
-            changed = {"optim.learning_rate": 0.1} if run.arm == "no_aux_loss" else {}
+    for run in runner.plan(config, {arm: arms[arm] for arm in ("paper", "recommended", PART)}, both):
+        if run.name in ("paper-f0-s1", "recommended-f1-s2", f"{PART}-f0-s1"):
+            changed = {"optim.learning_rate": 0.1} if run.arm == PART else {}
             path = tmp_path / "runs" / run.name
             path.mkdir(parents=True)
             files.write_json(
@@ -121,7 +123,7 @@ def test_runs_of_other_arms_and_seeds_are_taken_in_where_their_settings_fit(tmp_
     others = find_others(tmp_path, planned, config, arms, protocol)
     assert [(run.name, run.arm) for run in others] == [("recommended-f1-s2", "recommended")]
     out = capsys.readouterr().out
-    assert "no_aux_loss-f0-s1 is left out" in out and "learning_rate" in out
+    assert f"{PART}-f0-s1 is left out" in out and "learning_rate" in out
 
 
 def test_exact_intervals_have_a_width_where_the_bootstrap_has_none():
@@ -210,8 +212,8 @@ def test_from_slices_to_the_table(tmp_path, capsys, monkeypatch):
     mirrored = nodules_study.study(protocol, tmp_path / "study", init_from=None, only=("paper",), flip=True)
     assert mirrored == files.read_json(tmp_path / "study" / "nodules_flip.json") != result
     assert (tmp_path / "study" / "nodules_curves_flip.png").stat().st_size > 1000
-    with pytest.raises(InputError, match="--init_from_no_se: not given; no_se needs a run on the phantom"):
-        nodules_study.study(protocol, tmp_path / "study", init_from=str(only), only=("no_se",))
+    with pytest.raises(InputError, match=f"--init_from: not given; {PART} needs a run on the phantom"):
+        nodules_study.study(protocol, tmp_path / "study", init_from=None, only=(PART,))
     # Everything is there already: a second start computes the same from what is stored.
     again = nodules_study.study(protocol, tmp_path / "study", init_from=None, only=("paper",))
     assert again == result == files.read_json(tmp_path / "study" / "nodules.json")
