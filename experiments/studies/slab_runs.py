@@ -135,7 +135,7 @@ def run(study, root, out, *, seeds, epochs, budgets=BUDGETS):
             rows.append({"budget": budget, "kind": kind, "seed": seed, "epochs": length})
             rows[-1] |= _train_and_judge(study, kind, _folder(root, kind, length, seed), seed, length)
             print(rows[-1], flush=True)
-            write(study, out, rows, seconds)
+            write(study, out, rows, seconds, budgets)
     return rows
 
 
@@ -157,11 +157,13 @@ def count_parameters(config):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def write(study, out, rows, seconds):
+def write(study, out, rows, seconds, budgets=BUDGETS):
     """Writes the result file, and the table beside it as Markdown."""
     from experiments import made_by
 
     seeds = sorted({row["seed"] for row in rows})
+    only = "" if tuple(budgets) == BUDGETS else f' --budgets="{",".join(budgets)}"'
+    study = dataclasses.replace(study, command=study.command + only)
     origin = made_by.made_by(study.command, data=study.describe, seeds=seeds)
     files.write_json(out, {"made_by": origin, "seconds_an_epoch": seconds, "rows": rows})
     files.write_text(out.with_suffix(".md"), "\n".join(format_table(study, rows)) + "\n")

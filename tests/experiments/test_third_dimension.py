@@ -109,6 +109,11 @@ def test_equal_time_is_that_of_the_dearest(tmp_path, monkeypatch):
     )
     assert slab_runs.find_longest(tmp_path / "runs", "2.5D", 2).name == "2_5D_12_2"
     assert slab_runs.find_longest(tmp_path / "runs", "2.5D", 3) is None
+    assert "budgets" not in files.read_object(tmp_path / "out.json")["made_by"]["command"]
+    some = {"seeds": (1,), "epochs": 3, "budgets": ["equal epochs"]}
+    assert len(slab_runs.run(make_study(), tmp_path / "runs", tmp_path / "some.json", **some)) == 3
+    command = files.read_object(tmp_path / "some.json")["made_by"]["command"]
+    assert command.endswith(' --budgets="equal epochs"')
 
 
 def test_of_one_epoch_the_shortest_run_counts(tmp_path, monkeypatch):
