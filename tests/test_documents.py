@@ -196,7 +196,7 @@ def help_texts(tmp_path_factory):
 
 
 def test_commands_of_the_documents_have_the_flags_that_these_use(help_texts):
-    removed = {"experiments.second_look", "experiments.together_cost"}
+    removed = {"experiments.second_look", "experiments.together_cost", "experiments.nodules.study"}
     commands = documented_commands()
     assert set(commands) - set(help_texts) == removed, "a document names a command that is not there"
     assert len(help_texts) > 20
@@ -214,11 +214,11 @@ def test_commands_of_the_documents_have_the_flags_that_these_use(help_texts):
 
 
 def test_settings_of_the_documents_are_settings():
-    from configs import base, crops
+    from configs import base, recommended
 
     known = base.get_config()
     with known.unlocked():
-        known.data.sources = crops.get_config().data.sources
+        known.data.sources = recommended.get_config().data.sources
     text = "\n".join(DOCUMENTS.values())
     names = set(re.findall(r"--config\.([a-z_0-9.]+\w)", text))
     groups = "data|model|loss|optim|train|insert|augment|eval"

@@ -34,7 +34,7 @@ from auxseg.evaluation import evaluate_run
 from auxseg.runs import config_files, run_folder
 from experiments.studies import compare, comparison
 
-CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base", "crops": "crops"}
+CONFIGS = {"phantom": "phantom", "npz": "luna16_npz", "luna16": "base", "crops": "recommended"}
 """The config of each choice of --data; 'quick' runs have smoke.py instead."""
 QUICK = {
     "data.size": (32, 32),
