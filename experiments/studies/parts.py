@@ -21,12 +21,16 @@ GROUPS = ("loss", "insert", "augment", "optim", "train")
 SWITCHES = ("insert", "augment")
 """Groups of which a part is whether they are on, and not how."""
 KEPT = (
+    *run_folder.FREE_SETTINGS,
     "train.batch_size",
+    "train.accumulate_steps",
     "train.num_epochs",
     "train.order_seed",
-    "train.num_devices",
+    "train.deterministic",
     "optim.stop_patience_epochs",
 )
+START = ("train.init_from", "train.freeze")
+"""One part: without a start there is nothing to freeze."""
 WHOLE, NONE = "whole", "none"
 
 
@@ -53,17 +57,20 @@ def create_arms(config):
     parts = list_parts(config)
     if not parts:
         raise InputError(f"--config: it adds nothing to the paper's recipe in {', '.join(GROUPS)}")
-    arms = {WHOLE: {}, **{f"no_{name}": {name: value} for name, value in parts.items()}}
-    return arms | ({NONE: parts} if len(parts) > 1 else {})
+    start = {name: parts[name] for name in START if name in parts}
+    arms = {WHOLE: {}} | {f"no_{name}": {name: value} for name, value in parts.items() if name not in start}
+    if start:
+        arms[f"no_{next(iter(start))}"] = start
+    return arms | ({NONE: parts} if len(arms) > 2 else {})
 
 
 def create_titles(arms, config):
     """Returns {arm: words}."""
     given = run_folder.flatten(run_folder.config_to_dict(config))
-    titles = {WHOLE: "the whole recipe", NONE: "the paper's recipe, for as many epochs"}
+    titles = {WHOLE: "the whole recipe", NONE: "without all of these parts"}
     for arm, changes in arms.items():
         if arm not in titles:
-            ((name, value),) = changes.items()
+            name, value = next(iter(changes.items()))
             titles[arm] = f"{name}={_word(value)}, not {_word(given[name])}"
     return {arm: titles[arm] for arm in arms}
 
@@ -84,6 +91,10 @@ def create_effects(titles):
 
 def plan(protocol, only=()):
     """Returns the Runs of the study; arguments and errors as `study`."""
+    if only and WHOLE not in only:
+        raise InputError(
+            f"--arms: got {','.join(only)}, expected {WHOLE} among them, with which all are compared"
+        )
     config = runner.create_config(protocol)
     return runner.plan(config, runner.choose_arms(create_arms(config), only), protocol)
 
@@ -96,7 +107,7 @@ def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=(
         return None
     config = runner.create_config(protocol)
     titles = create_titles(runner.choose_arms(create_arms(config), only), config)
-    found = create_effects(titles) if WHOLE in titles else []
+    found = create_effects(titles)
     return effects.write_effects(
         folder, workdirs, config, titles, found, names=names, heading="Parts of a recipe"
     )

@@ -53,6 +53,17 @@ def test_each_arm_sets_one_part_back_to_the_papers():
     )
 
 
+def test_a_start_and_what_of_it_stands_still_are_one_part():
+    changes = {"train.init_from": "runs/start", "train.freeze": ("encoder_0",), "train.max_minutes": 2.0}
+    arms = parts.create_arms(runner.override(base.get_config(), changes))
+    assert arms == {"whole": {}, "no_train.init_from": {"train.init_from": None, "train.freeze": ()}}
+
+
+def test_arms_are_compared_with_the_whole(npz):  # noqa: F811
+    with pytest.raises(InputError, match="--arms: got none, expected whole among them"):
+        parts.plan(small_protocol(npz), only=("none",))
+
+
 def test_the_papers_own_settings_have_no_parts():
     with pytest.raises(InputError, match="--config: it adds nothing"):
         parts.create_arms(base.get_config())
