@@ -67,7 +67,7 @@ def create_arms(config):
 def create_titles(arms, config):
     """Returns {arm: words}."""
     given = run_folder.flatten(run_folder.config_to_dict(config))
-    titles = {WHOLE: "the whole recipe", NONE: "without all of these parts"}
+    titles = {WHOLE: "the whole recipe", NONE: "none of these parts"}
     for arm, changes in arms.items():
         if arm not in titles:
             name, value = next(iter(changes.items()))
