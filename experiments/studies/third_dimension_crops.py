@@ -136,5 +136,6 @@ def main(argv):
 
 if __name__ == "__main__":
     third_dimension.define_flags(out="experiments/results/third_dimension_crops.json", epochs=2)
+    flags.adopt_module_key_flags(third_dimension)
     flags.DEFINE_string("crops", None, "Folder with nodules.npz and index.csv.", required=True)
     command.run(main)
