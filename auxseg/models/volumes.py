@@ -65,7 +65,7 @@ def _pad(volumes, slices):
 
 
 def _neighbour_slices(padded, step):
-    """Returns the slices 0, 1 or 2 before each place of padded volumes as images, [N * D, H + 2, W + 2, C]."""
+    """Returns the slices 0, 1 or 2 before each place of volumes with a slice more at each end, as images [N * D, rows, columns, C]."""
     count = padded.shape[1] - 2
     return padded[:, step : step + count].reshape(-1, *padded.shape[2:])
 
@@ -121,12 +121,10 @@ def ordinary_conv(volumes, kernel, *, lowering):
     """
     if lowering == "plain":
         return lax.conv_general_dilated(volumes, kernel, (1, 1, 1), "SAME", dimension_numbers=_NDHWC)
-    slices = volumes.shape[1]
     padded = jnp.pad(volumes, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    around = jnp.concatenate([padded[:, step : step + slices] for step in range(3)], axis=-1)
+    around = jnp.concatenate([_neighbour_slices(padded, step) for step in range(3)], axis=-1)
     flat = jnp.moveaxis(kernel, 0, 2).reshape(3, 3, -1, kernel.shape[-1])
-    found = layers.ordinary_conv(around.reshape(-1, *around.shape[2:]), flat)
-    return found.reshape(*volumes.shape[:-1], -1)
+    return layers.ordinary_conv(around, flat).reshape(*volumes.shape[:-1], -1)
 
 
 def halve_slices(images, slices):

@@ -21,6 +21,7 @@ from auxseg.base import command
 from auxseg.runs import state
 from auxseg.training import setup
 from experiments.studies import effects, runner
+from experiments.studies.arms_study import ArmsStudy
 
 FACTORIAL = {
     "se_aux": {},
@@ -109,39 +110,10 @@ def create_effects(titles):
     ]
 
 
-def plan(protocol, only=()):
-    """Returns the Runs of the study; arguments and errors as `study`."""
-    config = runner.create_config(protocol)
-    return runner.plan(config, runner.choose_arms(create_arms(config), only), protocol)
-
-
-def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):
-    """Runs the study and writes its tables and page; returns them, None after a dry run.
-
-    Args:
-        protocol: runner.Protocol.
-        folder: pathlib.Path of the study.
-        jobs: runs at once.
-        dry_run: only list the runs.
-        reuse: folders of other studies, as `runner.run_all`.
-        only: names of arms, () for all.
-        names: scores, of `comparison.SCORES`.
-
-    Raises:
-        InputError: as `runner.run_all` and `runner.choose_arms`.
-    """
-    planned = plan(protocol, only)
-    workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
-    if dry_run:
-        return None
-    config = runner.create_config(protocol)
-    titles = create_titles(runner.choose_arms(create_arms(config), only), config)
-    return effects.write_effects(
-        folder, workdirs, config, titles, create_effects(titles), names=names, heading="Ablations"
-    )
+STUDY = ArmsStudy("Ablations", create_arms, create_titles, create_effects)
 
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/ablations")
     flags.adopt_module_key_flags(runner)
-    command.run(runner.main_of(study))
+    command.run(runner.main_of(STUDY.run))

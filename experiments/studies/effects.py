@@ -309,10 +309,11 @@ def describe_protocol(workdirs, config):
     seeds = sorted({each.seed for each in found})
     folds = sorted({each.data.fold for each in found})
     rows, columns = config.data.size
+    slices = "as they lie there" if config.data.name in ("npz", "crops") else config.data.slices
     return [
         f"Command: `{format_command(sys.argv)}`",
         "",
-        f"Data {config.data.name} (slices: {config.data.slices if config.data.name != 'npz' else 'as they lie there'}), "
+        f"Data {config.data.name} (slices: {slices}), "
         f"{rows} x {columns} pixels; base width {config.model.base_width}, batches of {config.train.batch_size}, at most "
         f"{config.train.num_epochs} epochs; {len(found)} runs: seeds {', '.join(map(str, seeds))} on the test folds "
         f"{', '.join(map(str, folds))} ({config.data.split}). Weights of the epoch with the lowest validation loss.",

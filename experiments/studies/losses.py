@@ -17,6 +17,7 @@ from absl import flags
 from auxseg.base import command
 from auxseg.base.classes import classes_of
 from experiments.studies import effects, runner
+from experiments.studies.arms_study import ArmsStudy
 
 ONES, RARE = 1.0, 30.0
 TITLES = {
@@ -52,27 +53,15 @@ def create_effects(titles):
     ]
 
 
-def plan(protocol, only=()):
-    """Returns the Runs of the study; arguments and errors as `study`."""
-    config = runner.create_config(protocol)
-    arms = runner.choose_arms(create_arms(classes_of(config.data)), only)
-    return runner.plan(config, arms, protocol)
-
-
-def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):
-    """Runs the study and writes its tables and page; arguments, result and errors as `ablations.study`."""
-    planned = plan(protocol, only)
-    workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
-    if dry_run:
-        return None
-    config = runner.create_config(protocol)
-    titles = {name: title for name, title in TITLES.items() if name in only or not only}
-    return effects.write_effects(
-        folder, workdirs, config, titles, create_effects(titles), names=names, heading="Losses"
-    )
+STUDY = ArmsStudy(
+    "Losses",
+    lambda config: create_arms(classes_of(config.data)),
+    lambda arms, config: {arm: TITLES[arm] for arm in arms},
+    create_effects,
+)
 
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/losses")
     flags.adopt_module_key_flags(runner)
-    command.run(runner.main_of(study))
+    command.run(runner.main_of(STUDY.run))

@@ -16,6 +16,7 @@ from auxseg.base.errors import InputError
 from auxseg.runs import run_folder
 from configs import base
 from experiments.studies import effects, runner
+from experiments.studies.arms_study import ArmsStudy
 
 GROUPS = ("loss", "insert", "augment", "optim", "train")
 SWITCHES = ("insert", "augment")
@@ -89,31 +90,10 @@ def create_effects(titles):
     ]
 
 
-def plan(protocol, only=()):
-    """Returns the Runs of the study; arguments and errors as `study`."""
-    if only and WHOLE not in only:
-        raise InputError(
-            f"--arms: got {','.join(only)}, expected {WHOLE} among them, with which all are compared"
-        )
-    config = runner.create_config(protocol)
-    return runner.plan(config, runner.choose_arms(create_arms(config), only), protocol)
-
-
-def study(protocol, folder, *, jobs=1, dry_run=False, reuse=(), only=(), names=("dice",)):
-    """Runs the study and writes its tables and page; arguments, result and errors as `ablations.study`."""
-    planned = plan(protocol, only)
-    workdirs = runner.run_all(folder, planned, jobs=jobs, dry_run=dry_run, reuse=reuse)
-    if dry_run:
-        return None
-    config = runner.create_config(protocol)
-    titles = create_titles(runner.choose_arms(create_arms(config), only), config)
-    found = create_effects(titles)
-    return effects.write_effects(
-        folder, workdirs, config, titles, found, names=names, heading="Parts of a recipe"
-    )
+STUDY = ArmsStudy("Parts of a recipe", create_arms, create_titles, create_effects, reference=WHOLE)
 
 
 if __name__ == "__main__":
     runner.define_flags(out="runs/parts")
     flags.adopt_module_key_flags(runner)
-    command.run(runner.main_of(study))
+    command.run(runner.main_of(STUDY.run))

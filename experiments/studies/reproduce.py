@@ -135,10 +135,13 @@ STEPS = {
         "Fig 12: value 5 as nodules, against nodules", paper_labels.plan, paper_labels.study, (), True
     ),
     "ablations": Step(
-        "what SE and the auxiliary head do", ablations.plan, ablations.study, ("se_aux", "placebo")
+        "what SE and the auxiliary head do", ablations.STUDY.plan, ablations.STUDY.run, ("se_aux", "placebo")
     ),
     "losses": Step(
-        "section 4: the losses that were tried", losses.plan, losses.study, ("dice_ce_weighted", "iou")
+        "section 4: the losses that were tried",
+        losses.STUDY.plan,
+        losses.STUDY.run,
+        ("dice_ce_weighted", "iou"),
     ),
     "table2": Step(
         "Table 2: the systems that the paper compares with",

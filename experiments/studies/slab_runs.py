@@ -124,6 +124,8 @@ def run(study, root, out, *, seeds, epochs, budgets=BUDGETS):
         budgets: of `BUDGETS`.
     """
     root.mkdir(parents=True, exist_ok=True)
+    if tuple(budgets) != BUDGETS:
+        study = dataclasses.replace(study, command=f'{study.command} --budgets="{",".join(budgets)}"')
     rows, seconds = [], {}
     for budget in budgets:
         times = dict.fromkeys(KINDS, 1.0)
@@ -135,7 +137,7 @@ def run(study, root, out, *, seeds, epochs, budgets=BUDGETS):
             rows.append({"budget": budget, "kind": kind, "seed": seed, "epochs": length})
             rows[-1] |= _train_and_judge(study, kind, _folder(root, kind, length, seed), seed, length)
             print(rows[-1], flush=True)
-            write(study, out, rows, seconds, budgets)
+            write(study, out, rows, seconds)
     return rows
 
 
@@ -157,13 +159,11 @@ def count_parameters(config):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def write(study, out, rows, seconds, budgets=BUDGETS):
+def write(study, out, rows, seconds):
     """Writes the result file, and the table beside it as Markdown."""
     from experiments import made_by
 
     seeds = sorted({row["seed"] for row in rows})
-    only = "" if tuple(budgets) == BUDGETS else f' --budgets="{",".join(budgets)}"'
-    study = dataclasses.replace(study, command=study.command + only)
     origin = made_by.made_by(study.command, data=study.describe, seeds=seeds)
     files.write_json(out, {"made_by": origin, "seconds_an_epoch": seconds, "rows": rows})
     files.write_text(out.with_suffix(".md"), "\n".join(format_table(study, rows)) + "\n")

@@ -183,7 +183,7 @@ def study(
     """Runs the study and writes its tables and page; returns them, None after a dry run.
 
     Args:
-        protocol, folder, jobs, dry_run, reuse, only, names: as `ablations.study`.
+        protocol, folder, jobs, dry_run, reuse, only, names: as `arms_study.ArmsStudy.run`.
         width: one of `WIDTHS`; None: this and `extra_data` are the flags'.
         extra_data: folder of the second data set, or None.
 

@@ -148,6 +148,16 @@ def test_the_command_is_shown_without_folders(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "slices"), [("luna16", "middle"), ("npz", "as they lie there"), ("crops", "as they lie there")]
+)
+def test_only_scans_have_a_choice_of_slices(name, slices):
+    config = base.get_config()
+    config.data.name = name
+    text = "\n".join(effects.describe_protocol({}, config))
+    assert f"Data {name} (slices: {slices}), 320 x 320 pixels" in text
+
+
 def test_the_control_has_the_nearest_number_of_parameters():
     config = base.get_config()
     config.model.base_width = 8

@@ -61,7 +61,7 @@ def test_a_start_and_what_of_it_stands_still_are_one_part():
 
 def test_arms_are_compared_with_the_whole(npz):  # noqa: F811
     with pytest.raises(InputError, match="--arms: got none, expected whole among them"):
-        parts.plan(small_protocol(npz), only=("none",))
+        parts.STUDY.plan(small_protocol(npz), only=("none",))
 
 
 def test_the_papers_own_settings_have_no_parts():
@@ -73,7 +73,7 @@ def test_a_study_runs_the_arms_of_each_seed(npz, tmp_path, calls):  # noqa: F811
     protocol = small_protocol(npz, seeds=(1, 2))
     with protocol.config.unlocked():
         protocol.config.loss.aux_weight = 0.1
-    parts.study(protocol, tmp_path)
+    parts.STUDY.run(protocol, tmp_path)
     names = [f"{arm}-f0-s{seed}" for seed in (1, 2) for arm in ("whole", "no_loss.aux_weight")]
     assert calls == names  # without its one part it is the paper's
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")

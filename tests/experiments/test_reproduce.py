@@ -44,6 +44,12 @@ def test_the_whole_chain_on_a_phantom(tmp_path, capsys):
     assert "different runs are left" not in again and again.count(" 0 left") == len(reproduce.STEPS)
 
 
+def test_crops_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--data: got crops, which have no lungs"):
+        reproduce.reproduce(runner.Protocol(data="crops", data_dir=str(tmp_path)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_the_data_cannot_show_is_left_out_by_name():
     steps, left_out = reproduce.choose_steps((), runner.Protocol(data="npz"))
     assert "paper_labels" not in steps and "airway" in left_out["paper_labels"]

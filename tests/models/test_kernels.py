@@ -72,8 +72,8 @@ def test_the_line_that_names_the_error_is_told(tmp_path):
     [[], ["-mavx2"], ["-mavx512f"], ["-mavx512bf16"], ["-mavx512bf16", "-mamx-tile", "-mamx-bf16"]],
 )
 def test_the_source_is_right_for_every_kind_of_processor(options):
-    command = [*COMPILER, "-std=c++17", "-fsyntax-only", "-w", "-march=x86-64"]
-    command = [*command, *options, f"-I{jax.ffi.include_dir()}", str(build.SOURCE)]
+    given = (*build.OPTIONS, "-fsyntax-only", "-march=x86-64", *options, f"-I{jax.ffi.include_dir()}")
+    command = [*COMPILER, *given, str(build.SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
 
