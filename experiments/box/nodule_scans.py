@@ -1,12 +1,14 @@
 """Candidates of whole scans with everything that is measured of each, by networks that never saw the patient.
 
-    python -m experiments.box.nodule_scans --real=DIR --runs=DIR --fold=0 LIDC-IDRI-0001 crops
+    python -m experiments.box.nodule_scans --real=DIR --runs=DIR --lungs=DIR --fold=0 LIDC-IDRI-0001 crops
 
+As `predict` does it: the lungs come first, from the run LUNGS/without_PATIENT, and the nodules are looked for inside them.
 Writes RUNS/foldN/candidates_NAME.json; `nodule_study` reads them. The name 'crops' stands for the crops that the fold
 holds out.
 """
 
 import pathlib
+import tempfile
 import time
 
 import numpy as np
@@ -15,19 +17,41 @@ from absl import flags
 from auxseg.base import command, files
 from auxseg.base.errors import InputError
 from auxseg.ct import geometry as ct
+from auxseg.ct import scans
 from auxseg.datasets import crops as crops_lib
-from auxseg.prediction import nodule_candidates, nodule_look, nodules
-from experiments.box import judge_views, nodule_data, nodule_judge, nodule_train
+from auxseg.prediction import nodule_candidates, nodule_look, nodules, segment
+from experiments.box import judge_views, nodule_data, nodule_judge, nodule_train, score
 
 ABOVE = 0.5
 """Probability that every voxel of a candidate exceeds."""
 CROPS = "crops"
 
 
-def find(scan, forward, params):
-    """Returns the candidates of a `WholeScan` as dicts (centre in mm, measures, the judge's logit), and what is marked."""
+def segment_lungs(path, runs):
+    """Returns the lungs of a scan by the network that does not know its patient, bool [D, H, W].
+
+    Args:
+        path: pathlib.Path of the scan.
+        runs: folder of the runs without_PATIENT.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        scan = scans.open_scan(scans.find_scans(path)[0], scratch)
+        network = score.load_judged(runs, path.name)
+        found = segment.segment_scan(scan, [network], segment.Options(), pathlib.Path(scratch))
+        return np.array(found.masks) > 0
+
+
+def find(scan, lungs, forward, params):
+    """Returns the candidates of a `WholeScan` as dicts (centre in mm, measures, the judge's logit), and what is marked.
+
+    Args:
+        scan: `nodule_data.WholeScan`.
+        lungs: bool [D, H, W], inside which is looked.
+        forward: as `nodule_look.mark` takes it.
+        params: of the judge.
+    """
     spacing = scan.geometry.spacing_zyx_mm
-    region = nodule_look.find_region((scan.lungs == 1) | (scan.lungs == 2), spacing[1:])
+    region = nodule_look.find_region(lungs, spacing[1:])
     marked = nodule_look.mark(lambda index: scan.hu[index], region, forward)
     candidates = nodule_candidates.find_candidates(marked, lambda index: scan.hu[index], spacing, above=ABOVE)
     views = [judge_views.candidate_views(lambda i: scan.hu[i], c, spacing) for c in candidates]
@@ -84,9 +108,10 @@ def main(argv):
         if name == CROPS:
             about = find_in_crops(options.real, options.fold, forward, params)
         else:
-            scan = nodule_data.read_scan(pathlib.Path(options.real) / "scans", name)
+            folder = pathlib.Path(options.real) / "scans"
+            scan, lungs = nodule_data.read_scan(folder, name), segment_lungs(folder / name, options.lungs)
             began = time.perf_counter()
-            found, marked = find(scan, forward, params)
+            found, marked = find(scan, lungs, forward, params)
             about = {"candidates": found, "nodules": scan.nodules, "excluded": scan.excluded}
             np.savez_compressed(run / f"marked_{name}.npz", marked=marked)
         seconds = time.perf_counter() - began
@@ -112,6 +137,7 @@ if __name__ == "__main__":
         "real", None, "folder of the real data: lidc_nodules, luna16_middle, scans", required=True
     )
     flags.DEFINE_string("runs", None, "folder with a folder foldN for each fold", required=True)
+    flags.DEFINE_string("lungs", None, "folder of the lungs' runs without_PATIENT", required=True)
     flags.DEFINE_integer("fold", None, "that is held out; -1: the network of the box", required=True)
     flags.DEFINE_list("scans", [], "names of scans, or crops; may be given without --scans=")
     command.run(main, positional=("scans",))

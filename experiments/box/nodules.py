@@ -30,7 +30,7 @@ def create_stages(real, output, *, trial):
         train = ["nodule_train", *common, f"--output={run}", f"--fold={fold}", "--recipe=outlines", *few]
         found.append(Stage(f"outlines{fold}", f"trains the outlines of nodules, fold {fold}", call(*train)))
     for fold in (*range(nodule_data.NUM_FOLDS), nodule_data.BOX):
-        found += _fold_stages(fold, work, common, few)
+        found += _fold_stages(fold, output, common, few)
     crops, test = results / "box_nodule_crops.json", results / "box_nodule_test.json"
     picture = f"--picture={results / 'box_nodule_outlines.png'}"
     found += [
@@ -46,8 +46,9 @@ def create_stages(real, output, *, trial):
     return found
 
 
-def _fold_stages(fold, work, common, few):
+def _fold_stages(fold, output, common, few):
     """Returns the stages of a fold's look and judge, and of what they mark in the scans that judge the fold."""
+    work, lungs = output / "nodules", f"--lungs={output / 'runs'}"
     name = "box" if fold == nodule_data.BOX else fold
     start = f"--init_from={work / OUTLINES / f'fold{max(fold, 0)}'}"  # the box's network may see everybody
     scans = [scan for scan, own in nodule_data.FOLD_OF_SCAN.items() if own == fold]
@@ -58,7 +59,7 @@ def _fold_stages(fold, work, common, few):
         Stage(f"look_{name}", f"trains the look, fold {name}", call(
             "nodule_train", *common, f"--output={work / f'fold{fold}'}", f"--fold={fold}", start, *sisters, *few)),
         Stage(f"judge_{name}", f"trains the judge, fold {name}", call("nodule_judge", *common, *own, *few)),
-        Stage(f"scans_{name}", f"looks at {', '.join(scans)}", call("nodule_scans", *common, *own, *scans)),
+        Stage(f"scans_{name}", f"looks at {', '.join(scans)}", call("nodule_scans", *common, *own, lungs, *scans)),
     ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from auxseg.prediction import lungs, segment
 from auxseg.runs import networks
 from configs import lungs_phantom
 from experiments import made_by
-from experiments.box.score import find_labelled
+from experiments.box.score import find_labelled, read_labels
 
 _SCORES = (
     "left_dice",
@@ -67,10 +67,7 @@ def score_scan(path, network, boxes, shift_yx):
         options = segment.Options(clean_lungs=False, force=True)
         marked = segment.segment_scan(scan, [network], options, pathlib.Path(scratch))
         cleaned = _clean(scan, marked)
-        labels = whole_scans.read_labels(path.with_name(f"{path.name}_lungs.nii.gz"), scan, shift_yx=shift_yx)
-        whole_scans.leave_out(
-            labels, whole_scans.read_boxes(pathlib.Path(boxes), path.name) if boxes else (), scan
-        )
+        labels = read_labels(path, scan, boxes, shift_yx)
         row = {"scan": path.name}
         for name, masks in (("marked", np.array(marked.masks)), ("cleaned", cleaned)):
             scores = whole_scans.score_lungs(masks, labels, scan.geometry.spacing_zyx_mm)

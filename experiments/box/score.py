@@ -6,7 +6,8 @@
 FOLDER holds scans, each with a label map NAME_lungs.nii.gz beside it (`auxseg.evaluation.whole_scans`). With --runs each
 is segmented by the run DIR/without_PATIENT, where its name begins with PATIENT: a network that does not know him
 (experiments/box/make.py); without, by the networks in the box. In the boxes of CSV nothing is known. With --shift every scan is scored twice, as the map is given and with the map moved by so many rows
-and columns. One scan is also segmented with twice its field, filled up with air, and two kernels of one scan are compared.
+and columns. The map itself, with its edges at -400 HU, is scored as well: nobody whose edges lie right scores better. One scan is
+also segmented with twice its field, filled up with air, and two kernels of one scan are compared.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from auxseg.base import command, errors, files
 from auxseg.base.classes import LEFT, RIGHT
 from auxseg.ct import scans
 from auxseg.evaluation import whole_scans
-from auxseg.prediction import box, segment
+from auxseg.prediction import box, lungs, segment
 from auxseg.runs.networks import load_network
-from configs import lungs
+from configs import lungs as lungs_config
 from experiments import made_by
 from experiments.box import draw
 
@@ -99,12 +100,12 @@ def _score_scan(path, network, given, shifts):
         result = segment.segment_scan(scan, [network], segment.Options(), pathlib.Path(scratch))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
         masks = np.array(result.masks)
-    scores = []
+        limit = draw_edges(scan, read_labels(path, scan, given.boxes, shifts[-1]))
+    scores, limits = [], []
     for shift in shifts:
-        labels = whole_scans.read_labels(path.with_name(f"{path.name}_lungs.nii.gz"), scan, shift_yx=shift)
-        boxes = whole_scans.read_boxes(pathlib.Path(given.boxes), path.name) if given.boxes else ()
-        whole_scans.leave_out(labels, boxes, scan)
-        scores.append(whole_scans.score_lungs(masks, labels, scan.geometry.spacing_zyx_mm))
+        labels = read_labels(path, scan, given.boxes, shift)
+        for found, what in ((scores, masks), (limits, limit)):
+            found.append(whole_scans.score_lungs(what, labels, scan.geometry.spacing_zyx_mm))
         print(path.name, shift, {name: round(value, 4) for name, value in scores[-1].items() if value is not None},
               flush=True)  # fmt: skip
     if given.pictures:
@@ -118,9 +119,30 @@ def _score_scan(path, network, given, shifts):
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
         "scores": scores,
+        "map_with_edges": limits,
         "cleaned_ml": result.changed["clean_lungs"],
         "warnings": [finding.text for finding in result.findings if finding.severity == "warning"],
     }
+
+
+def read_labels(path, scan, boxes, shift_yx):
+    """Returns the label map beside a scan, uint8 [D, H, W], moved and with its boxes (CSV or None) unknown."""
+    labels = whole_scans.read_labels(path.with_name(f"{path.name}_lungs.nii.gz"), scan, shift_yx=shift_yx)
+    rows = whole_scans.read_boxes(pathlib.Path(boxes), path.name) if boxes else ()
+    whole_scans.leave_out(labels, rows, scan)
+    return labels
+
+
+def draw_edges(scan, labels):
+    """Returns the lungs of a label map with their edges where the clean-up puts them, uint8 [D, H, W].
+
+    A mask that knows where the lungs are and whose edges lie right: what it scores by the map is the map's own roughness.
+    """
+    masks = np.where((labels == LEFT) | (labels == RIGHT), labels, 0).astype(np.uint8)
+    for index, mask in enumerate(masks):
+        known = np.isin(labels[index], (whole_scans.AIRWAY, whole_scans.UNKNOWN))
+        lungs.move_edges(mask, scan.read(index, index + 1)[0], known, scan.geometry.spacing_zyx_mm[1:])
+    return masks
 
 
 def _compare_kernels(volumes):
@@ -164,7 +186,7 @@ def _made_by(given, names):
     parts = [" --runs=DIR" if given.runs else "", " --boxes=CSV" if given.boxes else ""]
     parts.append(f" --shift={given.shift}" if given.shift else "")
     command = f"python -m experiments.box.score --scans=FOLDER{''.join(parts)}"
-    return made_by.made_by(command, data=", ".join(names), seeds=(lungs.get_config().seed,))
+    return made_by.made_by(command, data=", ".join(names), seeds=(lungs_config.get_config().seed,))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Slices that the box learns from: cut to the body, nodules as lung, disease inside the lungs alone."""
 
 import csv
+import types
 
 import chest
 import numpy as np
 import SimpleITK as sitk
 
+from auxseg.ct.geometry import Geometry
 from auxseg.datasets import npz
 from experiments.box import card, disease, score, slices
 
@@ -82,15 +84,36 @@ def test_a_padded_scan_has_twice_the_field(tmp_path):
     np.testing.assert_array_equal(wide.read(3, 4)[0, 24:72, 28:84], scan.read(3, 4)[0])
 
 
+def test_a_map_beside_a_lung_gets_the_edges_of_the_scan():
+    """A disc of air, and a map of it that lies a pixel off and knows nothing of one part."""
+    rows, columns = np.mgrid[:80, :80]
+    disc = np.hypot(rows - 40, columns - 40) < 20.3
+    hu = np.where(disc, -850, 40).astype(np.int16)[None]
+    labels = np.where(np.roll(disc, (1, 1), (0, 1)), 1, 0).astype(np.uint8)[None]
+    labels[:, :25] = 255
+    geometry = Geometry((80, 80, 1), (0.7, 0.7, 2.0), (0.0, 0.0, 0.0))
+    scan = types.SimpleNamespace(geometry=geometry, read=lambda start, stop: hu[start:stop])
+    edges = score.draw_edges(scan, labels)
+    assert not edges[:, :25].any() and (labels[:, 25:] != disc[None, 25:]).sum() > 50
+    assert (edges[:, 25:] != disc[None, 25:]).sum() < 10
+
+
 def test_scores_are_put_into_the_card():
     one = {"left_dice": 0.98, "right_dice": 0.9712, "outside_ml": 41.0, "far_outside_ml": 2.25, "airway_ml": 20.0,
            "airway_marked_ml": 1.0, "airway_share": 0.05, "left_pieces": 1, "right_pieces": 2}  # fmt: skip
     result = {
         "far_mm": 3.0,
-        "scans": [{"scan": "a", "slices": 64, "scores": [one, {**one, "left_dice": 0.9854}]}],
+        "scans": [
+            {
+                "scan": "a",
+                "slices": 64,
+                "scores": [one, {**one, "left_dice": 0.9854}],
+                "map_with_edges": [one, {**one, "right_dice": 0.99, "outside_ml": 31.4}],
+            }
+        ],
         "kernels": {"scans": ["a", "b"], "relative_difference": [0.003, 0.0121]},
         "padded": {"scan": "a", "left_dice": 1.0, "right_dice": 0.9999},
     }
     text = card.put_between(f"x\n{card.START}\nold\n{card.END}\ny", "\n".join(card.describe(result)))
-    assert "| a | 64 | 0.980, 0.971 | 0.985, 0.971 | 41 | 2.2 | 1.0 of 20.0 mL | 1, 2 |" in text
+    assert "| a | 64 | 0.980, 0.971 | 0.985, 0.971 | 41 | 0.976, 0.985; 31 | 2.2 | 1.0 of 20.0 mL | 1, 2 |" in text
     assert "differ by 0.3% (left) and 1.2% (right)" in text and "old" not in text and text.endswith("y")
