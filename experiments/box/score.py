@@ -24,7 +24,7 @@ from auxseg.base import command, errors, files
 from auxseg.base.classes import LEFT, RIGHT
 from auxseg.ct import scans
 from auxseg.evaluation import whole_scans
-from auxseg.prediction import box, lungs, segment
+from auxseg.prediction import airway, box, lungs, segment
 from auxseg.runs.networks import load_network
 from configs import lungs as lungs_config
 from experiments import made_by
@@ -100,7 +100,8 @@ def _score_scan(path, network, given, shifts):
         result = segment.segment_scan(scan, [network], segment.Options(), pathlib.Path(scratch))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
         masks = np.array(result.masks)
-        limit = draw_edges(scan, read_labels(path, scan, given.boxes, shifts[-1]))
+        labels = read_labels(path, scan, given.boxes, shifts[-1])
+        limit, taken = draw_edges(scan, labels), measure_taken_airway(scan, masks, labels)
     scores, limits = [], []
     for shift in shifts:
         labels = read_labels(path, scan, given.boxes, shift)
@@ -120,6 +121,7 @@ def _score_scan(path, network, given, shifts):
         "cpu_seconds": round(cpu_seconds, 2),
         "scores": scores,
         "map_with_edges": limits,
+        "airway_that_the_map_calls_lung_ml": taken,
         "cleaned_ml": result.changed["clean_lungs"],
         "warnings": [finding.text for finding in result.findings if finding.severity == "warning"],
     }
@@ -143,6 +145,15 @@ def draw_edges(scan, labels):
         known = np.isin(labels[index], (whole_scans.AIRWAY, whole_scans.UNKNOWN))
         lungs.move_edges(mask, scan.read(index, index + 1)[0], known, scan.geometry.spacing_zyx_mm[1:])
     return masks
+
+
+def measure_taken_airway(scan, masks, labels):
+    """Returns how many mL of a map's lungs are missing in the masks because they belong to the trachea's tree of air."""
+    spacing = scan.geometry.spacing_zyx_mm
+    tree = airway.find_airway(scan.read(0, scan.num_slices), masks, spacing)
+    theirs = (labels == LEFT) | (labels == RIGHT)
+    taken = sum(np.count_nonzero(tree.read(k) & theirs[k] & (masks[k] == 0)) for k in range(len(masks)))
+    return float(taken * np.prod(spacing) / 1000.0)
 
 
 def _compare_kernels(volumes):

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.ct.geometry import Geometry
 from auxseg.datasets.crops import Crops
 from auxseg.scoring import froc
-from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_study, nodule_train
+from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_page, nodule_study, nodule_train
 from experiments.nodules import windows
 
 
@@ -317,3 +318,11 @@ def test_augmented_probabilities_are_of_the_mean_logit():
     images, answers = np.full((1, 128, 128), 0.5, np.float32), iter([0.9] * 8 + [0.5] * 8 + [0.1] * 8)
     found = nodule_crops.augmented(images, lambda given: np.full(given.shape[:3], next(answers), np.float32))
     np.testing.assert_allclose(found, 0.5, atol=1e-6)
+
+
+def test_the_page_of_the_nodule_looks_is_of_the_committed_figures():
+    """A page that was not written again after its figures says something else than they do."""
+    names = ("box_nodules", "box_nodule_crops", "box_nodule_test")
+    found = [files.read_json(nodule_page.RESULTS / f"{name}.json") for name in names]
+    page = (nodule_page.RESULTS / "box_nodules.md").read_text(encoding="utf-8")
+    assert page == nodule_page.page(*found)

@@ -98,6 +98,21 @@ def test_a_map_beside_a_lung_gets_the_edges_of_the_scan():
     assert (edges[:, 25:] != disc[None, 25:]).sum() < 10
 
 
+def test_airway_that_a_map_calls_lung_is_counted(monkeypatch):
+    tree = np.zeros((1, 20, 20), bool)
+    tree[0, 5:9, 5:9] = True
+    found = types.SimpleNamespace(read=lambda index: tree[index])
+    monkeypatch.setattr(score.airway, "find_airway", lambda *_: found)
+    masks, labels = np.zeros((1, 20, 20), np.uint8), np.zeros((1, 20, 20), np.uint8)
+    labels[0, 5:7], masks[0, 6] = 2, 2  # four pixels of the tree are missing, four are marked
+    scan = types.SimpleNamespace(
+        geometry=Geometry((20, 20, 1), (10.0, 10.0, 5.0), (0.0, 0.0, 0.0)),
+        num_slices=1,
+        read=lambda start, stop: None,
+    )
+    assert score.measure_taken_airway(scan, masks, labels) == 4 * 0.5
+
+
 def test_scores_are_put_into_the_card():
     one = {"left_dice": 0.98, "right_dice": 0.9712, "outside_ml": 41.0, "far_outside_ml": 2.25, "airway_ml": 20.0,
            "airway_marked_ml": 1.0, "airway_share": 0.05, "left_pieces": 1, "right_pieces": 2}  # fmt: skip
@@ -115,5 +130,8 @@ def test_scores_are_put_into_the_card():
         "padded": {"scan": "a", "left_dice": 1.0, "right_dice": 0.9999},
     }
     text = card.put_between(f"x\n{card.START}\nold\n{card.END}\ny", "\n".join(card.describe(result)))
-    assert "| a | 64 | 0.980, 0.971 | 0.985, 0.971 | 41 | 0.976, 0.985; 31 | 2.2 | 1.0 of 20.0 mL | 1, 2 |" in text
+    assert (
+        "| a | 64 | 0.980, 0.971 | 0.985, 0.971 | 41 | 0.976, 0.985; 31 | 2.2 | 1.0 of 20.0 mL | 1, 2 |"
+        in text
+    )
     assert "differ by 0.3% (left) and 1.2% (right)" in text and "old" not in text and text.endswith("y")
