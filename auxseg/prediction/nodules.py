@@ -1,11 +1,11 @@
 """Nodules of a whole scan in two looks: marked slice by slice inside the lungs, then judged one by one in 3D.
 
-The first look is a network (`nodule_look.py`). The second joins what it marked in three dimensions and weighs its
+The first look is a network (`nodule_look.py`); a soft scan is sharpened for it (`sharpness.py`). The second joins what it marked in three dimensions and weighs its
 probability, its volume and its shape. A network of three views in place of that was tried and did not find more on scans
 that it had never seen (experiments/results/box_nodules.md).
 
-The folder of the networks holds `look.npz` (parameters by name) and `about.json`, which says how the network is run, how
-a candidate's probability comes about, and which probability gives how many false ones a scan.
+The folder of the networks holds `look.npz` (parameters by name) and `about.json`, which says how the network is run, how sharp
+what it was trained on is, how a candidate's probability comes about, and which probability gives how many false ones a scan.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from auxseg.devices import programs
 from auxseg.models.inference import create_inference, fold_batch_norm
 from auxseg.models.kernels import build
 from auxseg.models.layers import resolve_lowering
-from auxseg.prediction import nodule_candidates, nodule_look
+from auxseg.prediction import nodule_candidates, nodule_look, sharpness
 from auxseg.runs.networks import flatten, read_sources, unflatten
 
 MOST_BYTES = 1 << 26
@@ -45,6 +45,7 @@ class Networks:
         above: probability that every voxel of a candidate exceeds.
         weights: of `EVIDENCE`, and a constant last.
         operating_points: float64 [n, 2], false ones a scan (rising) and the least probability that gives them.
+        sharpness_hu: of what the look was trained on; softer scans are sharpened for it (`sharpness`).
         about: what `about.json` says.
     """
 
@@ -52,6 +53,7 @@ class Networks:
     above: float
     weights: tuple[float, ...]
     operating_points: np.ndarray
+    sharpness_hu: float
     about: dict
 
 
@@ -64,11 +66,13 @@ class Found:
         candidates: dicts, the most probable first: `probability`, `kept`, `centre_zyx` (voxels) and the
             measures of `nodule_candidates.measure`.
         least_probability: of those that are kept.
+        sharpened: how many times the scan's own detail was added for the look; 0.0 where it was sharp enough.
     """
 
     mask: np.ndarray
     candidates: list[dict]
     least_probability: float
+    sharpened: float = 0.0
 
 
 def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0):
@@ -90,7 +94,8 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         )
     least = least_probability(networks, false_per_scan)
     box = find_box(lungs, spacing_zyx_mm)
-    region = nodule_look.find_region(np.asarray(lungs[box]) > 0, spacing_zyx_mm[1:])
+    inside = np.asarray(lungs[box]) > 0
+    region = nodule_look.find_region(inside, spacing_zyx_mm[1:])
 
     def read(index):
         plane = volume[index + box[0].start]
@@ -98,7 +103,8 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         disk_arrays.release(plane)
         return image
 
-    marked = nodule_look.mark(read, region, networks.forward)
+    read_sharp, gain = sharpness.reader(read, inside, spacing_zyx_mm[1:], networks.sharpness_hu)
+    marked = nodule_look.mark(read_sharp, region, networks.forward)
     candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
     probabilities = probability([candidate.measures for candidate in candidates], networks.weights)
     order = np.argsort(-probabilities, kind="stable")
@@ -112,7 +118,7 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         _describe(candidates[place], float(probabilities[place]), number < len(kept), box)
         for number, place in enumerate(order)
     ]
-    return Found(mask, described, least)
+    return Found(mask, described, least, gain)
 
 
 def find_box(lungs, spacing_zyx_mm):
@@ -201,6 +207,7 @@ def load_networks(folder):
         about["above"],
         tuple(about["weights"]),
         np.array(about["operating_points"], np.float64),
+        about["sharpness_hu"],
         about,
     )
 
@@ -220,7 +227,9 @@ def read_weights(path):
 
 def _read_about(path):
     about = files.read_json(path)
-    missing = [name for name in ("look", "above", "weights", "operating_points") if name not in about]
+    missing = [
+        name for name in ("look", "above", "weights", "operating_points", "sharpness_hu") if name not in about
+    ]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; install the package again")
     return about

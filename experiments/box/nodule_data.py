@@ -12,7 +12,7 @@ from auxseg.ct import geometry as ct
 from auxseg.ct import images as images_lib
 from auxseg.ct import scans
 from auxseg.datasets import crops as crops_lib
-from auxseg.prediction import nodule_look
+from auxseg.prediction import nodule_look, sharpness
 
 NUM_FOLDS = 2
 BOX, ALWAYS, TEST = -1, -1, -2
@@ -29,6 +29,8 @@ MIDDLE_OF_SCAN = {"ID_0170": "LIDC-IDRI-0001"}
 """Middle slices of these scans, which train nothing."""
 MIDDLE_SUBSETS = (0, 1, 2)
 """The middle slices are from these subsets of LUNA16, of mostly unknown patients."""
+OUTSIDE_HU = -1000.0
+"""The air around a body is below."""
 TEST_FILE = pathlib.Path(__file__).with_name("test_patients.csv")
 
 
@@ -99,6 +101,26 @@ def assign_folds(crops, test):
 def training_rows(folds, fold):
     """Returns the slices that the network of a fold trains on, int [n]; of fold -1: of the network in the box."""
     return np.flatnonzero((folds != TEST) & ((folds != fold) | (fold == BOX)))
+
+
+def find_sharpness(crops, rows):
+    """Returns how sharp the crops of some slices are, in HU: the median of their nodules (`sharpness`)."""
+    found = [
+        sharpness.measure(*read_stack(crops, rows[crops.nodule[rows] == name])).sharpness_hu()
+        for name in sorted(set(crops.nodule[rows].tolist()))
+    ]
+    return float(np.nanmedian(found))
+
+
+def read_stack(crops, rows):
+    """Returns what `sharpness.measure` takes of a nodule's slices; of a crop what is no air around the body may be lung."""
+    images = [crops.image_hu(row) for row in rows]
+    return images.__getitem__, find_air(images), (float(crops.spacing_mm[rows[0]]),) * 2
+
+
+def find_air(images):
+    """Returns where slices of crops [H, W] in HU may show lung, bool [D, H, W]."""
+    return np.stack(images) > OUTSIDE_HU
 
 
 def read_middle(folder):

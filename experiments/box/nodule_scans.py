@@ -2,7 +2,8 @@
 
     python -m experiments.box.nodule_scans --real=DIR --runs=DIR --lungs=DIR --fold=0 LIDC-IDRI-0001 crops
 
-As `predict` does it: the lungs come first, from the run LUNGS/without_PATIENT, and the nodules are looked for inside them.
+As `predict` does it: the lungs come first, from the run LUNGS/without_PATIENT, the nodules are looked for inside them, and
+what is softer than the crops that the network was trained on is sharpened.
 Writes RUNS/foldN/candidates_NAME.json; `nodule_study` reads them. The name 'crops' stands for the crops that the fold
 holds out.
 """
@@ -19,7 +20,7 @@ from auxseg.base.errors import InputError
 from auxseg.ct import geometry as ct
 from auxseg.ct import scans
 from auxseg.datasets import crops as crops_lib
-from auxseg.prediction import nodule_candidates, nodule_look, nodules, segment
+from auxseg.prediction import nodule_candidates, nodule_look, nodules, segment, sharpness
 from experiments.box import judge_views, nodule_data, nodule_judge, nodule_train, score
 
 ABOVE = 0.5
@@ -41,7 +42,7 @@ def segment_lungs(path, runs):
         return np.array(found.masks) > 0
 
 
-def find(scan, lungs, forward, params):
+def find(scan, lungs, forward, params, sharpness_hu):
     """Returns the candidates of a `WholeScan` as dicts (centre in mm, measures, the judge's logit), and what is marked.
 
     Args:
@@ -49,12 +50,14 @@ def find(scan, lungs, forward, params):
         lungs: bool [D, H, W], inside which is looked.
         forward: as `nodule_look.mark` takes it.
         params: of the judge.
+        sharpness_hu: of what the network was trained on.
     """
-    spacing = scan.geometry.spacing_zyx_mm
+    spacing, read = scan.geometry.spacing_zyx_mm, scan.hu.__getitem__
     region = nodule_look.find_region(lungs, spacing[1:])
-    marked = nodule_look.mark(lambda index: scan.hu[index], region, forward)
-    candidates = nodule_candidates.find_candidates(marked, lambda index: scan.hu[index], spacing, above=ABOVE)
-    views = [judge_views.candidate_views(lambda i: scan.hu[i], c, spacing) for c in candidates]
+    read_sharp, _ = sharpness.reader(read, lungs, spacing[1:], sharpness_hu)
+    marked = nodule_look.mark(read_sharp, region, forward)
+    candidates = nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE)
+    views = [judge_views.candidate_views(read, c, spacing) for c in candidates]
     described = [
         {
             "centre_xyz_mm": ct.index_to_mm(scan.geometry, candidate.centre_zyx[::-1]).tolist(),
@@ -67,7 +70,7 @@ def find(scan, lungs, forward, params):
     return described, marked
 
 
-def crop_candidates(crops, rows, forward, params):
+def crop_candidates(crops, rows, forward, params, sharpness_hu):
     """Returns dicts of what is found in the shifted stacks of the rows' nodules: measures, `judge`, `nodule`, `true`.
 
     A candidate is true if its centre lies within the radius of the nodule's, in the plane; one that touches a
@@ -81,10 +84,12 @@ def crop_candidates(crops, rows, forward, params):
         images = np.stack([crops_lib.cut(crops.image_hu(row), shifts[own[0]], size) for row in own])
         marks = np.stack([crops_lib.cut(crops.readers[row], shifts[own[0]], size) for row in own])
         spacing = (float(crops.gap_mm[own[0]]), *(float(crops.spacing_mm[own[0]]),) * 2)
-        marked = nodule_look.mark(lambda i, images=images: images[i], np.ones(images.shape, bool), forward)
-        candidates = nodule_candidates.find_candidates(marked, lambda i, x=images: x[i], spacing, above=ABOVE)
+        read, air = images.__getitem__, nodule_data.find_air(images)
+        read_sharp, _ = sharpness.reader(read, air, spacing[1:], sharpness_hu)
+        marked = nodule_look.mark(read_sharp, np.ones(images.shape, bool), forward)
+        candidates = nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE)
         centre = np.argwhere(crops_lib.share(marks, crops.num_readers[own[0]]) >= 0.5).mean(axis=0)[1:]
-        views = [judge_views.candidate_views(lambda i, x=images: x[i], c, spacing) for c in candidates]
+        views = [judge_views.candidate_views(read, c, spacing) for c in candidates]
         logits = nodule_judge.answer(params, views)
         for candidate, logit in zip(candidates, logits, strict=True):
             distance = np.linalg.norm((np.array(candidate.centre_zyx[1:]) - centre) * spacing[1])
@@ -103,32 +108,33 @@ def main(argv):
     run = pathlib.Path(options.runs) / f"fold{options.fold}"
     forward = nodule_train.create_forward(*nodule_train.read_variables(run))
     params = nodules.read_weights(run / "judge.npz")
+    crops = nodule_data.read_crops(options.real)
+    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+    sharpness_hu = nodule_data.find_sharpness(crops, nodule_data.training_rows(folds, options.fold))
     for name in options.scans:
         began = time.perf_counter()
         if name == CROPS:
-            about = find_in_crops(options.real, options.fold, forward, params)
+            about = find_in_crops(crops, folds, options.fold, forward, params, sharpness_hu)
         else:
             folder = pathlib.Path(options.real) / "scans"
             scan, lungs = nodule_data.read_scan(folder, name), segment_lungs(folder / name, options.lungs)
             began = time.perf_counter()
-            found, marked = find(scan, lungs, forward, params)
+            found, marked = find(scan, lungs, forward, params, sharpness_hu)
             about = {"candidates": found, "nodules": scan.nodules, "excluded": scan.excluded}
             np.savez_compressed(run / f"marked_{name}.npz", marked=marked)
         seconds = time.perf_counter() - began
-        about |= {"scan": name, "fold": options.fold, "seconds": seconds}
+        about |= {"scan": name, "fold": options.fold, "seconds": seconds, "sharpness_hu": sharpness_hu}
         files.write_json(run / f"candidates_{name}.json", about)
         print(name, len(about["candidates"]), f"{seconds:.1f} s", flush=True)
 
 
-def find_in_crops(real, fold, forward, params):
+def find_in_crops(crops, folds, fold, forward, params, sharpness_hu):
     """Returns the `candidates` in the crops that a fold holds out, and the names of their `nodules`.
 
     Without the patients whose scan judges: the probability is fitted on these crops.
     """
-    crops = nodule_data.read_crops(real)
-    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
     rows = np.flatnonzero((folds == fold) & ~np.isin(crops.patient, list(nodule_data.FOLD_OF_SCAN)))
-    candidates = crop_candidates(crops, rows, forward, params)
+    candidates = crop_candidates(crops, rows, forward, params, sharpness_hu)
     return {"candidates": candidates, "nodules": sorted(set(crops.nodule[rows].tolist()))}
 
 

@@ -80,6 +80,7 @@ def pack(work, results, folder):
         {
             "look": {"base_width": recipe.base_width, "depth": recipe.depth},
             "above": nodule_scans.ABOVE,
+            "sharpness_hu": read_sharpness(work),
             "weights": list(study["weights"].values()),
             "operating_points": study["operating_points"],
             "operating_points_from": study["operating_points_from"],
@@ -90,3 +91,9 @@ def pack(work, results, folder):
             "made_by": study["made_by"],
         },
     )
+
+
+def read_sharpness(work):
+    """Returns how sharp the crops are that the box's look was trained on, as `nodule_scans` measured them, in HU."""
+    path = work / f"fold{nodule_data.BOX}" / f"candidates_{nodule_data.READ_FOR_MASS[0]}.json"
+    return round(files.read_json(path)["sharpness_hu"], 2)

@@ -320,6 +320,19 @@ def test_augmented_probabilities_are_of_the_mean_logit():
     np.testing.assert_allclose(found, 0.5, atol=1e-6)
 
 
+def test_the_sharpness_of_crops_is_the_median_of_their_nodules():
+    crops = make_crops(6, size=64)
+    noise = np.random.default_rng(2).normal(0.0, 1.0, crops.images.shape)
+    steps = np.repeat([1.0, 2.0, 3.0, 1.0, 2.0, 9.0], 3)[:, None, None]  # a step is 8 HU
+    images = np.clip(np.round(18 + steps * noise), 1, 60).astype(np.uint8)
+    crops = dataclasses.replace(crops, images=images)
+    found = {k: nodule_data.find_sharpness(crops, np.arange(3 * k, 3 * k + 3)) for k in range(5)}
+    assert found[0] < found[1] < found[2] and found[1] == pytest.approx(2 * found[0], rel=0.2)
+    assert nodule_data.find_sharpness(crops, np.arange(15)) == pytest.approx(
+        (found[1] + found[4]) / 2, rel=0.1
+    )
+
+
 def test_the_page_of_the_nodule_looks_is_of_the_committed_figures():
     """A page that was not written again after its figures says something else than they do."""
     names = ("box_nodules", "box_nodule_crops", "box_nodule_test")

@@ -1,5 +1,6 @@
 """Nodules of a whole scan in two looks, with networks made by hand."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,7 +17,7 @@ POINTS = np.array([[0.5, 0.7], [1.0, 0.6], [2.0, 0.4]])
 
 def networks(above=0.4):
     """The look marks what is bright; the probability is that of a candidate's mean brightness."""
-    return nodules.Networks(lambda images: images[..., 0], above, (1.0, 0.0, 0.0, 0.0), POINTS, {})
+    return nodules.Networks(lambda images: images[..., 0], above, (1.0, 0.0, 0.0, 0.0), POINTS, 0.0, {})
 
 
 def scan():
@@ -74,6 +75,18 @@ def test_other_shapes_are_refused():
         nodules.find_nodules(volume, lungs[1:], SPACING, networks())
 
 
+def test_a_soft_scan_is_sharpened_for_the_look_alone():
+    """The look sees the contrast of a small thing in a soft scan raised; what is measured of it is the scan's own."""
+    volume, lungs = scan()
+    volume[:] = volume + np.random.default_rng(0).normal(0.0, 3.0, volume.shape).astype(np.int16)
+    plain = nodules.find_nodules(volume, lungs, SPACING, networks(), false_per_scan=2.0)
+    wanted = dataclasses.replace(networks(), sharpness_hu=4.0)
+    sharp = nodules.find_nodules(volume, lungs, SPACING, wanted, false_per_scan=2.0)
+    assert plain.sharpened == 0.0 and 0.9 < sharp.sharpened < 1.2
+    assert sharp.candidates[1]["highest"] > plain.candidates[1]["highest"] + 0.1
+    assert sharp.candidates[0]["mean_hu"] == pytest.approx(plain.candidates[0]["mean_hu"], abs=1.0)
+
+
 def test_probability_by_hand():
     measures = [{"mean": 0.75, "sum": np.e, "short_axis": np.exp(-2.0)}]
     found = nodules.probability(measures, (2.0, 0.5, 0.25, -1.0))
@@ -93,6 +106,7 @@ def folder(tmp_path_factory):
         "above": 0.5,
         "weights": [1.0, 0.0, 0.0, 0.0],
         "operating_points": POINTS.tolist(),
+        "sharpness_hu": 25.0,
     }
     (path / "about.json").write_text(json.dumps(about))
     return path
@@ -109,7 +123,7 @@ def test_damaged_folders_are_named(folder, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         nodules.load_networks(tmp_path)
     (tmp_path / "about.json").write_text('{"look": {}}')
-    with pytest.raises(InputError, match="lacks above, weights, operating_points"):
+    with pytest.raises(InputError, match="lacks above, weights, operating_points, sharpness_hu"):
         nodules.load_networks(tmp_path)
     (tmp_path / "about.json").write_text((folder / "about.json").read_text())
     (tmp_path / "look.npz").write_bytes(b"no archive")
