@@ -40,6 +40,9 @@ def create_stages(real, output, *, trial):
             "nodule_crops", *common, f"--runs={work}", f"--output={test}", "--test")),
         Stage("study", "chooses how candidates are ranked, and the operating points", call(
             "nodule_study", f"--runs={work}", f"--output={results / 'box_nodules.json'}")),
+        Stage("soft_scans", "looks at soft and thick forms of the scans", call(
+            "soft_scans", *common, f"--runs={work}", f"--lungs={output / 'runs'}",
+            f"--study={results / 'box_nodules.json'}", f"--output={results / 'box_soft_scans.json'}")),
         Stage("nodules_page", "writes the page of the nodule looks", call("nodule_page", f"--results={results}")),
         Stage("nodules_pack", "writes the nodule network into the box", lambda: pack(work, results, output / "box" / "nodules")),
     ]  # fmt: skip

@@ -11,7 +11,15 @@ from auxseg.base.errors import InputError
 from auxseg.ct.geometry import Geometry
 from auxseg.datasets.crops import Crops
 from auxseg.scoring import froc
-from experiments.box import nodule_crops, nodule_data, nodule_judge, nodule_page, nodule_study, nodule_train
+from experiments.box import (
+    nodule_crops,
+    nodule_data,
+    nodule_judge,
+    nodule_page,
+    nodule_study,
+    nodule_train,
+    soft_scans,
+)
 from experiments.nodules import windows
 
 
@@ -331,6 +339,23 @@ def test_the_sharpness_of_crops_is_the_median_of_their_nodules():
     assert nodule_data.find_sharpness(crops, np.arange(15)) == pytest.approx(
         (found[1] + found[4]) / 2, rel=0.1
     )
+
+
+def test_a_scan_is_made_thick_and_soft_where_it_lies():
+    geometry = Geometry((20, 16, 11), (0.5, 0.5, 2.5), (1.0, 2.0, -30.0))
+    hu = np.arange(11, dtype=np.int16)[:, None, None] * np.full((11, 16, 20), 10, np.int16)
+    hu[:, 8, 10] += 400
+    scan = nodule_data.WholeScan("s", geometry, hu, None, np.zeros((0, 4)), np.zeros((0, 4)))
+    lungs = np.zeros(hu.shape, bool)
+    lungs[5] = True
+    same, _ = soft_scans.reshape(scan, lungs, "as it is")
+    assert same is scan
+    thick, inside = soft_scans.reshape(scan, lungs, "thick")
+    assert thick.hu[:, 0, 0].tolist() == [5, 25, 45, 65, 85] and inside[:, 0, 0].tolist() == [0, 0, 1, 0, 0]
+    assert thick.geometry.spacing_xyz_mm == (0.5, 0.5, 5.0)
+    assert thick.geometry.origin_xyz_mm == (1.0, 2.0, -28.75)
+    both, _ = soft_scans.reshape(scan, lungs, "soft and thick")
+    assert both.hu[0, 8, 10] < 40 and both.hu[0, 0, 0] == 5
 
 
 def test_the_page_of_the_nodule_looks_is_of_the_committed_figures():
