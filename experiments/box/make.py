@@ -36,7 +36,7 @@ from configs import lungs_phantom
 from experiments.box import nodules, slices, stages
 from experiments.box.stages import Stage
 
-VERSION = "3"
+VERSION = "4"
 SCANS = {
     "LIDC-IDRI-0001": 2,
     "LIDC-IDRI-0314": 3,
