@@ -45,7 +45,7 @@ class Networks:
         above: probability that every voxel of a candidate exceeds.
         weights: of `EVIDENCE`, and a constant last.
         operating_points: float64 [n, 2], false ones a scan (rising) and the least probability that gives them.
-        sharpness_hu: of what the look was trained on; softer scans are sharpened for it (`sharpness`).
+        known: how sharp what the look was trained on is; soft scans are sharpened for it.
         about: what `about.json` says.
     """
 
@@ -53,7 +53,7 @@ class Networks:
     above: float
     weights: tuple[float, ...]
     operating_points: np.ndarray
-    sharpness_hu: float
+    known: sharpness.Known
     about: dict
 
 
@@ -103,7 +103,7 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         disk_arrays.release(plane)
         return image
 
-    read_sharp, gain = sharpness.reader(read, inside, spacing_zyx_mm[1:], networks.sharpness_hu)
+    read_sharp, gain = sharpness.reader(read, inside, spacing_zyx_mm[1:], networks.known)
     marked = nodule_look.mark(read_sharp, region, networks.forward)
     candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
     probabilities = probability([candidate.measures for candidate in candidates], networks.weights)
@@ -207,7 +207,7 @@ def load_networks(folder):
         about["above"],
         tuple(about["weights"]),
         np.array(about["operating_points"], np.float64),
-        about["sharpness_hu"],
+        sharpness.Known(**about["sharpness"]),
         about,
     )
 
@@ -228,7 +228,7 @@ def read_weights(path):
 def _read_about(path):
     about = files.read_json(path)
     missing = [
-        name for name in ("look", "above", "weights", "operating_points", "sharpness_hu") if name not in about
+        name for name in ("look", "above", "weights", "operating_points", "sharpness") if name not in about
     ]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; install the package again")

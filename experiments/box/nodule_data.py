@@ -104,18 +104,17 @@ def training_rows(folds, fold):
 
 
 def find_sharpness(crops, rows):
-    """Returns how sharp the crops of some slices are, in HU: the median of their nodules (`sharpness`)."""
-    found = [
-        sharpness.measure(*read_stack(crops, rows[crops.nodule[rows] == name])).sharpness_hu()
-        for name in sorted(set(crops.nodule[rows].tolist()))
-    ]
-    return float(np.nanmedian(found))
+    """Returns how sharp the crops of some slices are, a `sharpness.Known`: over their nodules, each measured as a scan."""
+    names = sorted(set(crops.nodule[rows].tolist()))
+    found = [measure_sharpness(crops, rows[crops.nodule[rows] == name]) for name in names]
+    return sharpness.Known(*np.round(np.nanpercentile(found, (20.0, 50.0)), 2).tolist())
 
 
-def read_stack(crops, rows):
-    """Returns what `sharpness.measure` takes of a nodule's slices; of a crop what is no air around the body may be lung."""
+def measure_sharpness(crops, rows):
+    """Returns how sharp the slices of a nodule are, in HU; NaN where they show no air of the lungs."""
     images = [crops.image_hu(row) for row in rows]
-    return images.__getitem__, find_air(images), (float(crops.spacing_mm[rows[0]]),) * 2
+    spacing_yx_mm = (float(crops.spacing_mm[rows[0]]),) * 2
+    return sharpness.measure(images.__getitem__, find_air(images), spacing_yx_mm).sharpness_hu()
 
 
 def find_air(images):

@@ -3,7 +3,7 @@
     python -m experiments.box.nodule_scans --real=DIR --runs=DIR --lungs=DIR --fold=0 LIDC-IDRI-0001 crops
 
 As `predict` does it: the lungs come first, from the run LUNGS/without_PATIENT, the nodules are looked for inside them, and
-what is softer than the crops that the network was trained on is sharpened.
+a soft scan is sharpened.
 Writes RUNS/foldN/candidates_NAME.json; `nodule_study` reads them. The name 'crops' stands for the crops that the fold
 holds out.
 """
@@ -42,35 +42,39 @@ def segment_lungs(path, runs):
         return np.array(found.masks) > 0
 
 
-def find(scan, lungs, forward, params, sharpness_hu):
-    """Returns the candidates of a `WholeScan` as dicts (centre in mm, measures, the judge's logit), and what is marked.
+def find(scan, lungs, forward, known):
+    """Returns (candidates as dicts with their centre in mm and measures, what is marked uint8 [D, H, W]) of a scan.
 
     Args:
         scan: `nodule_data.WholeScan`.
         lungs: bool [D, H, W], inside which is looked.
         forward: as `nodule_look.mark` takes it.
-        params: of the judge.
-        sharpness_hu: of what the network was trained on.
+        known: `sharpness.Known` of what the network was trained on.
     """
     spacing, read = scan.geometry.spacing_zyx_mm, scan.hu.__getitem__
     region = nodule_look.find_region(lungs, spacing[1:])
-    read_sharp, _ = sharpness.reader(read, lungs, spacing[1:], sharpness_hu)
+    read_sharp, _ = sharpness.reader(read, lungs, spacing[1:], known)
     marked = nodule_look.mark(read_sharp, region, forward)
     candidates = nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE)
-    views = [judge_views.candidate_views(read, c, spacing) for c in candidates]
     described = [
         {
             "centre_xyz_mm": ct.index_to_mm(scan.geometry, candidate.centre_zyx[::-1]).tolist(),
             "centre_zyx": candidate.centre_zyx,
-            "judge": float(logit),
             **candidate.measures,
         }
-        for candidate, logit in zip(candidates, nodule_judge.answer(params, views), strict=True)
+        for candidate in candidates
     ]
     return described, marked
 
 
-def crop_candidates(crops, rows, forward, params, sharpness_hu):
+def judge(scan, marked, params):
+    """Returns the judge's logits of the candidates in what is marked in a scan, in their order."""
+    spacing, read = scan.geometry.spacing_zyx_mm, scan.hu.__getitem__
+    candidates = nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE)
+    return nodule_judge.answer(params, [judge_views.candidate_views(read, c, spacing) for c in candidates])
+
+
+def crop_candidates(crops, rows, forward, params, known):
     """Returns dicts of what is found in the shifted stacks of the rows' nodules: measures, `judge`, `nodule`, `true`.
 
     A candidate is true if its centre lies within the radius of the nodule's, in the plane; one that touches a
@@ -85,7 +89,7 @@ def crop_candidates(crops, rows, forward, params, sharpness_hu):
         marks = np.stack([crops_lib.cut(crops.readers[row], shifts[own[0]], size) for row in own])
         spacing = (float(crops.gap_mm[own[0]]), *(float(crops.spacing_mm[own[0]]),) * 2)
         read, air = images.__getitem__, nodule_data.find_air(images)
-        read_sharp, _ = sharpness.reader(read, air, spacing[1:], sharpness_hu)
+        read_sharp, _ = sharpness.reader(read, air, spacing[1:], known)
         marked = nodule_look.mark(read_sharp, np.ones(images.shape, bool), forward)
         candidates = nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE)
         centre = np.argwhere(crops_lib.share(marks, crops.num_readers[own[0]]) >= 0.5).mean(axis=0)[1:]
@@ -110,31 +114,33 @@ def main(argv):
     params = nodules.read_weights(run / "judge.npz")
     crops = nodule_data.read_crops(options.real)
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
-    sharpness_hu = nodule_data.find_sharpness(crops, nodule_data.training_rows(folds, options.fold))
+    known = nodule_data.find_sharpness(crops, nodule_data.training_rows(folds, options.fold))
     for name in options.scans:
         began = time.perf_counter()
         if name == CROPS:
-            about = find_in_crops(crops, folds, options.fold, forward, params, sharpness_hu)
+            about = find_in_crops(crops, folds, options.fold, forward, params, known)
         else:
             folder = pathlib.Path(options.real) / "scans"
             scan, lungs = nodule_data.read_scan(folder, name), segment_lungs(folder / name, options.lungs)
             began = time.perf_counter()
-            found, marked = find(scan, lungs, forward, params, sharpness_hu)
+            found, marked = find(scan, lungs, forward, known)
+            for candidate, logit in zip(found, judge(scan, marked, params), strict=True):
+                candidate["judge"] = float(logit)
             about = {"candidates": found, "nodules": scan.nodules, "excluded": scan.excluded}
             np.savez_compressed(run / f"marked_{name}.npz", marked=marked)
         seconds = time.perf_counter() - began
-        about |= {"scan": name, "fold": options.fold, "seconds": seconds, "sharpness_hu": sharpness_hu}
+        about |= {"scan": name, "fold": options.fold, "seconds": seconds, "sharpness": known._asdict()}
         files.write_json(run / f"candidates_{name}.json", about)
         print(name, len(about["candidates"]), f"{seconds:.1f} s", flush=True)
 
 
-def find_in_crops(crops, folds, fold, forward, params, sharpness_hu):
+def find_in_crops(crops, folds, fold, forward, params, known):
     """Returns the `candidates` in the crops that a fold holds out, and the names of their `nodules`.
 
     Without the patients whose scan judges: the probability is fitted on these crops.
     """
     rows = np.flatnonzero((folds == fold) & ~np.isin(crops.patient, list(nodule_data.FOLD_OF_SCAN)))
-    candidates = crop_candidates(crops, rows, forward, params, sharpness_hu)
+    candidates = crop_candidates(crops, rows, forward, params, known)
     return {"candidates": candidates, "nodules": sorted(set(crops.nodule[rows].tolist()))}
 
 

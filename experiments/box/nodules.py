@@ -40,9 +40,6 @@ def create_stages(real, output, *, trial):
             "nodule_crops", *common, f"--runs={work}", f"--output={test}", "--test")),
         Stage("study", "chooses how candidates are ranked, and the operating points", call(
             "nodule_study", f"--runs={work}", f"--output={results / 'box_nodules.json'}")),
-        Stage("soft_scans", "looks at soft and thick forms of the scans", call(
-            "soft_scans", *common, f"--runs={work}", f"--lungs={output / 'runs'}",
-            f"--study={results / 'box_nodules.json'}", f"--output={results / 'box_soft_scans.json'}")),
         Stage("nodules_page", "writes the page of the nodule looks", call("nodule_page", f"--results={results}")),
         Stage("nodules_pack", "writes the nodule network into the box", lambda: pack(work, results, output / "box" / "nodules")),
     ]  # fmt: skip
@@ -83,7 +80,7 @@ def pack(work, results, folder):
         {
             "look": {"base_width": recipe.base_width, "depth": recipe.depth},
             "above": nodule_scans.ABOVE,
-            "sharpness_hu": read_sharpness(work),
+            "sharpness": read_sharpness(work),
             "weights": list(study["weights"].values()),
             "operating_points": study["operating_points"],
             "operating_points_from": study["operating_points_from"],
@@ -97,6 +94,6 @@ def pack(work, results, folder):
 
 
 def read_sharpness(work):
-    """Returns how sharp the crops are that the box's look was trained on, as `nodule_scans` measured them, in HU."""
+    """Returns how sharp the crops are that the box's look was trained on, as `nodule_scans` measured them."""
     path = work / f"fold{nodule_data.BOX}" / f"candidates_{nodule_data.READ_FOR_MASS[0]}.json"
-    return round(files.read_json(path)["sharpness_hu"], 2)
+    return files.read_json(path)["sharpness"]

@@ -1,10 +1,12 @@
-"""What a soft kernel and thick slices do to the nodules that are found, with and without the sharpening of soft scans.
+"""What a soft kernel and thick slices do to the nodules that are found, and what the sharpening of soft scans brings and costs.
 
     python -m experiments.box.soft_scans --real=DIR --runs=DIR --lungs=DIR --study=FILE --output=FILE
 
-Each scan is seen by networks that never saw its patient, as in `nodule_scans`. The two that were read completely are also made
-soft (a blur of a millimetre in the slice), thick (means of slices, 5 mm) and both. Probabilities and the
-operating point are the study's (`box_nodules.json`); the look is run once on the scan as it is, and once sharpened.
+Each scan is seen by networks that never saw its patient, as in `nodule_scans`: by both folds', and those that no fold's
+judges by the network in the box too. The two that were read completely are also made soft (a blur of a millimetre in the slice), thick
+(means of slices, 5 mm) and both. Crops of soft scans that a fold holds out say what it costs. Of a fold's networks the probability
+and the operating point are the study's (`box_nodules.json`), and the box has its own. Everything is seen as it is, and sharpened where
+it is soft.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from absl import flags
 
 from auxseg.base import command, files
 from auxseg.ct import geometry as ct
-from auxseg.prediction import nodules, sharpness
+from auxseg.prediction import box, nodules, sharpness
 from experiments.box import nodule_data, nodule_scans, nodule_study, nodule_train
 from experiments.made_by import made_by
 
@@ -58,67 +60,107 @@ def _thicken(scan, lungs):
     return scan, lungs[count // 2 :: count][:depth]
 
 
-def score_form(scan, lungs, networks, value_of, least):
-    """Returns the scores of a scan, JSON types: without and with sharpening.
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What sees scans, and by which probability.
 
-    Args:
-        scan: `nodule_data.WholeScan`.
-        lungs: bool [D, H, W].
-        networks: (forward, params of the judge, sharpness in HU) of a fold.
-        value_of: dict of a candidate's measures -> probability.
+    Attributes:
+        name: of the networks.
+        forward: of the look.
+        known: `sharpness.Known` of what it was trained on.
+        weights: of `nodules.EVIDENCE`, and a constant.
         least: probability of what is kept.
     """
-    forward, params, sharpness_hu = networks
+
+    name: str
+    forward: object
+    known: sharpness.Known
+    weights: list
+    least: float
+
+    def value_of(self, candidate):
+        """Returns the probability of a candidate's measures."""
+        return float(nodules.probability([candidate], self.weights)[0])
+
+
+def score_form(scan, lungs, judged):
+    """Returns the scores of a scan (`nodule_data.WholeScan`), JSON types: as it is, and sharpened."""
     detail = sharpness.measure(scan.hu.__getitem__, lungs, scan.geometry.spacing_zyx_mm[1:])
-    scores = {"sharpness_hu": detail.sharpness_hu(), "gain": detail.find_gain(sharpness_hu)}
-    for name, wanted in (("plain", 0.0), ("sharpened", sharpness_hu)):
-        candidates, _ = nodule_scans.find(scan, lungs, forward, params, wanted)
+    scores = {"sharpness_hu": detail.sharpness_hu(), "gain": detail.find_gain(judged.known)}
+    for name, known in (("plain", sharpness.NEVER), ("sharpened", judged.known)):
+        candidates, _ = nodule_scans.find(scan, lungs, judged.forward, known)
         about = {"candidates": candidates, "nodules": scan.nodules, "excluded": scan.excluded}
-        match = nodule_study.match_scan(about, value_of)
+        match = nodule_study.match_scan(about, judged.value_of)
+        hits, false = (int((values >= judged.least).sum()) for values in (match.hits, match.false))
+        scores[name] = {"found": hits, "nodules": len(match.hits), "false": false}
+    return scores
+
+
+def score_soft_crops(crops, rows, judged, params):
+    """Returns how many nodules of soft crops are found, and false ones beside them, JSON types: as it is, and sharpened.
+
+    Args:
+        crops: `Crops`.
+        rows: int [n], slices that the fold holds out.
+        judged: `Judged`.
+        params: of the fold's judge, which `nodule_scans.crop_candidates` asks too.
+    """
+    names = [
+        name
+        for name in sorted(set(crops.nodule[rows].tolist()))
+        if nodule_data.measure_sharpness(crops, rows[crops.nodule[rows] == name]) < judged.known.soft_hu
+    ]
+    rows = rows[np.isin(crops.nodule[rows], names)]
+    scores = {"nodules": len(names)}
+    for name, known in (("plain", sharpness.NEVER), ("sharpened", judged.known)):
+        found = nodule_scans.crop_candidates(crops, rows, judged.forward, params, known)
+        kept = [one for one in found if judged.value_of(one) >= judged.least]
         scores[name] = {
-            "found": int((match.hits >= least).sum()),
-            "nodules": len(match.hits),
-            "false": int((match.false >= least).sum()),
+            "found": len({one["nodule"] for one in kept if one["true"]}),
+            "false": sum(not one["true"] for one in kept),
         }
     return scores
 
 
 def main(argv):
-    """Writes the scores of all forms of all scans."""
+    """Writes the scores of all forms of all scans, and of soft crops."""
     del argv
     options = flags.FLAGS
     study, folder = files.read_json(pathlib.Path(options.study)), pathlib.Path(options.real) / "scans"
-    weights = list(study["weights"].values())
-    least = dict(study["operating_points"])[study["default_rate"]]
+    weights, least = list(study["weights"].values()), dict(study["operating_points"])[study["default_rate"]]
     crops = nodule_data.read_crops(options.real)
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
-    rows = []
+    lungs = {
+        name: nodule_scans.segment_lungs(folder / name, options.lungs)
+        for name in (*nodule_data.READ_COMPLETELY, *nodule_data.READ_FOR_MASS)
+    }
+    rows, soft_crops = [], []
     for fold in (*range(nodule_data.NUM_FOLDS), nodule_data.BOX):
-        run = pathlib.Path(options.runs) / f"fold{fold}"
-        networks = (
-            nodule_train.create_forward(*nodule_train.read_variables(run)),
-            nodules.read_weights(run / "judge.npz"),
-            nodule_data.find_sharpness(crops, nodule_data.training_rows(folds, fold)),
-        )
         own = [name for name, its in nodule_data.FOLD_OF_SCAN.items() if its == fold]
+        if fold == nodule_data.BOX:
+            inside = box.load_box().nodules
+            judged = Judged("box", inside.forward, inside.known, inside.weights,
+                            nodules.least_probability(inside, study["default_rate"]))  # fmt: skip
+        else:
+            run = pathlib.Path(options.runs) / f"fold{fold}"
+            forward = nodule_train.create_forward(*nodule_train.read_variables(run))
+            known = nodule_data.find_sharpness(crops, nodule_data.training_rows(folds, fold))
+            judged = Judged(f"fold {fold}", forward, known, weights, least)
+            params = nodules.read_weights(run / "judge.npz")
+            held_out = np.flatnonzero(folds == fold)
+            soft_crops.append({"networks": judged.name, **score_soft_crops(crops, held_out, judged, params)})
+            print(soft_crops[-1], flush=True)
         for name in (*own, *nodule_data.READ_FOR_MASS):
-            read = nodule_data.read_scan(folder, name)
-            lungs = nodule_scans.segment_lungs(folder / name, options.lungs)
+            scan = nodule_data.read_scan(folder, name)
             for form in FORMS if name in own else FORMS[:1]:
-                scores = score_form(
-                    *reshape(read, lungs, form),
-                    networks,
-                    lambda c: float(nodules.probability([c], weights)[0]),
-                    least,
-                )
-                rows.append({"scan": name, "form": form, "held_out_fold": fold, **scores})
+                scores = score_form(*reshape(scan, lungs[name], form), judged)
+                rows.append({"scan": name, "form": form, "networks": judged.name, **scores})
                 print(rows[-1], flush=True)
     line = "python -m experiments.box.soft_scans --real=FOLDER --runs=RUNS --lungs=RUNS --study=FILE --output=FILE"
-    origin = made_by(
-        line, data=", ".join(dict.fromkeys(row["scan"] for row in rows)), seeds=[nodule_train.Recipe.seed]
-    )
+    origin = made_by(line, data=", ".join(lungs), seeds=[nodule_train.Recipe.seed])
     files.write_json(
-        pathlib.Path(options.output), {"made_by": origin, "least_probability": least, "rows": rows}
+        pathlib.Path(options.output),
+        {"made_by": origin, "known": known._asdict(), "scans": rows, "soft_crops": soft_crops},
     )
 
 

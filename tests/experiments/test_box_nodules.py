@@ -10,6 +10,7 @@ from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.ct.geometry import Geometry
 from auxseg.datasets.crops import Crops
+from auxseg.prediction import sharpness
 from auxseg.scoring import froc
 from experiments.box import (
     nodule_crops,
@@ -328,17 +329,17 @@ def test_augmented_probabilities_are_of_the_mean_logit():
     np.testing.assert_allclose(found, 0.5, atol=1e-6)
 
 
-def test_the_sharpness_of_crops_is_the_median_of_their_nodules():
+def test_the_sharpness_of_crops_is_known_by_their_nodules():
     crops = make_crops(6, size=64)
     noise = np.random.default_rng(2).normal(0.0, 1.0, crops.images.shape)
     steps = np.repeat([1.0, 2.0, 3.0, 1.0, 2.0, 9.0], 3)[:, None, None]  # a step is 8 HU
     images = np.clip(np.round(18 + steps * noise), 1, 60).astype(np.uint8)
     crops = dataclasses.replace(crops, images=images)
-    found = {k: nodule_data.find_sharpness(crops, np.arange(3 * k, 3 * k + 3)) for k in range(5)}
+    found = [nodule_data.measure_sharpness(crops, np.arange(3 * k, 3 * k + 3)) for k in range(5)]
     assert found[0] < found[1] < found[2] and found[1] == pytest.approx(2 * found[0], rel=0.2)
-    assert nodule_data.find_sharpness(crops, np.arange(15)) == pytest.approx(
-        (found[1] + found[4]) / 2, rel=0.1
-    )
+    known = nodule_data.find_sharpness(crops, np.arange(15))
+    assert known.usual_hu == pytest.approx(np.median(found), abs=0.01)
+    assert known.soft_hu == pytest.approx(np.percentile(found, 20.0), abs=0.01)
 
 
 def test_a_scan_is_made_thick_and_soft_where_it_lies():
@@ -356,6 +357,21 @@ def test_a_scan_is_made_thick_and_soft_where_it_lies():
     assert thick.geometry.origin_xyz_mm == (1.0, 2.0, -28.75)
     both, _ = soft_scans.reshape(scan, lungs, "soft and thick")
     assert both.hu[0, 8, 10] < 40 and both.hu[0, 0, 0] == 5
+
+
+def test_soft_crops_are_counted_with_and_without_sharpening(monkeypatch):
+    """The look marks what is bright: a soft nodule of middling brightness is marked where it is sharpened."""
+    crops = make_crops(4, size=64)
+    images = np.random.default_rng(1).integers(17, 20, crops.images.shape).astype(np.uint8)
+    images[crops.readers > 0] = 82  # -344 HU, brightness 0.47
+    images[9:] = np.random.default_rng(1).integers(5, 32, images[9:].shape)  # the last is not soft
+    monkeypatch.setattr(nodule_judge, "answer", lambda params, views: np.zeros(len(views)))
+    crops = dataclasses.replace(crops, images=images)
+    judged = soft_scans.Judged(
+        "bright", lambda images: images[..., 0], sharpness.Known(20.0, 30.0), [0.0, 0.0, 0.0, 5.0], 0.5
+    )
+    found = soft_scans.score_soft_crops(crops, np.arange(12), judged, None)
+    assert found["nodules"] == 3 and found["plain"]["found"] == 0 and found["sharpened"]["found"] == 3
 
 
 def test_the_page_of_the_nodule_looks_is_of_the_committed_figures():

@@ -9,7 +9,7 @@ import pytest
 
 from auxseg.base.errors import InputError
 from auxseg.models.aux_unet import AuxUNet
-from auxseg.prediction import nodule_look, nodules
+from auxseg.prediction import nodule_look, nodules, sharpness
 
 SPACING = (2.0, 1.0, 1.0)
 POINTS = np.array([[0.5, 0.7], [1.0, 0.6], [2.0, 0.4]])
@@ -17,7 +17,9 @@ POINTS = np.array([[0.5, 0.7], [1.0, 0.6], [2.0, 0.4]])
 
 def networks(above=0.4):
     """The look marks what is bright; the probability is that of a candidate's mean brightness."""
-    return nodules.Networks(lambda images: images[..., 0], above, (1.0, 0.0, 0.0, 0.0), POINTS, 0.0, {})
+    return nodules.Networks(
+        lambda images: images[..., 0], above, (1.0, 0.0, 0.0, 0.0), POINTS, sharpness.NEVER, {}
+    )
 
 
 def scan():
@@ -80,7 +82,7 @@ def test_a_soft_scan_is_sharpened_for_the_look_alone():
     volume, lungs = scan()
     volume[:] = volume + np.random.default_rng(0).normal(0.0, 3.0, volume.shape).astype(np.int16)
     plain = nodules.find_nodules(volume, lungs, SPACING, networks(), false_per_scan=2.0)
-    wanted = dataclasses.replace(networks(), sharpness_hu=4.0)
+    wanted = dataclasses.replace(networks(), known=sharpness.Known(3.0, 4.0))
     sharp = nodules.find_nodules(volume, lungs, SPACING, wanted, false_per_scan=2.0)
     assert plain.sharpened == 0.0 and 0.9 < sharp.sharpened < 1.2
     assert sharp.candidates[1]["highest"] > plain.candidates[1]["highest"] + 0.1
@@ -106,7 +108,7 @@ def folder(tmp_path_factory):
         "above": 0.5,
         "weights": [1.0, 0.0, 0.0, 0.0],
         "operating_points": POINTS.tolist(),
-        "sharpness_hu": 25.0,
+        "sharpness": {"soft_hu": 14.0, "usual_hu": 25.0},
     }
     (path / "about.json").write_text(json.dumps(about))
     return path
@@ -123,7 +125,7 @@ def test_damaged_folders_are_named(folder, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         nodules.load_networks(tmp_path)
     (tmp_path / "about.json").write_text('{"look": {}}')
-    with pytest.raises(InputError, match="lacks above, weights, operating_points, sharpness_hu"):
+    with pytest.raises(InputError, match="lacks above, weights, operating_points, sharpness"):
         nodules.load_networks(tmp_path)
     (tmp_path / "about.json").write_text((folder / "about.json").read_text())
     (tmp_path / "look.npz").write_bytes(b"no archive")

@@ -24,21 +24,27 @@ def test_white_noise_has_the_spread_that_a_blur_takes_away():
     left = ndimage.gaussian_filter(np.eye(81)[40][:, None] * np.eye(81)[40], 1.0 / 0.7)
     expected = 30.0 * np.sqrt(np.square(np.eye(81)[40][:, None] * np.eye(81)[40] - left).sum())
     assert found.sharpness_hu() == pytest.approx(expected, rel=0.03)
-    assert found.find_gain(expected * 0.8) == 0.0
+    assert found.find_gain(sharpness.Known(0.9 * expected, 2.0 * expected)) == 0.0
 
 
 def test_a_soft_scan_becomes_as_sharp_as_asked():
     volume, inside = draw(60.0, soft_px=1.0)
     target = 1.5 * sharpness.measure(volume.__getitem__, inside, (0.7, 0.7)).sharpness_hu()
-    read, gain = sharpness.reader(volume.__getitem__, inside, (0.7, 0.7), target)
+    read, gain = sharpness.reader(
+        volume.__getitem__, inside, (0.7, 0.7), sharpness.Known(0.9 * target, target)
+    )
     assert 0.3 < gain < 2.0
     assert sharpness.measure(read, inside, (0.7, 0.7)).sharpness_hu() == pytest.approx(target, rel=0.01)
 
 
 def test_no_scan_is_sharpened_without_end_and_none_without_lung():
     volume, inside = draw(0.5)
-    assert sharpness.measure(volume.__getitem__, inside, (0.7, 0.7)).find_gain(25.0) == pytest.approx(2.0)
-    read, gain = sharpness.reader(volume.__getitem__, np.zeros_like(inside), (0.7, 0.7), 25.0)
+    assert sharpness.measure(volume.__getitem__, inside, (0.7, 0.7)).find_gain(
+        sharpness.Known(14.0, 25.0)
+    ) == pytest.approx(2.0)
+    read, gain = sharpness.reader(
+        volume.__getitem__, np.zeros_like(inside), (0.7, 0.7), sharpness.Known(14.0, 25.0)
+    )
     assert gain == 0.0 and read(2) is not None and (read(2) == volume[2]).all()
 
 
