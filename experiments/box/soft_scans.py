@@ -5,7 +5,7 @@
 Each scan is seen by networks that never saw its patient, as in `nodule_scans`: by both folds', and those that no fold's
 judges by the network in the box too. The two that were read completely are also made soft (a blur of a millimetre in the slice), thick
 (means of slices, 5 mm) and both. Crops of soft scans that a fold holds out say what it costs. Of a fold's networks the probability
-and the operating point are the study's (`box_nodules.json`), and the box has its own. Everything is seen as it is, and sharpened where
+and the operating points are the study's (`box_nodules.json`), and the box has its own. Everything is seen as it is, and sharpened where
 it is soft.
 """
 
@@ -69,14 +69,14 @@ class Judged:
         forward: of the look.
         known: `sharpness.Known` of what it was trained on.
         weights: of `nodules.EVIDENCE`, and a constant.
-        least: probability of what is kept.
+        points: (false ones a scan, least probability of what is kept) of each operating point.
     """
 
     name: str
     forward: object
     known: sharpness.Known
     weights: list
-    least: float
+    points: list
 
     def value_of(self, candidate):
         """Returns the probability of a candidate's measures."""
@@ -91,8 +91,14 @@ def score_form(scan, lungs, judged):
         candidates, _ = nodule_scans.find(scan, lungs, judged.forward, known)
         about = {"candidates": candidates, "nodules": scan.nodules, "excluded": scan.excluded}
         match = nodule_study.match_scan(about, judged.value_of)
-        hits, false = (int((values >= judged.least).sum()) for values in (match.hits, match.false))
-        scores[name] = {"found": hits, "nodules": len(match.hits), "false": false}
+        scores[name] = {
+            f"{rate:g}": {
+                "found": int((match.hits >= least).sum()),
+                "nodules": len(match.hits),
+                "false": int((match.false >= least).sum()),
+            }
+            for rate, least in judged.points
+        }
     return scores
 
 
@@ -114,11 +120,14 @@ def score_soft_crops(crops, rows, judged, params):
     scores = {"nodules": len(names)}
     for name, known in (("plain", sharpness.NEVER), ("sharpened", judged.known)):
         found = nodule_scans.crop_candidates(crops, rows, judged.forward, params, known)
-        kept = [one for one in found if judged.value_of(one) >= judged.least]
-        scores[name] = {
-            "found": len({one["nodule"] for one in kept if one["true"]}),
-            "false": sum(not one["true"] for one in kept),
-        }
+        values = [judged.value_of(one) for one in found]
+        scores[name] = {}
+        for rate, least in judged.points:
+            kept = [one for one, value in zip(found, values, strict=True) if value >= least]
+            scores[name][f"{rate:g}"] = {
+                "found": len({one["nodule"] for one in kept if one["true"]}),
+                "false": sum(not one["true"] for one in kept),
+            }
     return scores
 
 
@@ -127,7 +136,7 @@ def main(argv):
     del argv
     options = flags.FLAGS
     study, folder = files.read_json(pathlib.Path(options.study)), pathlib.Path(options.real) / "scans"
-    weights, least = list(study["weights"].values()), dict(study["operating_points"])[study["default_rate"]]
+    weights = list(study["weights"].values())
     crops = nodule_data.read_crops(options.real)
     folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
     lungs = {
@@ -139,13 +148,13 @@ def main(argv):
         own = [name for name, its in nodule_data.FOLD_OF_SCAN.items() if its == fold]
         if fold == nodule_data.BOX:
             inside = box.load_box().nodules
-            judged = Judged("box", inside.forward, inside.known, inside.weights,
-                            nodules.least_probability(inside, study["default_rate"]))  # fmt: skip
+            points = inside.operating_points.tolist()
+            judged = Judged("box", inside.forward, inside.known, inside.weights, points)
         else:
             run = pathlib.Path(options.runs) / f"fold{fold}"
             forward = nodule_train.create_forward(*nodule_train.read_variables(run))
             known = nodule_data.find_sharpness(crops, nodule_data.training_rows(folds, fold))
-            judged = Judged(f"fold {fold}", forward, known, weights, least)
+            judged = Judged(f"fold {fold}", forward, known, weights, study["operating_points"])
             params = nodules.read_weights(run / "judge.npz")
             held_out = np.flatnonzero(folds == fold)
             soft_crops.append({"networks": judged.name, **score_soft_crops(crops, held_out, judged, params)})

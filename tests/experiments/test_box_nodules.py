@@ -368,10 +368,15 @@ def test_soft_crops_are_counted_with_and_without_sharpening(monkeypatch):
     monkeypatch.setattr(nodule_judge, "answer", lambda params, views: np.zeros(len(views)))
     crops = dataclasses.replace(crops, images=images)
     judged = soft_scans.Judged(
-        "bright", lambda images: images[..., 0], sharpness.Known(20.0, 30.0), [0.0, 0.0, 0.0, 5.0], 0.5
+        "bright",
+        lambda images: images[..., 0],
+        sharpness.Known(20.0, 30.0),
+        [0.0, 0.0, 0.0, 5.0],
+        [[1.0, 0.5]],
     )
     found = soft_scans.score_soft_crops(crops, np.arange(12), judged, None)
-    assert found["nodules"] == 3 and found["plain"]["found"] == 0 and found["sharpened"]["found"] == 3
+    assert found["nodules"] == 3
+    assert [found[name]["1"]["found"] for name in ("plain", "sharpened")] == [0, 3]
 
 
 def test_the_page_of_the_nodule_looks_is_of_the_committed_figures():
