@@ -163,7 +163,7 @@ def main(argv):
             scan = nodule_data.read_scan(folder, name)
             for form in FORMS if name in own else FORMS[:1]:
                 scores = score_form(*reshape(scan, lungs[name], form), judged)
-                rows.append({"scan": name, "form": form, "networks": judged.name, **scores})
+                rows.append({"what": f"{name} {form}, {judged.name}", **scores})
                 print(rows[-1], flush=True)
     line = "python -m experiments.box.soft_scans --real=FOLDER --runs=RUNS --lungs=RUNS --study=FILE --output=FILE"
     origin = made_by(line, data=", ".join(lungs), seeds=[nodule_train.Recipe.seed])
