@@ -20,7 +20,7 @@ _HEAD = (
     "Dice left, right",
     "with the map moved",
     "mL outside",
-    "the map with right edges: Dice as given, moved; mL outside",
+    "the moved map with the scan's edges: Dice, mL outside",
     "of it further than {far_mm:g} mm",
     "airway marked",
     "pieces left, right",
@@ -75,7 +75,7 @@ def describe(result):
 
 def _cells(row):
     given, moved = row["scores"][0], row["scores"][-1]
-    limit, limit_moved = row["map_with_edges"][0], row["map_with_edges"][-1]
+    limit = row["map_with_edges"][-1]
     share = given["airway_share"]
     return [
         row["scan"],
@@ -83,15 +83,11 @@ def _cells(row):
         f"{given['left_dice']:.3f}, {given['right_dice']:.3f}",
         f"{moved['left_dice']:.3f}, {moved['right_dice']:.3f}",
         f"{moved['outside_ml']:.0f}",
-        f"{_mean_dice(limit):.3f}, {_mean_dice(limit_moved):.3f}; {limit_moved['outside_ml']:.0f}",
+        f"{limit['left_dice']:.3f}, {limit['right_dice']:.3f}; {limit['outside_ml']:.0f}",
         f"{moved['far_outside_ml']:.1f}",
         "-" if share is None else f"{moved['airway_marked_ml']:.1f} of {moved['airway_ml']:.1f} mL",
         f"{given['left_pieces']}, {given['right_pieces']}",
     ]
-
-
-def _mean_dice(scores):
-    return (scores["left_dice"] + scores["right_dice"]) / 2.0
 
 
 if __name__ == "__main__":
