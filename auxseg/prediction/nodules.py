@@ -1,11 +1,11 @@
 """Nodules of a whole scan in two looks: marked slice by slice inside the lungs, then judged one by one in 3D.
 
-The first look is a network (`nodule_look.py`); a soft scan is sharpened for it (`sharpness.py`). The second joins what it marked in three dimensions and weighs its
-probability, its volume and its shape. A network of three views in place of that was tried and did not find more on scans
-that it had never seen (experiments/results/box_nodules.md).
+The first look is a network (`nodule_look.py`); a soft scan is sharpened for it (`sharpness.py`). The second joins what it
+marked in three dimensions and weighs its probability, its volume and its shape. A network of three views in place of that was
+tried and did not find more on scans that it had never seen (experiments/results/box_nodules.md).
 
-The folder of the networks holds `look.npz` (parameters by name) and `about.json`, which says how the network is run, how sharp
-what it was trained on is, how a candidate's probability comes about, and which probability gives how many false ones a scan.
+The folder of the networks holds `look.npz` (parameters by name) and `about.json`: how the network is run, how sharp its
+training data are, how a candidate's probability comes about, and which probability gives how many false ones a scan.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         return image
 
     read_sharp, gain = sharpness.reader(read, inside, spacing_zyx_mm[1:], networks.known)
+    del inside  # as large as the masks
     marked = nodule_look.mark(read_sharp, region, networks.forward)
     candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
     probabilities = probability([candidate.measures for candidate in candidates], networks.weights)
@@ -230,6 +231,8 @@ def _read_about(path):
     missing = [
         name for name in ("look", "above", "weights", "operating_points", "sharpness") if name not in about
     ]
+    if not missing and set(about["sharpness"]) != set(sharpness.Known._fields):
+        missing = [f"sharpness with {' and '.join(sharpness.Known._fields)}"]
     if missing:
         raise InputError(f"{path}: lacks {', '.join(missing)}; install the package again")
     return about

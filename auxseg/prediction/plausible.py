@@ -75,6 +75,17 @@ def check_thickness(step_mm):
     return [Finding(WARNING, "thick-slices", text)]
 
 
+def check_sharpness(gain):
+    """Returns the findings about a scan that was sharpened for the nodule look, its detail added `gain` times (0.0: not)."""
+    if not gain:
+        return []
+    text = (
+        f"a soft scan (its kernel, thick slices or little noise): for the nodule network it was sharpened, its detail added "
+        f"{gain:.1f} times, and nodules may be missed; take a series of a sharper kernel of it, if there is one"
+    )
+    return [Finding(WARNING, "soft-scan", text)]
+
+
 def _name(side):
     return CLASS_NAMES[side].replace("_", " ")
 

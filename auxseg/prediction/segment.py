@@ -246,8 +246,8 @@ def segment_scan(scan, networks, options, scratch, *, second=None, show_progress
         found = _look_for_nodules(parts, volume, scan, second, options) if cleans else None
         findings.append(_describe_nodules(found, second))
         if found is not None:
-            findings += _describe_sharpening(found)
             findings += plausible.check_thickness(spacing_mm[0])
+            findings += plausible.check_sharpness(found.sharpened)
     volume = None  # its room in memory is for the masks
     masks = _paste_all(scratch, parts, view)
     if _shows_lungs(networks):
@@ -292,13 +292,6 @@ def _describe_nodules(found, second):
     few = operating_point.describe_few(second.about.get("operating_points_nodules"))
     text += f"; {few}" if few else ""
     return Finding(INFO, "nodules", text)
-
-
-def _describe_sharpening(found):
-    if not found.sharpened:
-        return []
-    text = f"the scan is softer than what the nodule network has learnt from: for it alone, its detail was added {found.sharpened:.1f} times"
-    return [Finding(INFO, "sharpened", text)]
 
 
 def _is_cleanable(scan, networks):

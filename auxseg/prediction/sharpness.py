@@ -1,11 +1,11 @@
 """How sharp a scan is, and how a soft one is made as sharp as what the nodule look was trained on.
 
 The kernel of a reconstruction decides how fine a structure stays. In soft slices the edges of vessels are as blurred as those of
-nodules, and the look takes some for nodules. Sharpness is measured where every scan shows the same, in the air of the
-lungs: what a blur of a millimetre takes away. A soft scan gets a multiple of that added, an unsharp mask.
+nodules, and the look takes some for nodules. Sharpness is measured in the air of the lungs: what a blur of a millimetre
+takes away. It falls with thick slices and with little noise too. A soft scan gets a multiple of that added, an unsharp mask.
 
 That has a price: the look marks less in what is sharpened, false ones and nodules (experiments/results/study_box.md). So
-it is done where a scan is softer than four fifths of what the look has seen, and not else.
+it is done where a scan is softer than four fifths of what the look has seen, and only there.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ class Detail:
         return float(_DEVIATIONS * np.median(levels)) if levels else float("nan")
 
     def find_gain(self, known):
-        """Returns the gain that makes a soft scan as sharp as is usual; 0.0 where it is not soft, or was not measured."""
+        """Returns the gain that makes a soft scan as sharp as is usual, at most `_MOST_GAIN`.
+
+        0.0 where it is not soft, or where nothing could be measured.
+        """
         if not self.sharpness_hu() < known.soft_hu:
             return 0.0
         low, high = 0.0, _MOST_GAIN

@@ -20,10 +20,10 @@ _HEAD = (
     "Dice left, right",
     "with the map moved",
     "mL outside",
-    "the moved map with the scan's edges: Dice, mL outside",
     "of it further than {far_mm:g} mm",
     "airway marked",
     "pieces left, right",
+    "the moved map itself with edges at -400 HU: Dice, mL outside",
 )
 
 
@@ -83,10 +83,10 @@ def _cells(row):
         f"{given['left_dice']:.3f}, {given['right_dice']:.3f}",
         f"{moved['left_dice']:.3f}, {moved['right_dice']:.3f}",
         f"{moved['outside_ml']:.0f}",
-        f"{limit['left_dice']:.3f}, {limit['right_dice']:.3f}; {limit['outside_ml']:.0f}",
         f"{moved['far_outside_ml']:.1f}",
         "-" if share is None else f"{moved['airway_marked_ml']:.1f} of {moved['airway_ml']:.1f} mL",
         f"{given['left_pieces']}, {given['right_pieces']}",
+        f"{limit['left_dice']:.3f}, {limit['right_dice']:.3f}; {limit['outside_ml']:.0f}",
     ]
 
 

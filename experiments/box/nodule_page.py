@@ -54,8 +54,8 @@ def page(study, crops, test):
         _readers(crops["readers"]),
         "## The network in the box, on the test patients",
         f"{test['made_by']['data']}; `{test['made_by']['command']}` at commit {test['made_by']['commit']}. These patients "
-        "were named before the first training. They were opened once or twice for each generation of the weights; nothing was "
-        "chosen by them (`box_nodule_test.json`).",
+        "were named before the first training. They were opened once or twice for each generation of the weights, and looked at "
+        "once more before one of two networks was chosen: they are no test any more (`box_nodule_test.json`).",
         _crops({t: test["thresholds"][t] for t in SHOWN_THRESHOLDS}),
         _readers(test["readers"]),
     ]

@@ -43,7 +43,7 @@ def segment_lungs(path, runs):
 
 
 def find(scan, lungs, forward, known):
-    """Returns (candidates as dicts with their centre in mm and measures, what is marked uint8 [D, H, W]) of a scan.
+    """Returns (`Candidate`s of a scan, what is marked in it uint8 [D, H, W]).
 
     Args:
         scan: `nodule_data.WholeScan`.
@@ -55,8 +55,12 @@ def find(scan, lungs, forward, known):
     region = nodule_look.find_region(lungs, spacing[1:])
     read_sharp, _ = sharpness.reader(read, lungs, spacing[1:], known)
     marked = nodule_look.mark(read_sharp, region, forward)
-    candidates = nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE)
-    described = [
+    return nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE), marked
+
+
+def describe(scan, candidates):
+    """Returns candidates of a scan as dicts: centre in mm and in voxels, and measures."""
+    return [
         {
             "centre_xyz_mm": ct.index_to_mm(scan.geometry, candidate.centre_zyx[::-1]).tolist(),
             "centre_zyx": candidate.centre_zyx,
@@ -64,14 +68,6 @@ def find(scan, lungs, forward, known):
         }
         for candidate in candidates
     ]
-    return described, marked
-
-
-def judge(scan, marked, params):
-    """Returns the judge's logits of the candidates in what is marked in a scan, in their order."""
-    spacing, read = scan.geometry.spacing_zyx_mm, scan.hu.__getitem__
-    candidates = nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE)
-    return nodule_judge.answer(params, [judge_views.candidate_views(read, c, spacing) for c in candidates])
 
 
 def crop_candidates(crops, rows, forward, params, known):
@@ -123,9 +119,12 @@ def main(argv):
             folder = pathlib.Path(options.real) / "scans"
             scan, lungs = nodule_data.read_scan(folder, name), segment_lungs(folder / name, options.lungs)
             began = time.perf_counter()
-            found, marked = find(scan, lungs, forward, known)
-            for candidate, logit in zip(found, judge(scan, marked, params), strict=True):
-                candidate["judge"] = float(logit)
+            candidates, marked = find(scan, lungs, forward, known)
+            spacing = scan.geometry.spacing_zyx_mm
+            views = [judge_views.candidate_views(scan.hu.__getitem__, one, spacing) for one in candidates]
+            logits = nodule_judge.answer(params, views)
+            found = describe(scan, candidates)
+            found = [one | {"judge": float(logit)} for one, logit in zip(found, logits, strict=True)]
             about = {"candidates": found, "nodules": scan.nodules, "excluded": scan.excluded}
             np.savez_compressed(run / f"marked_{name}.npz", marked=marked)
         seconds = time.perf_counter() - began

@@ -6,7 +6,7 @@
 FOLDER holds scans, each with a label map NAME_lungs.nii.gz beside it (`auxseg.evaluation.whole_scans`). With --runs each
 is segmented by the run DIR/without_PATIENT, where its name begins with PATIENT: a network that does not know him
 (experiments/box/make.py); without, by the networks in the box. In the boxes of CSV nothing is known. With --shift every scan is scored twice, as the map is given and with the map moved by so many rows
-and columns. The map itself, with its edges at -400 HU, is scored as well: nobody whose edges lie right scores better. One scan is
+and columns. The map itself, with its edges at -400 HU, is scored as well: what the clean-up's rule for edges costs. One scan is
 also segmented with twice its field, filled up with air, and two kernels of one scan are compared.
 """
 
@@ -138,7 +138,7 @@ def read_labels(path, scan, boxes, shift_yx):
 def draw_edges(scan, labels):
     """Returns the lungs of a label map with their edges where the clean-up puts them, uint8 [D, H, W].
 
-    A mask that knows where the lungs are and whose edges lie right: what it scores by the map is the map's own roughness.
+    Such a mask knows where the lungs are. What it lacks by the map is what the clean-up's rule for edges costs.
     """
     masks = np.where((labels == LEFT) | (labels == RIGHT), labels, 0).astype(np.uint8)
     for index, mask in enumerate(masks):

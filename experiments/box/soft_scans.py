@@ -2,11 +2,11 @@
 
     python -m experiments.box.soft_scans --real=DIR --runs=DIR --lungs=DIR --study=FILE --output=FILE
 
-Each scan is seen by networks that never saw its patient, as in `nodule_scans`: by both folds', and those that no fold's
-judges by the network in the box too. The two that were read completely are also made soft (a blur of a millimetre in the slice), thick
+Each scan is seen by networks that never saw its patient, as in `nodule_scans`. A scan of LIDC-IDRI is seen by its fold's, a scan of
+Lung_Dx by both folds' and by the box's. The two that were read completely are also made soft (a blur of a millimetre in the slice), thick
 (means of slices, 5 mm) and both. Crops of soft scans that a fold holds out say what it costs. Of a fold's networks the probability
-and the operating points are the study's (`box_nodules.json`), and the box has its own. Everything is seen as it is, and sharpened where
-it is soft.
+and the operating points are the study's (`box_nodules.json`), and the box has its own. Everything is looked at plain, and sharpened
+where it is soft.
 """
 
 import dataclasses
@@ -84,12 +84,16 @@ class Judged:
 
 
 def score_form(scan, lungs, judged):
-    """Returns the scores of a scan (`nodule_data.WholeScan`), JSON types: as it is, and sharpened."""
+    """Returns the scores of a scan (`nodule_data.WholeScan`), JSON types: plain, and sharpened."""
     detail = sharpness.measure(scan.hu.__getitem__, lungs, scan.geometry.spacing_zyx_mm[1:])
     scores = {"sharpness_hu": detail.sharpness_hu(), "gain": detail.find_gain(judged.known)}
     for name, known in (("plain", sharpness.NEVER), ("sharpened", judged.known)):
         candidates, _ = nodule_scans.find(scan, lungs, judged.forward, known)
-        about = {"candidates": candidates, "nodules": scan.nodules, "excluded": scan.excluded}
+        about = {
+            "candidates": nodule_scans.describe(scan, candidates),
+            "nodules": scan.nodules,
+            "excluded": scan.excluded,
+        }
         match = nodule_study.match_scan(about, judged.value_of)
         scores[name] = {
             f"{rate:g}": {
@@ -103,7 +107,7 @@ def score_form(scan, lungs, judged):
 
 
 def score_soft_crops(crops, rows, judged, params):
-    """Returns how many nodules of soft crops are found, and false ones beside them, JSON types: as it is, and sharpened.
+    """Returns how many nodules of soft crops are found, and false ones beside them, JSON types: plain, and sharpened.
 
     Args:
         crops: `Crops`.
@@ -131,6 +135,18 @@ def score_soft_crops(crops, rows, judged, params):
     return scores
 
 
+def add(rows):
+    """Returns the sums of scores, JSON types; operating points that not all have are left out."""
+    rates = set.intersection(*(set(row["plain"]) for row in rows))
+    return {
+        name: {
+            rate: {what: sum(row[name][rate][what] for row in rows) for what in ("found", "false")}
+            for rate in sorted(rates, key=float)
+        }
+        for name in ("plain", "sharpened")
+    } | {"rows": len(rows)}
+
+
 def main(argv):
     """Writes the scores of all forms of all scans, and of soft crops."""
     del argv
@@ -143,7 +159,7 @@ def main(argv):
         name: nodule_scans.segment_lungs(folder / name, options.lungs)
         for name in (*nodule_data.READ_COMPLETELY, *nodule_data.READ_FOR_MASS)
     }
-    rows, soft_crops = [], []
+    rows, soft_crops, networks = [], [], {}
     for fold in (*range(nodule_data.NUM_FOLDS), nodule_data.BOX):
         own = [name for name, its in nodule_data.FOLD_OF_SCAN.items() if its == fold]
         if fold == nodule_data.BOX:
@@ -159,6 +175,7 @@ def main(argv):
             held_out = np.flatnonzero(folds == fold)
             soft_crops.append({"networks": judged.name, **score_soft_crops(crops, held_out, judged, params)})
             print(soft_crops[-1], flush=True)
+        networks[judged.name] = {"sharpness": judged.known._asdict(), "operating_points": judged.points}
         for name in (*own, *nodule_data.READ_FOR_MASS):
             scan = nodule_data.read_scan(folder, name)
             for form in FORMS if name in own else FORMS[:1]:
@@ -169,7 +186,14 @@ def main(argv):
     origin = made_by(line, data=", ".join(lungs), seeds=[nodule_train.Recipe.seed])
     files.write_json(
         pathlib.Path(options.output),
-        {"made_by": origin, "known": known._asdict(), "scans": rows, "soft_crops": soft_crops},
+        {
+            "made_by": origin,
+            "networks": networks,
+            "scans": rows,
+            "soft_crops": soft_crops,
+            "all_soft_scans": add([row for row in rows if row["gain"]]),
+            "all_soft_crops": add(soft_crops),
+        },
     )
 
 

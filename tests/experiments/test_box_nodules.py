@@ -377,6 +377,34 @@ def test_soft_crops_are_counted_with_and_without_sharpening(monkeypatch):
     found = soft_scans.score_soft_crops(crops, np.arange(12), judged, None)
     assert found["nodules"] == 3
     assert [found[name]["1"]["found"] for name in ("plain", "sharpened")] == [0, 3]
+    crops = dataclasses.replace(crops, readers=np.roll(crops.readers, -9, 1))  # marks elsewhere: all is false
+    found = soft_scans.score_soft_crops(crops, np.arange(12), judged, None)
+    assert [found[name]["1"] for name in ("plain", "sharpened")] == [
+        {"found": 0, "false": 0},
+        {"found": 0, "false": 3},
+    ]
+    assert soft_scans.add([found, found])["sharpened"] == {"1": {"found": 0, "false": 6}}
+
+
+def test_a_soft_scan_is_scored_by_what_hits_its_nodule():
+    geometry = Geometry((64, 64, 6), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    hu = np.random.default_rng(4).normal(-850.0, 5.0, (6, 64, 64)).astype(np.int16)
+    hu[2:5, 20:26, 20:26] = hu[
+        2:5, 40:46, 40:46
+    ] = -380  # brightness 0.44: too little where it is not sharpened
+    scan = nodule_data.WholeScan(
+        "s", geometry, hu, None, np.array([[22.5, 22.5, 6.0, 8.0]]), np.zeros((0, 4))
+    )
+    judged = soft_scans.Judged(
+        "bright",
+        lambda images: images[..., 0],
+        sharpness.Known(8.0, 20.0),
+        [0.0, 0.0, 0.0, 5.0],
+        [[1.0, 0.5]],
+    )
+    scores = soft_scans.score_form(scan, np.ones(hu.shape, bool), judged)
+    assert scores["gain"] > 1.0 and scores["plain"]["1"] == {"found": 0, "nodules": 1, "false": 0}
+    assert scores["sharpened"]["1"] == {"found": 1, "nodules": 1, "false": 1}
 
 
 def test_the_page_of_the_nodule_looks_is_of_the_committed_figures():

@@ -131,7 +131,7 @@ def test_scores_are_put_into_the_card():
     }
     text = card.put_between(f"x\n{card.START}\nold\n{card.END}\ny", "\n".join(card.describe(result)))
     assert (
-        "| a | 64 | 0.980, 0.971 | 0.985, 0.971 | 41 | 0.980, 0.990; 31 | 2.2 | 1.0 of 20.0 mL | 1, 2 |"
+        "| a | 64 | 0.980, 0.971 | 0.985, 0.971 | 41 | 2.2 | 1.0 of 20.0 mL | 1, 2 | 0.980, 0.990; 31 |"
         in text
     )
     assert "differ by 0.3% (left) and 1.2% (right)" in text and "old" not in text and text.endswith("y")

@@ -95,7 +95,8 @@ def find_two(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan):
     )
     mask = np.zeros(lungs.shape, np.uint8)
     mask[tuple(np.argwhere(lungs == 1)[500])] = 1
-    return nodules.Found(mask, [{"kept": True, "probability": 0.9}, {"kept": False, "probability": 0.1}], 0.4)
+    found = [{"kept": True, "probability": 0.9}, {"kept": False, "probability": 0.1}]
+    return nodules.Found(mask, found, 0.4, 1.26)
 
 
 @pytest.fixture
@@ -121,6 +122,8 @@ def test_the_second_look_marks_what_it_keeps(scan, monkeypatch):
     (said,) = [one.text for one in result.findings if one.code == "nodules"]
     assert said.startswith("1 of 2 candidates kept, with a probability of 0.40 or more; the threshold was")
     assert "chosen on 4 nodules, fewer than 10" in said
+    (soft,) = [one for one in result.findings if one.code == "soft-scan"]
+    assert soft.severity == "warning" and "added 1.3 times" in soft.text
 
 
 def test_lungs_that_are_not_cleaned_are_checked_all_the_same(scan):

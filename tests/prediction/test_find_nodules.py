@@ -127,7 +127,11 @@ def test_damaged_folders_are_named(folder, tmp_path):
     (tmp_path / "about.json").write_text('{"look": {}}')
     with pytest.raises(InputError, match="lacks above, weights, operating_points, sharpness"):
         nodules.load_networks(tmp_path)
-    (tmp_path / "about.json").write_text((folder / "about.json").read_text())
+    about = json.loads((folder / "about.json").read_text())
+    (tmp_path / "about.json").write_text(json.dumps(about | {"sharpness": {"soft_hu": 1.0}}))
+    with pytest.raises(InputError, match="lacks sharpness with soft_hu and usual_hu"):
+        nodules.load_networks(tmp_path)
+    (tmp_path / "about.json").write_text(json.dumps(about))
     (tmp_path / "look.npz").write_bytes(b"no archive")
     with pytest.raises(InputError, match="cannot be read"):
         nodules.load_networks(tmp_path)

@@ -74,6 +74,12 @@ def test_lung_outside_the_body():
     assert "stays" in found.text
 
 
+def test_a_scan_that_was_sharpened_is_warned_of():
+    assert plausible.check_sharpness(0.0) == []
+    (finding,) = plausible.check_sharpness(1.26)
+    assert finding.code == "soft-scan" and "its detail added 1.3 times" in finding.text
+
+
 @pytest.mark.parametrize(("step_mm", "found"), [(1.0, []), (4.0, []), (5.0, ["thick-slices"])])
 def test_thick_slices(step_mm, found):
     findings = plausible.check_thickness(step_mm)

