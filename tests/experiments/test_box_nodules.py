@@ -10,7 +10,7 @@ from auxseg.base import files
 from auxseg.base.errors import InputError
 from auxseg.ct.geometry import Geometry
 from auxseg.datasets.crops import Crops
-from auxseg.prediction import sharpness
+from auxseg.prediction import box, sharpness
 from auxseg.scoring import froc
 from experiments.box import (
     nodule_crops,
@@ -413,3 +413,10 @@ def test_the_page_of_the_nodule_looks_is_of_the_committed_figures():
     found = [files.read_json(nodule_page.RESULTS / f"{name}.json") for name in names]
     page = (nodule_page.RESULTS / "box_nodules.md").read_text(encoding="utf-8")
     assert page == nodule_page.page(*found)
+
+
+def test_the_box_knows_how_sharp_its_crops_were(real_data):
+    crops = nodule_data.read_crops(real_data)
+    folds = nodule_data.assign_folds(crops, nodule_data.read_test_patients())
+    known = nodule_data.find_sharpness(crops, nodule_data.training_rows(folds, nodule_data.BOX))
+    assert files.read_json(box.FOLDER / "nodules" / "about.json")["sharpness"] == known._asdict()
