@@ -94,8 +94,6 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         )
     least = least_probability(networks, false_per_scan)
     box = find_box(lungs, spacing_zyx_mm)
-    inside = np.asarray(lungs[box]) > 0
-    region = nodule_look.find_region(inside, spacing_zyx_mm[1:])
 
     def read(index):
         plane = volume[index + box[0].start]
@@ -103,9 +101,7 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         disk_arrays.release(plane)
         return image
 
-    read_sharp, gain = sharpness.reader(read, inside, spacing_zyx_mm[1:], networks.known)
-    del inside  # as large as the masks
-    marked = nodule_look.mark(read_sharp, region, networks.forward)
+    marked, gain = look(read, np.asarray(lungs[box]) > 0, spacing_zyx_mm, networks.forward, networks.known)
     candidates = nodule_candidates.find_candidates(marked, read, spacing_zyx_mm, above=networks.above)
     probabilities = probability([candidate.measures for candidate in candidates], networks.weights)
     order = np.argsort(-probabilities, kind="stable")
@@ -120,6 +116,22 @@ def find_nodules(volume, lungs, spacing_zyx_mm, networks, *, false_per_scan=1.0)
         for number, place in enumerate(order)
     ]
     return Found(mask, described, least, gain)
+
+
+def look(read, inside, spacing_zyx_mm, forward, known):
+    """Returns (what the look marks in the lungs of a scan, uint8 [D, H, W] of 255ths; how much it was sharpened for that).
+
+    Args:
+        read: index of a slice -> [H, W] in HU.
+        inside: bool [D, H, W], the lungs.
+        spacing_zyx_mm: distances of slices, rows, columns.
+        forward: as of `Networks`.
+        known: as of `Networks`.
+    """
+    read_sharp, gain = sharpness.reader(read, inside, spacing_zyx_mm[1:], known)
+    region = nodule_look.find_region(inside, spacing_zyx_mm[1:])
+    del inside  # as large as the region
+    return nodule_look.mark(read_sharp, region, forward), gain
 
 
 def find_box(lungs, spacing_zyx_mm):

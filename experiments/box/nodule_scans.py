@@ -52,9 +52,7 @@ def find(scan, lungs, forward, known):
         known: `sharpness.Known` of what the network was trained on.
     """
     spacing, read = scan.geometry.spacing_zyx_mm, scan.hu.__getitem__
-    region = nodule_look.find_region(lungs, spacing[1:])
-    read_sharp, _ = sharpness.reader(read, lungs, spacing[1:], known)
-    marked = nodule_look.mark(read_sharp, region, forward)
+    marked, _ = nodules.look(read, lungs, spacing, forward, known)
     return nodule_candidates.find_candidates(marked, read, spacing, above=ABOVE), marked
 
 

@@ -100,11 +100,10 @@ def _score_scan(path, network, given, shifts):
         result = segment.segment_scan(scan, [network], segment.Options(), pathlib.Path(scratch))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
         masks = np.array(result.masks)
-        labels = read_labels(path, scan, given.boxes, shifts[-1])
-        limit, taken = draw_edges(scan, labels), measure_taken_airway(scan, masks, labels)
+        maps = [read_labels(path, scan, given.boxes, shift) for shift in shifts]
+        limit, taken = draw_edges(scan, maps[-1]), measure_taken_airway(scan, masks, maps[-1])
     scores, limits = [], []
-    for shift in shifts:
-        labels = read_labels(path, scan, given.boxes, shift)
+    for shift, labels in zip(shifts, maps, strict=True):
         for found, what in ((scores, masks), (limits, limit)):
             found.append(whole_scans.score_lungs(what, labels, scan.geometry.spacing_zyx_mm))
         print(path.name, shift, {name: round(value, 4) for name, value in scores[-1].items() if value is not None},
@@ -112,7 +111,7 @@ def _score_scan(path, network, given, shifts):
     if given.pictures:
         pictures = pathlib.Path(given.pictures)
         pictures.mkdir(parents=True, exist_ok=True)
-        draw.draw_scan(pictures / f"{path.name}.png", scan, masks, labels)
+        draw.draw_scan(pictures / f"{path.name}.png", scan, masks, maps[-1])
     return {
         "scan": path.name,
         "network": {"name": network.name, "sha256": network.checksum},

@@ -359,6 +359,13 @@ def test_a_scan_is_made_thick_and_soft_where_it_lies():
     assert both.hu[0, 8, 10] < 40 and both.hu[0, 0, 0] == 5
 
 
+def judge_bright(known):
+    """Who marks what is bright, and keeps all of it."""
+    return soft_scans.Judged(
+        "bright", lambda images: images[..., 0], known, [0.0, 0.0, 0.0, 5.0], [[1.0, 0.5]]
+    )
+
+
 def test_soft_crops_are_counted_with_and_without_sharpening(monkeypatch):
     """The look marks what is bright: a soft nodule of middling brightness is marked where it is sharpened."""
     crops = make_crops(4, size=64)
@@ -367,13 +374,7 @@ def test_soft_crops_are_counted_with_and_without_sharpening(monkeypatch):
     images[9:] = np.random.default_rng(1).integers(5, 32, images[9:].shape)  # the last is not soft
     monkeypatch.setattr(nodule_judge, "answer", lambda params, views: np.zeros(len(views)))
     crops = dataclasses.replace(crops, images=images)
-    judged = soft_scans.Judged(
-        "bright",
-        lambda images: images[..., 0],
-        sharpness.Known(20.0, 30.0),
-        [0.0, 0.0, 0.0, 5.0],
-        [[1.0, 0.5]],
-    )
+    judged = judge_bright(sharpness.Known(20.0, 30.0))
     found = soft_scans.score_soft_crops(crops, np.arange(12), judged, None)
     assert found["nodules"] == 3
     assert [found[name]["1"]["found"] for name in ("plain", "sharpened")] == [0, 3]
@@ -389,19 +390,12 @@ def test_soft_crops_are_counted_with_and_without_sharpening(monkeypatch):
 def test_a_soft_scan_is_scored_by_what_hits_its_nodule():
     geometry = Geometry((64, 64, 6), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
     hu = np.random.default_rng(4).normal(-850.0, 5.0, (6, 64, 64)).astype(np.int16)
-    hu[2:5, 20:26, 20:26] = hu[
-        2:5, 40:46, 40:46
-    ] = -380  # brightness 0.44: too little where it is not sharpened
+    for at in (20, 40):
+        hu[2:5, at : at + 6, at : at + 6] = -380  # brightness 0.44: too little where it is not sharpened
     scan = nodule_data.WholeScan(
         "s", geometry, hu, None, np.array([[22.5, 22.5, 6.0, 8.0]]), np.zeros((0, 4))
     )
-    judged = soft_scans.Judged(
-        "bright",
-        lambda images: images[..., 0],
-        sharpness.Known(8.0, 20.0),
-        [0.0, 0.0, 0.0, 5.0],
-        [[1.0, 0.5]],
-    )
+    judged = judge_bright(sharpness.Known(8.0, 20.0))
     scores = soft_scans.score_form(scan, np.ones(hu.shape, bool), judged)
     assert scores["gain"] > 1.0 and scores["plain"]["1"] == {"found": 0, "nodules": 1, "false": 0}
     assert scores["sharpened"]["1"] == {"found": 1, "nodules": 1, "false": 1}
